@@ -1,0 +1,164 @@
+//! What a page costs on its way into a frame and out of it.
+//!
+//! Memory is 256 MiB and walked in order, a chunk an iteration, so pages come out of DRAM as in a first round.
+#![expect(unsafe_code, reason = "the plain memcpy to compare with")]
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use pageferry::memory::{Backing, GuestMemory, MemoryLayout};
+use pageferry::page::{Compression, Decoder, Encoder};
+use pageferry::units::{CHUNK_SIZE, ChunkIndex, PAGE_SIZE, PAGE_WORDS, PageCount};
+use pageferry::wire::{FrameReader, FrameWriter};
+use twox_hash::XxHash3_64;
+
+const CHUNKS: u32 = 1024;
+
+/// What memory is full of.
+#[derive(Clone, Copy)]
+enum Filling {
+    Zero,
+    /// Two counters, a small random number and a zero, again and again.
+    Structs,
+    Random,
+    /// Random and struct-like pages in turns.
+    Half,
+}
+
+const FILLINGS: [(&str, Filling); 4] =
+    [("zero", Filling::Zero), ("random", Filling::Random), ("half-random", Filling::Half), ("structs", Filling::Structs)];
+
+impl Filling {
+    fn word(self, page: u64, index: u64) -> u64 {
+        match self {
+            Self::Zero => 0,
+            Self::Structs => match index % 4 {
+                0 => page,
+                1 => index,
+                2 => mix(page << 9 | index) & 0xffff,
+                _ => 0,
+            },
+            Self::Random => mix(page << 9 | index),
+            Self::Half if page.is_multiple_of(2) => Self::Random.word(page, index),
+            Self::Half => Self::Structs.word(page, index),
+        }
+    }
+}
+
+/// Scrambles the bits of a number (the finalizer of splitmix64).
+fn mix(number: u64) -> u64 {
+    let number = number.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let number = (number ^ (number >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let number = (number ^ (number >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    number ^ (number >> 31)
+}
+
+fn memory(filling: Filling) -> GuestMemory {
+    let memory = GuestMemory::allocate(MemoryLayout::flat(PageCount(u64::from(CHUNKS) * 64)).unwrap(), Backing::Anonymous).unwrap();
+    for chunk in (0..CHUNKS).map(ChunkIndex) {
+        for bit in 0..64 {
+            (0..PAGE_WORDS).for_each(|index| memory.chunk(chunk).store_word(bit, index, filling.word(chunk.page(bit).0, index as u64)));
+        }
+    }
+    memory
+}
+
+/// Chunks in order, for ever.
+fn walk() -> impl FnMut() -> ChunkIndex {
+    let mut chunks = (0..CHUNKS).map(ChunkIndex).cycle();
+    move || chunks.next().expect("endless")
+}
+
+fn copies(criterion: &mut Criterion) {
+    let memory = memory(Filling::Random);
+    let mut group = criterion.benchmark_group("copy a cold chunk");
+    group.throughput(Throughput::Bytes(CHUNK_SIZE as u64));
+    let mut out = Vec::with_capacity(2 * CHUNK_SIZE);
+    let mut next = walk();
+    group.bench_function("memcpy", |bencher| {
+        bencher.iter(|| {
+            out.clear();
+            out.extend_from_slice(&[0; 72]);
+            let start = memory.regions()[0].host().as_ptr().wrapping_add(next().as_usize() * CHUNK_SIZE);
+            for page in 0..64 {
+                // SAFETY: a page of the region, which nothing writes to.
+                out.extend_from_slice(unsafe { std::slice::from_raw_parts(start.wrapping_add(page * PAGE_SIZE), PAGE_SIZE) });
+            }
+            black_box(&out);
+        });
+    });
+    let mut next = walk();
+    group.bench_function("append_to", |bencher| {
+        bencher.iter(|| {
+            out.clear();
+            out.extend_from_slice(&[0; 72]);
+            let chunk = memory.chunk(next());
+            (0..64).for_each(|bit| {
+                black_box(chunk.append_to(bit, &mut out));
+            });
+            black_box(&out);
+        });
+    });
+    group.finish();
+}
+
+fn frames(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("make a frame");
+    group.throughput(Throughput::Bytes(CHUNK_SIZE as u64));
+    for (name, filling) in FILLINGS {
+        let memory = memory(filling);
+        for compression in [Compression::None, Compression::Lz4] {
+            let mut writer = FrameWriter::new(Encoder::new(compression, CHUNKS));
+            let (mut out, mut next) = (Vec::new(), walk());
+            group.bench_function(BenchmarkId::new(name, format!("{compression:?}")), |bencher| {
+                bencher.iter(|| {
+                    out.clear();
+                    let chunk = next();
+                    black_box(writer.push_chunk(&mut out, 0, chunk, memory.chunk(chunk), u64::MAX));
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
+fn placing(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("apply a frame");
+    group.throughput(Throughput::Bytes(CHUNK_SIZE as u64));
+    for (name, filling) in FILLINGS {
+        let (source, destination) = (memory(filling), memory(Filling::Random));
+        let mut next = walk();
+        let mut placement = destination.placement();
+        let mut writer = FrameWriter::new(Encoder::new(Compression::Lz4, CHUNKS));
+        let mut reader = FrameReader::new(0, 1, Decoder::new(destination.populated().expect("the kernel answers")));
+        let mut frame = Vec::new();
+        group.bench_function(name, |bencher| {
+            // One at a time: a frame's number has to be the next one.
+            bencher.iter_custom(|iterations| {
+                let mut spent = Duration::ZERO;
+                for _ in 0..iterations {
+                    frame.clear();
+                    let chunk = next();
+                    writer.push_chunk(&mut frame, 0, chunk, source.chunk(chunk), u64::MAX);
+                    let start = Instant::now();
+                    black_box(reader.apply_bytes(&frame, &mut placement)).expect("a good frame");
+                    spent += start.elapsed();
+                }
+                spent
+            });
+        });
+    }
+    group.finish();
+}
+
+fn checksum(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("checksum");
+    group.throughput(Throughput::Bytes(CHUNK_SIZE as u64));
+    let payload = vec![0x5a; CHUNK_SIZE];
+    group.bench_function("a raw chunk in cache", |bencher| bencher.iter(|| XxHash3_64::oneshot(black_box(&payload))));
+    group.finish();
+}
+
+criterion_group!(benches, copies, frames, placing, checksum);
+criterion_main!(benches);

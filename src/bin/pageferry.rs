@@ -1,0 +1,64 @@
+//! Shows, predicts and probes: the commands around a migration.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use pageferry::cli::args::{ReceiveArgs, SendArgs};
+use pageferry::cli::exit::Exit;
+use pageferry::cli::plan::{self, PlanArgs};
+use pageferry::cli::{demo, probe, receive, send, start};
+
+/// Live migration of guest memory.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    #[command(subcommand)]
+    command: Commands,
+}
+
+#[derive(Subcommand)]
+enum Commands {
+    /// Moves a busy guest between two processes on this machine, and shows it.
+    Demo(demo::DemoArgs),
+    /// Predicts rounds, total time and downtime from memory, dirty rate and bandwidth.
+    Plan(PlanArgs),
+    /// Says what this host can do, and what to do about what it lacks.
+    Probe,
+    /// `pageferry-send` under another name, for the demo.
+    #[command(hide = true)]
+    Send(SendArgs),
+    /// `pageferry-receive` under another name, for the demo.
+    #[command(hide = true)]
+    Receive(ReceiveArgs),
+    /// Holds pageferry against QEMU.
+    #[command(hide = true)]
+    Bench,
+    /// Turns JSON into a page of pictures.
+    #[command(hide = true)]
+    Report,
+    /// Makes certificates for two hosts.
+    #[command(hide = true)]
+    Keys,
+}
+
+fn main() -> ExitCode {
+    let command = Args::parse().command;
+    start::program(|| {
+        let mut out = std::io::stdout();
+        match command {
+            Commands::Demo(args) => demo::run(&args),
+            Commands::Plan(args) => Ok(plan::run(&args, &mut out).map(|()| Exit::Completed)?),
+            Commands::Probe => Ok(probe::run(&mut out).map(|()| Exit::Completed)?),
+            Commands::Send(args) => send::run(&args.settings()?),
+            Commands::Receive(args) => receive::run(args.settings()?),
+            Commands::Bench => Ok(not_built_in("bench")),
+            Commands::Report => Ok(not_built_in("report")),
+            Commands::Keys => Ok(not_built_in("keys")),
+        }
+    })
+}
+
+fn not_built_in(command: &str) -> Exit {
+    eprintln!("{command}: not built in");
+    Exit::Usage
+}

@@ -1,0 +1,12 @@
+//! Sets of pages, one 64-bit word to a chunk.
+//!
+//! [`PageBitmap`] is owned by one thread at a time and carries a round's work; [`SharedBitmap`] is written by many
+//! threads at once and drained into the former. Both keep bit `n` of word `c` for page `n` of chunk `c`, which is also
+//! the order of KVM's dirty log and of the masks on the wire, so no conversion happens anywhere.
+#![forbid(unsafe_code)]
+
+mod owned;
+mod shared;
+
+pub use owned::PageBitmap;
+pub use shared::SharedBitmap;

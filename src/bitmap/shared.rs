@@ -1,0 +1,99 @@
+//! The bitmap that many threads mark at once.
+//!
+//! Writers mark a page after they wrote to it; one drainer takes whole words with a swap, so a mark is either in what
+//! was taken or still there for the next drain: it cannot fall between.
+//!
+//! bitvec's own atomic accessors are all relaxed, which would let a drainer see the mark and yet read the page as it
+//! was before the write. Hence plain `AtomicU64`s with the orderings said here.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::PageBitmap;
+use crate::units::{ChunkIndex, PageCount, PageIndex};
+
+/// A set of pages that threads add to concurrently.
+#[derive(Debug)]
+pub struct SharedBitmap {
+    words: Box<[AtomicU64]>,
+}
+
+impl SharedBitmap {
+    /// An empty set over `chunks` chunks.
+    #[must_use]
+    pub fn new(chunks: u32) -> Self {
+        Self { words: (0..chunks).map(|_| AtomicU64::new(0)).collect() }
+    }
+
+    /// Number of chunks (words).
+    #[must_use]
+    pub fn chunks(&self) -> u32 {
+        u32::try_from(self.words.len()).expect("made from a u32")
+    }
+
+    /// Adds one page, after it was written to. Panics if it is out of range.
+    pub fn mark(&self, page: PageIndex) {
+        self.mark_word(page.chunk(), 1 << page.bit());
+    }
+
+    /// Adds the pages of `mask` in `chunk`. Panics if `chunk` is out of range.
+    pub fn mark_word(&self, chunk: ChunkIndex, mask: u64) {
+        // Release: the write to the page comes before its mark for whoever takes the mark.
+        self.words[chunk.as_usize()].fetch_or(mask, Ordering::Release);
+    }
+
+    /// Adds `count` pages from `first` on. Panics if the range does not lie inside.
+    pub fn mark_run(&self, first: PageIndex, count: PageCount) {
+        let (mut page, end) = (first.0, first.0 + count.0);
+        while page < end {
+            let at = PageIndex(page);
+            let here = (64 - u64::from(at.bit())).min(end - page);
+            let mask = if here == 64 { u64::MAX } else { ((1 << here) - 1) << at.bit() };
+            self.mark_word(at.chunk(), mask);
+            page += here;
+        }
+    }
+
+    /// Moves all marks into `into`. Panics if the sizes differ.
+    pub fn drain_into(&self, into: &mut PageBitmap) {
+        assert_eq!(self.chunks(), into.chunks(), "bitmaps of two layouts");
+        for (word, to) in self.words.iter().zip(into.words_mut()) {
+            // Relaxed: a mark missed here is found by the next drain; only the swap takes anything.
+            if word.load(Ordering::Relaxed) != 0 {
+                // Acquire pairs with the Release of `mark_word`: the marked write is visible to the copy that follows.
+                *to |= word.swap(0, Ordering::Acquire);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn concurrent_marks_all_arrive() {
+        let shared = SharedBitmap::new(64);
+        let mut seen = PageBitmap::new(64);
+        std::thread::scope(|scope| {
+            for thread in 0..2 {
+                let shared = &shared;
+                scope.spawn(move || (0..64 * 64).filter(|page| page % 2 == thread).for_each(|page| shared.mark(PageIndex(page))));
+            }
+            (0..100).for_each(|_| shared.drain_into(&mut seen));
+        });
+        shared.drain_into(&mut seen);
+        assert_eq!(seen.count(), PageCount(64 * 64));
+    }
+
+    #[test]
+    fn a_run_marks_each_of_its_pages() {
+        for (first, count) in [(0, 0), (0, 1), (63, 2), (5, 200), (64, 64), (1, 63)] {
+            let shared = SharedBitmap::new(8);
+            shared.mark_run(PageIndex(first), PageCount(count));
+            let (mut got, mut want) = (PageBitmap::new(8), PageBitmap::new(8));
+            shared.drain_into(&mut got);
+            want.insert_run(PageIndex(first), PageCount(count));
+            assert_eq!(got, want, "{first}+{count}");
+        }
+    }
+}

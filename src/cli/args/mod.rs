@@ -1,0 +1,119 @@
+//! The flags of the programs, and what they come to.
+//!
+//! Parsing has two steps. clap reads every flag there is, so that a mistyped value is told from an unknown flag; then
+//! `settings` turns the flags into values the engine takes, and says no to those whose part of the engine is not built
+//! in. Both kinds of error name the flag, the value and what is accepted, and end a program with
+//! [`Exit::Usage`](super::exit::Exit::Usage).
+
+mod limits;
+mod receive;
+mod send;
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+
+pub use limits::LimitArgs;
+pub use receive::{ReceiveArgs, ReceiveSettings};
+pub use send::{SendArgs, SendSettings};
+
+use crate::memory::Backing;
+use crate::transport::Endpoint;
+
+/// Flags that parse and still cannot be followed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{flag} {value}: {problem}")]
+pub struct UsageError {
+    /// The flag, with its dashes.
+    pub flag: &'static str,
+    /// What was given.
+    pub value: String,
+    /// Why it cannot be, and what can.
+    pub problem: String,
+}
+
+impl UsageError {
+    /// A value whose part of the engine is missing; `instead` is what there is.
+    fn not_built_in(flag: &'static str, value: &dyn std::fmt::Display, instead: &str) -> Self {
+        Self { flag, value: value.to_string(), problem: format!("not built in; {instead}") }
+    }
+}
+
+/// Where a report goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// `-`.
+    Stdout,
+    /// Appended to this file, one line each.
+    File(PathBuf),
+}
+
+impl From<PathBuf> for Output {
+    fn from(path: PathBuf) -> Self {
+        if path.as_os_str() == "-" { Self::Stdout } else { Self::File(path) }
+    }
+}
+
+/// Makes sure that guest memory crosses a network unencrypted only where that was said aloud.
+///
+/// `flag` is the one that gave `endpoint`. Whether it leaves this host is decided by the addresses its name stands for.
+///
+/// # Errors
+/// When the endpoint is not on loopback and `insecure` was not given, or when its name stands for no address.
+pub fn check_plain_text(flag: &'static str, endpoint: &Endpoint, insecure: bool) -> Result<(), UsageError> {
+    if insecure {
+        return Ok(());
+    }
+    let problem = match endpoint.is_local() {
+        Ok(true) => return Ok(()),
+        Ok(false) => "plain TCP beyond loopback shows the guest's memory to the network; --insecure, on both sides, allows it".to_owned(),
+        Err(error) => format!("cannot be resolved: {error}"),
+    };
+    Err(UsageError { flag, value: endpoint.to_string(), problem })
+}
+
+/// [`Backing`] as a flag.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum BackingFlag {
+    /// Private anonymous memory.
+    #[default]
+    Anonymous,
+    /// A memfd, mapped shared.
+    Memfd,
+    /// Private 2 MiB huge pages.
+    Hugetlb,
+}
+
+impl From<BackingFlag> for Backing {
+    fn from(flag: BackingFlag) -> Self {
+        match flag {
+            BackingFlag::Anonymous => Self::Anonymous,
+            BackingFlag::Memfd => Self::Memfd,
+            BackingFlag::Hugetlb => Self::HugeTlb,
+        }
+    }
+}
+
+/// Security of the connections: one of two, or neither.
+#[derive(Clone, Debug, clap::Args)]
+pub struct SecurityArgs {
+    /// Encrypt, with the keys in this directory
+    #[arg(long, value_name = "DIR", conflicts_with = "insecure", hide = true)]
+    tls: Option<PathBuf>,
+    /// Allow plain TCP beyond loopback: the guest's memory crosses the network readable and unprotected
+    #[arg(long)]
+    insecure: bool,
+}
+
+impl SecurityArgs {
+    /// Whether plain text was allowed aloud.
+    fn check(&self) -> Result<bool, UsageError> {
+        match &self.tls {
+            Some(directory) => Err(UsageError::not_built_in("--tls", &directory.display(), "use --insecure on a network you trust")),
+            None => Ok(self.insecure),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

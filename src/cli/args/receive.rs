@@ -1,0 +1,92 @@
+//! The flags of `pageferry-receive`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::{BackingFlag, Output, SecurityArgs, UsageError, check_plain_text};
+use crate::cli::units::{Exact, number_in, parse_size, parse_time};
+use crate::memory::Backing;
+use crate::transport::Endpoint;
+use crate::units::ByteCount;
+
+/// Take in guests from other hosts
+#[derive(Clone, Debug, clap::Parser)]
+#[command(name = "pageferry-receive", version)]
+pub struct ReceiveArgs {
+    /// Where to listen: host:port, tcp:host:port or unix:PATH; port 0 takes a free one
+    #[arg(long, value_name = "ADDR")]
+    listen: Endpoint,
+    /// Write a report for each migration as a line of JSON to this file, or to standard output with -
+    #[arg(long, value_name = "FILE|-")]
+    json: Option<PathBuf>,
+    /// Write the guest's memory, as it arrived, to this file
+    #[arg(long, value_name = "FILE")]
+    dump: Option<PathBuf>,
+    /// Leave guests paused once they have arrived
+    #[arg(long)]
+    hold: bool,
+    #[command(flatten)]
+    security: SecurityArgs,
+    /// The largest guest to accept [default: what memory is free]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    max_memory: Option<ByteCount>,
+    /// The kinds of guests to accept [default: all]
+    #[arg(long, value_name = "KIND,...", value_delimiter = ',', value_parser = GUEST_KINDS)]
+    allow: Option<Vec<String>>,
+    /// Exit after so many migrations [default: serve for ever]
+    #[arg(long, value_name = "N", value_parser = number_in(1..=u32::MAX))]
+    max_sessions: Option<u32>,
+    /// What guests' memory is made of
+    #[arg(long, value_enum, value_name = "KIND", default_value = "anonymous")]
+    backing: BackingFlag,
+    /// How long to wait for the sender when the connection breaks in post-copy
+    #[arg(long, value_name = "TIME", value_parser = parse_time, hide = true)]
+    recover_for: Option<Duration>,
+}
+
+/// What the flags of `pageferry-receive` come to.
+#[derive(Clone, Debug)]
+pub struct ReceiveSettings {
+    /// Where to listen.
+    pub endpoint: Endpoint,
+    /// Where reports go.
+    pub json: Option<Output>,
+    /// Where the memory image goes.
+    pub dump: Option<PathBuf>,
+    /// Whether guests stay paused.
+    pub hold: bool,
+    /// The largest guest.
+    pub max_memory: Option<ByteCount>,
+    /// The kinds of guests; `None` is all there are.
+    pub allow: Option<Vec<String>>,
+    /// Migrations to serve; `None` is for ever.
+    pub max_sessions: Option<u32>,
+    /// What guests' memory is made of.
+    pub backing: Backing,
+}
+
+impl ReceiveArgs {
+    /// What the flags come to. Resolves the name to listen on.
+    ///
+    /// # Errors
+    /// When they ask for what is not built in, or for plain text beyond loopback without saying so.
+    pub fn settings(self) -> Result<ReceiveSettings, UsageError> {
+        if let Some(time) = self.recover_for {
+            return Err(UsageError::not_built_in("--recover-for", &Exact(time), "leave it out"));
+        }
+        check_plain_text("--listen", &self.listen, self.security.check()?)?;
+        Ok(ReceiveSettings {
+            endpoint: self.listen,
+            json: self.json.map(Output::from),
+            dump: self.dump,
+            hold: self.hold,
+            max_memory: self.max_memory,
+            allow: self.allow,
+            max_sessions: self.max_sessions,
+            backing: self.backing.into(),
+        })
+    }
+}
+
+/// The kinds of guests that this receiver can build.
+const GUEST_KINDS: [&str; 2] = ["workload", "kvm"];

@@ -1,0 +1,217 @@
+//! The flags of `pageferry-send`. Those whose part is not built in are hidden from the help.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+use super::{BackingFlag, LimitArgs, Output, SecurityArgs, UsageError, check_plain_text};
+use crate::cli::units::{Exact, number_in, parse_rate, parse_size, parse_time};
+use crate::dirty::TrackerKind;
+use crate::memory::Backing;
+use crate::page::Compression;
+use crate::policy::Limits;
+use crate::transport::Endpoint;
+use crate::units::{ByteCount, BytesPerSec};
+use crate::wire::MAX_CHANNELS;
+
+/// Move a running guest to another host
+#[derive(Clone, Debug, clap::Parser)]
+#[command(name = "pageferry-send", version, override_usage = USAGE, after_help = EXIT_CODES)]
+pub struct SendArgs {
+    /// Where pageferry-receive listens: host:port, tcp:host:port or unix:PATH
+    #[arg(long, value_name = "ADDR", required_unless_present = "batch")]
+    to: Option<Endpoint>,
+    /// The guest to run and move: KIND:key=value,... such as kvm:memory=1GiB,rate=10000
+    #[arg(long, value_name = "SPEC", required_unless_present = "batch")]
+    guest: Option<String>,
+    /// What finds the pages that the guest writes
+    #[arg(long, value_enum, value_name = "TRACKER", default_value = "auto")]
+    tracker: TrackerFlag,
+    /// Connections that carry memory, each with a thread at both ends
+    #[arg(long, value_name = "N", default_value = "2", value_parser = number_in(1..=MAX_CHANNELS))]
+    channels: u16,
+    /// How pages are compressed
+    #[arg(long, value_enum, value_name = "METHOD", default_value = "auto")]
+    compress: CompressFlag,
+    /// Whether pages that were sent before go as differences
+    #[arg(long, value_enum, value_name = "WHEN", default_value = "off", hide = true)]
+    delta: DeltaFlag,
+    /// Bytes a second over all channels together [default: all there is]
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    bandwidth: Option<BytesPerSec>,
+    /// What the guest's memory is made of
+    #[arg(long, value_enum, value_name = "KIND", default_value = "anonymous")]
+    backing: BackingFlag,
+    /// Memory for pages kept to make differences from
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, hide = true)]
+    delta_cache: Option<ByteCount>,
+    /// How long to keep trying when the connection breaks in post-copy
+    #[arg(long, value_name = "TIME", value_parser = parse_time, hide = true)]
+    recover_for: Option<Duration>,
+    /// Move many guests, one line of flags each
+    #[arg(long, value_name = "FILE", hide = true)]
+    batch: Option<PathBuf>,
+    /// How long the guest runs before it is moved
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = parse_time)]
+    warm_up: Duration,
+    /// Write the report as a line of JSON to this file, or to standard output with -
+    #[arg(long, value_name = "FILE|-")]
+    json: Option<PathBuf>,
+    /// Write the guest's memory, as it was at the last pause, to this file
+    #[arg(long, value_name = "FILE")]
+    dump: Option<PathBuf>,
+    #[command(flatten)]
+    security: SecurityArgs,
+    #[command(flatten)]
+    limits: LimitArgs,
+    /// When to run the guest at the destination before its memory is there: never, auto, or after N pre-copy rounds
+    #[arg(long, value_name = "never|auto|N", default_value = "never", value_parser = parse_post_copy, hide = true)]
+    post_copy: PostCopyFlag,
+}
+
+/// What the flags of `pageferry-send` come to.
+#[derive(Clone, Debug)]
+pub struct SendSettings {
+    /// Where the receiver is.
+    pub endpoint: Endpoint,
+    /// The guest, in its own words.
+    pub guest: String,
+    /// What finds dirty pages; `None` lets the host decide.
+    pub tracker: Option<TrackerKind>,
+    /// Bulk channels.
+    pub channels: u16,
+    /// Whether to compress.
+    pub compression: Compression,
+    /// When to stop.
+    pub limits: Limits,
+    /// Over all channels; `None` is unpaced.
+    pub bandwidth: Option<BytesPerSec>,
+    /// What the guest's memory is made of.
+    pub backing: Backing,
+    /// How long the guest runs first.
+    pub warm_up: Duration,
+    /// Where the report goes.
+    pub json: Option<Output>,
+    /// Where the memory image goes.
+    pub dump: Option<PathBuf>,
+}
+
+impl SendArgs {
+    /// What the flags come to. Resolves the name of the receiver.
+    ///
+    /// # Errors
+    /// When they ask for what is not built in, or for plain text beyond loopback without saying so.
+    pub fn settings(self) -> Result<SendSettings, UsageError> {
+        let limits = self.limits.limits()?;
+        let compression = self.check_built_in()?;
+        let insecure = self.security.check()?;
+        let (Some(endpoint), Some(guest)) = (self.to, self.guest) else {
+            unreachable!("clap requires --to and --guest unless --batch is there, and that is not built in");
+        };
+        check_plain_text("--to", &endpoint, insecure)?;
+        Ok(SendSettings {
+            endpoint,
+            guest,
+            tracker: self.tracker.kind(),
+            channels: self.channels,
+            compression,
+            limits,
+            bandwidth: self.bandwidth,
+            backing: self.backing.into(),
+            warm_up: self.warm_up,
+            json: self.json.map(Output::from),
+            dump: self.dump,
+        })
+    }
+
+    fn check_built_in(&self) -> Result<Compression, UsageError> {
+        if let Some(file) = &self.batch {
+            return Err(UsageError::not_built_in("--batch", &file.display(), "start one sender for each guest"));
+        }
+        if self.delta == DeltaFlag::Auto {
+            return Err(UsageError::not_built_in("--delta", &"auto", "use off"));
+        }
+        if let Some(size) = self.delta_cache {
+            return Err(UsageError::not_built_in("--delta-cache", &Exact(size), "leave it out"));
+        }
+        if let Some(time) = self.recover_for {
+            return Err(UsageError::not_built_in("--recover-for", &Exact(time), "leave it out"));
+        }
+        match self.post_copy {
+            PostCopyFlag::Never => {}
+            PostCopyFlag::Auto => return Err(UsageError::not_built_in("--post-copy", &"auto", "use never")),
+            PostCopyFlag::After(rounds) => return Err(UsageError::not_built_in("--post-copy", &rounds, "use never")),
+        }
+        match self.compress {
+            CompressFlag::Auto | CompressFlag::Lz4 => Ok(Compression::Lz4),
+            CompressFlag::None => Ok(Compression::None),
+            CompressFlag::Zstd => Err(UsageError::not_built_in("--compress", &"zstd", "use auto, none or lz4")),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum TrackerFlag {
+    /// The best that this host has for this guest
+    Auto,
+    /// userfaultfd write protection, harvested with PAGEMAP_SCAN
+    WriteProtect,
+    /// Soft-dirty bits; pauses the guest for every harvest
+    SoftDirty,
+    /// KVM's dirty log
+    KvmLog,
+    /// What the guest's own devices and threads mark
+    Marked,
+}
+
+impl TrackerFlag {
+    fn kind(self) -> Option<TrackerKind> {
+        match self {
+            Self::Auto => None,
+            Self::WriteProtect => Some(TrackerKind::WriteProtect),
+            Self::SoftDirty => Some(TrackerKind::SoftDirty),
+            Self::KvmLog => Some(TrackerKind::KvmLog),
+            Self::Marked => Some(TrackerKind::Marked),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum CompressFlag {
+    /// Whatever pays off: now LZ4, page by page
+    Auto,
+    /// Not at all; zero and uniform pages are still recognised
+    None,
+    /// LZ4 where it helps
+    Lz4,
+    /// Zstandard
+    #[value(hide = true)]
+    Zstd,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum DeltaFlag {
+    /// Where it helps
+    Auto,
+    /// Pages always go whole
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PostCopyFlag {
+    Never,
+    Auto,
+    After(u32),
+}
+
+fn parse_post_copy(text: &str) -> Result<PostCopyFlag, &'static str> {
+    match text {
+        "never" => Ok(PostCopyFlag::Never),
+        "auto" => Ok(PostCopyFlag::Auto),
+        number => number.parse().map(PostCopyFlag::After).map_err(|_| "expected never, auto or a number of rounds"),
+    }
+}
+
+const USAGE: &str = "pageferry-send --to <ADDR> --guest <SPEC> [OPTIONS]";
+const EXIT_CODES: &str = "Exit codes: 0 completed; 1 failed or aborted, the guest ran on here; 2 usage; 3 refused by the receiver; 4 in doubt.";

@@ -1,0 +1,193 @@
+use std::time::Duration;
+
+use clap::{CommandFactory, Parser};
+
+use super::*;
+use crate::dirty::TrackerKind;
+use crate::page::Compression;
+use crate::policy::{Limits, OnLimit, VolumeLimit};
+use crate::units::{ByteCount, BytesPerSec, PageCount};
+
+/// Flags that are enough, on loopback.
+const SEND: &str = "--to 127.0.0.1:7000 --guest workload:memory=1GiB";
+const RECEIVE: &str = "--listen 127.0.0.1:0";
+
+fn parse<T: Parser>(flags: &str) -> Result<T, clap::Error> {
+    T::try_parse_from(["program"].into_iter().chain(flags.split_whitespace()))
+}
+
+fn send(flags: &str) -> SendSettings {
+    parse::<SendArgs>(&format!("{SEND} {flags}")).unwrap().settings().unwrap()
+}
+
+fn receive(flags: &str) -> ReceiveSettings {
+    parse::<ReceiveArgs>(&format!("{RECEIVE} {flags}")).unwrap().settings().unwrap()
+}
+
+#[test]
+fn the_definitions_are_sound() {
+    SendArgs::command().debug_assert();
+    ReceiveArgs::command().debug_assert();
+}
+
+#[test]
+fn a_sender_needs_only_an_address_and_a_guest() {
+    let settings = send("");
+    assert_eq!(settings.endpoint.to_string(), "127.0.0.1:7000");
+    assert_eq!(settings.guest, "workload:memory=1GiB");
+    assert_eq!((settings.tracker, settings.channels, settings.compression), (None, 2, Compression::Lz4));
+    assert_eq!(settings.limits, Limits::default(), "the flags' defaults are the policy's");
+    assert_eq!((settings.bandwidth, settings.backing, settings.warm_up), (None, Backing::Anonymous, Duration::ZERO));
+    assert_eq!((settings.json, settings.dump), (None, None));
+}
+
+#[test]
+fn every_flag_of_the_sender_arrives() {
+    let settings = send(
+        "--tracker soft-dirty --channels 4 --compress none --delta off --max-rounds 5 --max-volume 3.5x --dirty-threshold 7 \
+         --downtime-limit 1.5s --timeout 2m --on-limit abort --post-copy never --bandwidth 1Gbit/s --backing memfd --warm-up 3s \
+         --json - --dump /tmp/image",
+    );
+    let limits = Limits {
+        max_rounds: 5,
+        max_volume: VolumeLimit::Times(3.5),
+        dirty_threshold: PageCount(7),
+        downtime_limit: Duration::from_millis(1500),
+        timeout: Some(Duration::from_secs(120)),
+        on_limit: OnLimit::Abort,
+        ..Limits::default()
+    };
+    assert_eq!(settings.limits, limits);
+    assert_eq!((settings.tracker, settings.channels, settings.compression), (Some(TrackerKind::SoftDirty), 4, Compression::None));
+    assert_eq!((settings.bandwidth, settings.backing, settings.warm_up), (Some(BytesPerSec(125e6)), Backing::Memfd, Duration::from_secs(3)));
+    assert_eq!((settings.json, settings.dump), (Some(Output::Stdout), Some("/tmp/image".into())));
+    assert_eq!(send("--json report").json, Some(Output::File("report".into())));
+    assert_eq!(send("--max-volume 64GiB").limits.max_volume, VolumeLimit::Bytes(ByteCount(64 << 30)));
+}
+
+#[test]
+fn tracker_flags_are_the_trackers_names() {
+    for kind in TrackerKind::ALL {
+        assert_eq!(send(&format!("--tracker {kind}")).tracker, Some(kind));
+    }
+    assert_eq!(send("--tracker auto").tracker, None);
+}
+
+#[test]
+fn backing_flags_are_the_backings_names() {
+    for backing in [Backing::Anonymous, Backing::Memfd, Backing::HugeTlb] {
+        assert_eq!(send(&format!("--backing {backing}")).backing, backing);
+        assert_eq!(receive(&format!("--backing {backing}")).backing, backing);
+    }
+}
+
+#[test]
+fn a_receiver_needs_only_an_address() {
+    let settings = receive("");
+    assert_eq!(settings.endpoint.to_string(), "127.0.0.1:0");
+    assert_eq!((settings.max_memory, settings.allow, settings.max_sessions, settings.hold), (None, None, None, false));
+    assert_eq!((settings.json, settings.dump, settings.backing), (None, None, Backing::Anonymous));
+}
+
+#[test]
+fn every_flag_of_the_receiver_arrives() {
+    let settings = receive("--json - --dump image --hold --max-memory 2GiB --allow kvm,workload --max-sessions 3 --backing hugetlb");
+    assert_eq!((settings.json, settings.dump, settings.hold), (Some(Output::Stdout), Some("image".into()), true));
+    assert_eq!(settings.max_memory, Some(ByteCount(2 << 30)));
+    assert_eq!(settings.allow, Some(vec!["kvm".to_owned(), "workload".to_owned()]));
+    assert_eq!(settings.max_sessions, Some(3));
+    assert_eq!(settings.backing, Backing::HugeTlb);
+}
+
+#[test]
+fn what_is_not_built_in_is_said_with_flag_and_value() {
+    let table = [
+        ("--tls keys", "--tls keys: not built in; use --insecure on a network you trust"),
+        ("--compress zstd", "--compress zstd: not built in; use auto, none or lz4"),
+        ("--delta auto", "--delta auto: not built in; use off"),
+        ("--post-copy auto", "--post-copy auto: not built in; use never"),
+        ("--post-copy 2", "--post-copy 2: not built in; use never"),
+        ("--on-limit post-copy", "--on-limit post-copy: not built in; use stop or abort"),
+        ("--on-limit throttle", "--on-limit throttle: not built in; use stop or abort"),
+        ("--delta-cache 64MiB", "--delta-cache 64MiB: not built in; leave it out"),
+        ("--recover-for 30s", "--recover-for 30s: not built in; leave it out"),
+        ("--batch guests", "--batch guests: not built in; start one sender for each guest"),
+    ];
+    for (flags, message) in table {
+        let error = parse::<SendArgs>(&format!("{SEND} {flags}")).unwrap().settings().unwrap_err();
+        assert_eq!(error.to_string(), message);
+    }
+    for (flags, message) in [table[0], table[8]] {
+        let error = parse::<ReceiveArgs>(&format!("{RECEIVE} {flags}")).unwrap().settings().unwrap_err();
+        assert_eq!(error.to_string(), message);
+    }
+    let batch_alone = parse::<SendArgs>("--batch guests").unwrap().settings().unwrap_err();
+    assert_eq!(batch_alone.to_string(), table[9].1);
+}
+
+#[test]
+fn errors_name_the_flag_the_value_and_what_is_accepted() {
+    let table = [
+        ("--channels 0", "--channels", "0", "1 to 64"),
+        ("--channels 65", "--channels", "65", "1 to 64"),
+        ("--max-rounds 65001", "--max-rounds", "65001", "0 to 65000"),
+        ("--channels two", "--channels", "two", "1 to 64"),
+        ("--max-volume 10y", "--max-volume", "10y", "10x"),
+        ("--dirty-threshold many", "--dirty-threshold", "many", "expected 0 to"),
+        ("--downtime-limit 300", "--downtime-limit", "300", "300ms"),
+        ("--bandwidth 1Gb", "--bandwidth", "1Gb", "1Gbit/s"),
+        ("--bandwidth 0bit/s", "--bandwidth", "0bit/s", "above zero"),
+        ("--tracker magic", "--tracker", "magic", "write-protect"),
+        ("--compress gzip", "--compress", "gzip", "lz4"),
+        ("--post-copy soon", "--post-copy", "soon", "never, auto or a number"),
+        ("--backing disk", "--backing", "disk", "hugetlb"),
+    ];
+    for (flags, flag, value, accepted) in table {
+        let error = parse::<SendArgs>(&format!("{SEND} {flags}")).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains(flag) && text.contains(value) && text.contains(accepted), "{text}");
+        assert_eq!(error.exit_code(), 2);
+    }
+}
+
+#[test]
+fn errors_of_the_receiver_say_as_much() {
+    let table = [
+        ("--max-memory 2G", "--max-memory", "2G", "64MiB"),
+        ("--allow qemu", "--allow", "qemu", "workload, kvm"),
+        ("--max-sessions 0", "--max-sessions", "0", "1 to"),
+    ];
+    for (flags, flag, value, accepted) in table {
+        let text = parse::<ReceiveArgs>(&format!("{RECEIVE} {flags}")).unwrap_err().to_string();
+        assert!(text.contains(flag) && text.contains(value) && text.contains(accepted), "{text}");
+    }
+    let text = parse::<ReceiveArgs>("--listen nowhere").unwrap_err().to_string();
+    assert!(text.contains("--listen") && text.contains("nowhere") && text.contains("host:port"), "{text}");
+}
+
+#[test]
+fn what_is_needed_is_asked_for() {
+    for flags in ["", "--to 127.0.0.1:1", "--guest kvm:"] {
+        assert_eq!(parse::<SendArgs>(flags).unwrap_err().exit_code(), 2, "{flags}");
+    }
+    assert!(parse::<ReceiveArgs>("").is_err());
+    assert!(parse::<SendArgs>(&format!("{SEND} --tls keys --insecure")).is_err(), "one or the other");
+}
+
+#[test]
+fn plain_text_beyond_loopback_must_be_said_aloud() {
+    let address = |text: &str| text.parse::<Endpoint>().unwrap();
+    for local in ["127.0.0.1:1", "[::1]:1", "unix:/run/pageferry"] {
+        assert_eq!(check_plain_text("--to", &address(local), false), Ok(()), "{local}");
+    }
+    for far in ["192.0.2.1:1", "0.0.0.0:1", "[::]:1"] {
+        let error = check_plain_text("--to", &address(far), false).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("--to {far}: ")) && error.contains("--insecure"), "{error}");
+        assert_eq!(check_plain_text("--to", &address(far), true), Ok(()), "{far}");
+    }
+    let settings = parse::<SendArgs>("--to 192.0.2.1:1 --guest kvm:").unwrap().settings();
+    assert!(settings.is_err_and(|error| error.flag == "--to"));
+    let settings = parse::<ReceiveArgs>("--listen 0.0.0.0:0").unwrap().settings();
+    assert!(settings.is_err_and(|error| error.flag == "--listen"));
+    assert!(parse::<ReceiveArgs>("--listen 0.0.0.0:0 --insecure").unwrap().settings().is_ok());
+}

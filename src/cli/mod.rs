@@ -1,0 +1,15 @@
+//! What the three programs share: flags, units, and the commands of `pageferry`.
+#![forbid(unsafe_code)]
+
+pub mod args;
+pub mod demo;
+pub mod exit;
+pub mod output;
+pub mod plan;
+pub mod probe;
+pub mod progress;
+pub mod receive;
+pub mod send;
+pub mod signals;
+pub mod start;
+pub mod units;

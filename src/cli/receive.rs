@@ -1,0 +1,171 @@
+//! `pageferry-receive`: takes test guests in, lets them run for a moment, and checks them.
+//!
+//! The guests live in this process only to be looked at: once one has run and was checked it is let go of. A VMM that
+//! embeds the receiver keeps its guests.
+
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::args::ReceiveSettings;
+use super::exit::Exit;
+use super::output::{ReportSink, create};
+use crate::destination::{Arrival, Ending, GuestFactory, Receiver, ReceiverOptions, Refusal};
+use crate::guest::{Guest, GuestError};
+use crate::guests::{self, GuestSpec, TestGuest};
+use crate::memory::{Backing, GuestMemory};
+use crate::stats::{Outcome, Report};
+use crate::wire::{Offer, RefuseReason};
+
+/// Runs the receiver.
+///
+/// # Errors
+/// What kept it from listening.
+pub fn run(settings: ReceiveSettings) -> anyhow::Result<Exit> {
+    let sink = Arc::new(ReportSink::open(settings.json.as_ref())?);
+    if let Some(path) = &settings.dump {
+        create("--dump", path)?;
+    }
+    let options = ReceiverOptions { max_memory: settings.max_memory, max_sessions: settings.max_sessions, ..ReceiverOptions::default() };
+    let factory = Factory { sink, allow: settings.allow, backing: settings.backing, hold: settings.hold, dump: settings.dump };
+    let receiver = Receiver::bind(&settings.endpoint, options, Arc::new(factory))?;
+    eprintln!("listening on {}", receiver.endpoint());
+    receiver.serve()?;
+    Ok(Exit::Completed)
+}
+
+/// Builds the guests that senders describe.
+struct Factory {
+    sink: Arc<ReportSink>,
+    allow: Option<Vec<String>>,
+    backing: Backing,
+    hold: bool,
+    dump: Option<PathBuf>,
+}
+
+impl GuestFactory for Factory {
+    fn admit(&self, offer: &Offer) -> Result<Box<dyn Arrival>, Refusal> {
+        let kind = &offer.guest_kind;
+        if self.allow.as_ref().is_some_and(|allowed| !allowed.contains(kind)) {
+            return Err(Refusal::new(RefuseReason::GuestKind, format!("guests of kind {kind:?} are not allowed here")));
+        }
+        let spec = GuestSpec::from_parts(kind, &offer.description).map_err(|error| Refusal::new(RefuseReason::Description, error.to_string()))?;
+        if spec.memory() != offer.layout.bytes() {
+            let detail = format!("the description says {}, the layout {}", spec.memory(), offer.layout.bytes());
+            return Err(Refusal::new(RefuseReason::Layout, detail));
+        }
+        let guest = guests::build_destination(&spec, self.backing).map_err(|error| Refusal::new(RefuseReason::Other, in_full(&error)))?;
+        eprintln!("a {spec} is coming in");
+        let dump = match &self.dump {
+            Some(path) => Some(File::create(path).map_err(|error| Refusal::new(RefuseReason::Other, format!("no room for its image: {error}")))?),
+            None => None,
+        };
+        let guest = Incoming { guest, hold: self.hold };
+        Ok(Box::new(Landing { guest, dump, sink: Arc::clone(&self.sink) }))
+    }
+
+    fn refused(&self, _offer: &Offer, refusal: &Refusal) {
+        eprintln!("a guest was refused: {refusal}");
+        let mut report = Report::new();
+        report.outcome = Outcome::Refused;
+        report.reason = format!("{}: {refusal}", refusal.reason);
+        self.sink.write(&report);
+    }
+}
+
+/// A guest that may be held back instead of resumed.
+struct Incoming {
+    guest: Box<dyn TestGuest>,
+    hold: bool,
+}
+
+impl Guest for Incoming {
+    fn pause(&mut self) -> Result<(), GuestError> {
+        self.guest.pause()
+    }
+
+    fn resume(&mut self) -> Result<(), GuestError> {
+        if self.hold { Ok(()) } else { self.guest.resume() }
+    }
+
+    fn save_state(&mut self) -> Result<Vec<u8>, GuestError> {
+        self.guest.save_state()
+    }
+
+    fn load_state(&mut self, state: &[u8]) -> Result<(), GuestError> {
+        self.guest.load_state(state)
+    }
+}
+
+struct Landing {
+    guest: Incoming,
+    dump: Option<File>,
+    sink: Arc<ReportSink>,
+}
+
+impl Arrival for Landing {
+    fn memory(&self) -> Arc<GuestMemory> {
+        Arc::clone(self.guest.guest.memory())
+    }
+
+    fn guest(&mut self) -> &mut dyn Guest {
+        &mut self.guest
+    }
+
+    fn placed(&mut self) -> io::Result<()> {
+        match &self.dump {
+            Some(file) => self.memory().dump(file).map_err(io::Error::other),
+            None => Ok(()),
+        }
+    }
+
+    fn ended(mut self: Box<Self>, ending: Ending) {
+        let report = match ending {
+            Ending::Completed { mut report } => {
+                self.look_after(&mut report);
+                eprintln!("the guest has arrived: {}", report.guest_check.as_deref().unwrap_or("not checked"));
+                report
+            }
+            Ending::Dropped { error, report } => {
+                eprintln!("the guest has not arrived: {}", error.in_full());
+                report
+            }
+        };
+        self.sink.write(&report);
+    }
+}
+
+impl Landing {
+    /// Lets the guest run until it has surely written again, then checks it.
+    fn look_after(&mut self, report: &mut Report) {
+        let guest = &mut self.guest.guest;
+        if !self.guest.hold {
+            let (writes, since) = (guest.writes(), Instant::now());
+            while since.elapsed() < PROOF || (guest.writes() == writes && since.elapsed() < PATIENCE) {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            if let Err(error) = guest.pause() {
+                report.guest_check = Some(in_full(&error));
+                return;
+            }
+            if guest.writes() == writes {
+                report.guest_check = Some(format!("no write in {PATIENCE:?} after the guest was resumed"));
+                return;
+            }
+            report.guest_gap = Some(guest.longest_gap());
+        }
+        report.guest_check = Some(guest.check().map_or_else(|error| error.to_string(), |()| "ok".to_owned()));
+    }
+}
+
+/// An error with its causes.
+fn in_full(error: &dyn std::error::Error) -> String {
+    std::iter::successors(error.source(), |cause| cause.source()).fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+/// How long a guest runs here before it is checked.
+const PROOF: Duration = Duration::from_millis(300);
+/// How long to wait for its first write here.
+const PATIENCE: Duration = Duration::from_secs(5);

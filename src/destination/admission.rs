@@ -1,0 +1,76 @@
+//! Who may come in, and what becomes of those who do: the embedder's part.
+
+use std::sync::Arc;
+
+use crate::error::Error;
+use crate::guest::Guest;
+use crate::memory::GuestMemory;
+use crate::stats::Report;
+use crate::wire::{Offer, RefuseReason};
+
+/// Decides on offers and builds the guests for those it takes.
+pub trait GuestFactory: Send + Sync {
+    /// Builds a guest that fits `offer`, with empty memory and not running, or says why not. The memory the offer asks
+    /// for has been reserved by then. The offer's words come from the peer: trust nothing in them.
+    ///
+    /// # Errors
+    /// The refusal, which is passed on to the source.
+    fn admit(&self, offer: &Offer) -> Result<Box<dyn Arrival>, Refusal>;
+
+    /// An offer was refused, by [`GuestFactory::admit`] or before it came to that: for the records.
+    fn refused(&self, _offer: &Offer, _refusal: &Refusal) {}
+}
+
+/// A guest that is coming in.
+pub trait Arrival: Send {
+    /// Where its memory goes: all zeros, nothing running on it.
+    fn memory(&self) -> Arc<GuestMemory>;
+
+    /// The guest, to load its state into and to resume.
+    fn guest(&mut self) -> &mut dyn Guest;
+
+    /// Everything is in place and the guest has not run yet. Its time is downtime.
+    ///
+    /// # Errors
+    /// An error ends the migration; the guest runs on at the source.
+    fn placed(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    /// The session is over. With [`Ending::Completed`] the guest is this end's to keep.
+    fn ended(self: Box<Self>, ending: Ending);
+}
+
+/// How a session ended for the destination.
+#[derive(Debug)]
+pub enum Ending {
+    /// The guest runs here.
+    Completed {
+        /// What happened.
+        report: Report,
+    },
+    /// It does not, and never did.
+    Dropped {
+        /// Why.
+        error: Error,
+        /// What happened up to there.
+        report: Report,
+    },
+}
+
+/// A no, with its reason.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
+pub struct Refusal {
+    /// The kind of reason.
+    pub reason: RefuseReason,
+    /// In words, for the person at the source.
+    pub detail: String,
+}
+
+impl Refusal {
+    /// A refusal in words.
+    pub fn new(reason: RefuseReason, detail: impl Into<String>) -> Self {
+        Self { reason, detail: detail.into() }
+    }
+}

@@ -1,0 +1,81 @@
+//! What the first message of a connection makes of it.
+
+use std::time::Instant;
+
+use super::bulk;
+use super::hub::Hub;
+use super::session;
+use crate::control::MessageReader;
+use crate::error::Error;
+use crate::transport::{Stream, TransportError};
+use crate::wire::{AnswerStatus, ChannelTotals, Message, RefuseReason, SessionId, Token, WireError};
+
+/// Reads what a connection wants to be, and lets it.
+pub(super) fn handle(hub: &Hub, stream: Stream) -> Result<(), Error> {
+    let mut reader = MessageReader::new(stream);
+    let first = match reader.next_within(hub.options.timeouts.handshake) {
+        Ok(message) => message,
+        Err(error) => {
+            if let Error::Wire(wire) = &error {
+                turn_away(&reader, wire);
+            }
+            return Err(error);
+        }
+    };
+    match first {
+        hello @ Message::Hello(_) => session::run(hub, reader, hello),
+        Message::Attach { session, token, channel } => attach(hub, reader, session, token, channel),
+        Message::Query { session, token } => answer(hub, reader, session, token),
+        other => {
+            let detail = format!("a connection does not begin with {}", other.name());
+            reader.writer().send(&Message::Refuse { reason: RefuseReason::Other, detail })
+        }
+    }
+}
+
+/// A bulk connection: this thread becomes its worker.
+fn attach(hub: &Hub, reader: MessageReader, session: SessionId, token: Token, channel: u16) -> Result<(), Error> {
+    let mut writer = reader.writer();
+    let refuse = |detail: &str| Message::Refuse { reason: RefuseReason::Authorization, detail: detail.into() };
+    let Some(shared) = hub.registry.find(session) else { return writer.send(&refuse("no such session")) };
+    let Some(arriving) = shared.arrival.get() else { return writer.send(&refuse("the session is not accepted yet")) };
+    let Some(stream) = reader.into_stream() else { return writer.send(&refuse("frames before Attached")) };
+    // Adopted under the machine's lock: should the session end right now, the connection ends with it.
+    let attached = shared.feed(|machine| machine.attach(Instant::now(), token, channel).inspect(|()| shared.adopt(stream.control())));
+    if let Err(error) = attached {
+        return writer.send(&error.refusal());
+    }
+    match writer.send(&Message::Attached { channel }) {
+        Ok(()) => bulk::receive(stream, channel, arriving.channels, &arriving.memory, &shared.arrived, &shared.reports),
+        // The session counts on every channel to report its end.
+        Err(_) => {
+            let gone = TransportError::Closed { lane: format!("bulk {channel}") };
+            bulk::report_stopped(&shared.reports, channel, ChannelTotals::default(), gone.into());
+        }
+    }
+    Ok(())
+}
+
+/// A source in doubt.
+fn answer(hub: &Hub, mut reader: MessageReader, session: SessionId, token: Token) -> Result<(), Error> {
+    let status = hub.registry.answer(session, token);
+    tracing::info!(?status, "a source in doubt asked");
+    reader.writer().send(&Message::Answer(status))?;
+    if status == AnswerStatus::Running
+        && let Ok(Message::Released) = reader.next_within(hub.options.timeouts.handshake)
+    {
+        hub.registry.released(session, token);
+    }
+    Ok(())
+}
+
+/// Tells a peer that speaks (some) pageferry why it is not understood. To others it says nothing they could read.
+fn turn_away(reader: &MessageReader, error: &WireError) {
+    let reason = match error {
+        WireError::NotPageferry { .. } => return,
+        WireError::Version { .. } => RefuseReason::Version,
+        _ => RefuseReason::Other,
+    };
+    // It may be gone already.
+    let _ = reader.writer().send(&Message::Refuse { reason, detail: error.to_string() });
+}

@@ -1,0 +1,31 @@
+//! The receiving side: takes guests in.
+//!
+//! A [`Receiver`] listens; what a guest is made of is the embedder's business, through [`GuestFactory`] and
+//! [`Arrival`]. Sessions are served side by side, each with threads of its own:
+//! ```text
+//! caller's thread   accepts connections
+//! pf-connection     one for each connection: reads the first message, then becomes
+//!                   - a session's thread (Hello): owns its protocol machine, places nothing
+//!                   - a bulk worker (Attach): reads frames straight into guest memory
+//!                   - an answer to a source in doubt (Query), and ends
+//! pf-control-read   decodes what a session's source says
+//! ```
+//! Memory is reserved before an offer is accepted; a guest runs only after Commit; what became of a session that
+//! reached Ready is remembered until its source has confirmed, or for the time of [`Timeouts::tombstone`].
+//!
+//! [`Timeouts::tombstone`]: crate::protocol::Timeouts::tombstone
+#![forbid(unsafe_code)]
+
+mod admission;
+mod budget;
+mod bulk;
+mod connection;
+mod hub;
+mod ledger;
+mod receiver;
+mod registry;
+mod session;
+
+pub use admission::{Arrival, Ending, GuestFactory, Refusal};
+pub use hub::ReceiverOptions;
+pub use receiver::Receiver;

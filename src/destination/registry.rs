@@ -1,0 +1,161 @@
+//! The sessions of a receiver: those under way, and what is remembered of those that are over.
+//!
+//! A session's machine sits behind a lock, because three parties feed it: its control connection, its bulk connections
+//! and a source in doubt that asks on yet another connection. Who gets the lock first decides, and that is the order
+//! the protocol's promises are about.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
+
+use crossbeam::channel::{Receiver, Sender, bounded};
+
+use super::bulk::{Arrived, BulkReport};
+use crate::error::Error;
+use crate::memory::GuestMemory;
+use crate::protocol::{Destination, Timeouts, Tombstones};
+use crate::transport::StreamControl;
+use crate::wire::{AnswerStatus, SessionId, Token};
+
+/// What the threads of one session share.
+pub(super) struct Shared {
+    machine: Mutex<Destination>,
+    /// Full means: the pump is about to look anyway.
+    wake: Sender<()>,
+    pub(super) woken: Receiver<()>,
+    pub(super) arrived: Arrived,
+    /// The session's thread reads them all; a worker waits when it is behind.
+    pub(super) reports: Sender<BulkReport>,
+    /// Set before the offer is accepted, so before any bulk connection attaches.
+    pub(super) arrival: OnceLock<Arriving>,
+    /// Gone once the session takes no bulk connections any more.
+    bulk: Mutex<Option<Vec<StreamControl>>>,
+    /// How the control connection was lost, if it was.
+    cause: Mutex<Option<Error>>,
+}
+
+/// What a bulk worker needs to know of its session.
+pub(super) struct Arriving {
+    pub(super) memory: Arc<GuestMemory>,
+    pub(super) channels: u16,
+}
+
+impl Shared {
+    pub(super) fn new(timeouts: &Timeouts, reports: Sender<BulkReport>) -> Self {
+        let (wake, woken) = bounded(1);
+        Self {
+            machine: Mutex::new(Destination::new(Instant::now(), *timeouts)),
+            wake,
+            woken,
+            arrived: Arrived::default(),
+            reports,
+            arrival: OnceLock::new(),
+            bulk: Mutex::new(Some(Vec::new())),
+            cause: Mutex::default(),
+        }
+    }
+
+    /// Feeds the machine and has its pump look at what comes of it.
+    pub(super) fn feed<T>(&self, input: impl FnOnce(&mut Destination) -> T) -> T {
+        let result = input(&mut self.machine());
+        let _ = self.wake.try_send(());
+        result
+    }
+
+    /// The machine. A panic under the lock is a bug in the machine; its state is not to be trusted then.
+    pub(super) fn machine(&self) -> MutexGuard<'_, Destination> {
+        self.machine.lock().expect("the machine does not panic")
+    }
+
+    /// A bulk connection, attached, to end with the session: at once if that has ended.
+    pub(super) fn adopt(&self, connection: StreamControl) {
+        match &mut *self.bulk.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(connections) => connections.push(connection),
+            None => connection.shut_down(),
+        }
+    }
+
+    pub(super) fn set_cause(&self, error: Error) {
+        *self.cause.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+    }
+
+    pub(super) fn take_cause(&self) -> Option<Error> {
+        self.cause.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Ends all bulk connections, for good.
+    pub(super) fn shut_down_bulk(&self) {
+        let connections = self.bulk.lock().unwrap_or_else(PoisonError::into_inner).take();
+        connections.iter().flatten().for_each(StreamControl::shut_down);
+    }
+}
+
+/// All sessions.
+pub(super) struct Registry {
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    live: HashMap<SessionId, Arc<Shared>>,
+    tombstones: Tombstones,
+}
+
+impl Registry {
+    pub(super) fn new(timeouts: &Timeouts) -> Self {
+        Self { inner: Mutex::new(Inner { live: HashMap::new(), tombstones: Tombstones::new(timeouts.tombstone) }) }
+    }
+
+    /// Adds a session; false if its id is taken, which no honest source runs into.
+    pub(super) fn add(&self, session: SessionId, shared: &Arc<Shared>) -> bool {
+        let mut inner = self.lock();
+        if inner.live.contains_key(&session) || inner.tombstones.contains(session) {
+            return false;
+        }
+        inner.live.insert(session, Arc::clone(shared));
+        true
+    }
+
+    /// A session under way.
+    pub(super) fn find(&self, session: SessionId) -> Option<Arc<Shared>> {
+        self.lock().live.get(&session).cloned()
+    }
+
+    /// Takes a session off, and remembers how it ended if its source may ask.
+    pub(super) fn remove(&self, session: SessionId, shared: &Shared) {
+        let mut inner = self.lock();
+        // Still under the registry's lock: a question falls either to the machine or to the tombstone.
+        if let Some(stone) = shared.machine().tombstone() {
+            inner.tombstones.keep(Instant::now(), stone);
+        }
+        inner.live.remove(&session);
+    }
+
+    /// What became of a session.
+    pub(super) fn answer(&self, session: SessionId, token: Token) -> AnswerStatus {
+        let inner = self.lock();
+        match inner.live.get(&session) {
+            Some(shared) => shared.feed(|machine| machine.query(Instant::now(), token)),
+            None => inner.tombstones.answer(session, token),
+        }
+    }
+
+    /// The source knows the answer now.
+    pub(super) fn released(&self, session: SessionId, token: Token) {
+        let mut inner = self.lock();
+        match inner.live.get(&session) {
+            Some(shared) => shared.feed(|machine| machine.released(Instant::now(), token)),
+            None => inner.tombstones.released(session, token),
+        }
+    }
+
+    /// Whether nothing is under way and nobody may come back to ask.
+    pub(super) fn is_idle(&self) -> bool {
+        let mut inner = self.lock();
+        inner.tombstones.handle_timeout(Instant::now());
+        inner.live.is_empty() && inner.tombstones.poll_timeout().is_none()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,321 @@
+//! One session at the destination: from an offer to a running guest, or to nothing.
+//!
+//! Two threads: the pump drives the protocol machine and never does anything that takes long, so the heartbeat goes on;
+//! this one builds the guest, collects what the bulk workers report, loads and resumes.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, Sender, bounded, never, select};
+
+use super::admission::{Arrival, Ending, Refusal};
+use super::budget::Reservation;
+use super::bulk::BulkReport;
+use super::hub::Hub;
+use super::ledger::Ledger;
+use super::registry::{Arriving, Shared};
+use crate::control::{Connection, MessageReader};
+use crate::error::Error;
+use crate::protocol::{Destination, DestinationEnd, DestinationEvent, ProtocolError};
+use crate::stats::{GuestOwner, Outcome, Report};
+use crate::wire::{ChannelTotals, Message, Offer, RefuseReason};
+
+/// Serves the session that `hello` opens.
+pub(super) fn run(hub: &Hub, reader: MessageReader, hello: Message) -> Result<(), Error> {
+    let started = Instant::now();
+    let Message::Hello(offer) = &hello else { unreachable!("called with a Hello") };
+    let offer = offer.clone();
+    // Bounded by a report or two from each channel; the session reads them as they come.
+    let (reports, reported) = bounded(16);
+    let shared = Arc::new(Shared::new(&hub.options.timeouts, reports));
+    if !hub.begin() || !hub.registry.add(offer.session, &shared) {
+        let refuse = Message::Refuse { reason: RefuseReason::Busy, detail: "this receiver takes no more sessions".into() };
+        return reader.writer().send(&refuse);
+    }
+    let connection = Connection::new(reader);
+    let result = connection.and_then(|connection| {
+        shared.machine().handle_message(Instant::now(), hello);
+        // Four events at most in the life of a session: the pump never waits.
+        let (tell, events) = bounded(8);
+        let pump = spawn_pump(Pump { shared: Arc::clone(&shared), connection: Some(connection), events: tell })?;
+        let served = Session { hub, shared: &shared, events, reported, started, ledger: Ledger::default() }.serve(&offer);
+        // The pump ends with the machine, and the machine has ended or is told to.
+        shared.feed(|machine| machine.fail(Instant::now(), "the session was given up".into()));
+        let _ = pump.join();
+        served
+    });
+    hub.registry.remove(offer.session, &shared);
+    result
+}
+
+struct Session<'s> {
+    hub: &'s Hub,
+    shared: &'s Arc<Shared>,
+    events: Receiver<DestinationEvent>,
+    reported: Receiver<BulkReport>,
+    started: Instant,
+    ledger: Ledger,
+}
+
+/// A guest on its way in.
+struct Guest {
+    arrival: Box<dyn Arrival>,
+    _reservation: Reservation,
+}
+
+/// The guest's times, as far as they have come.
+#[derive(Default)]
+struct Times {
+    paused_at: Option<Instant>,
+    running_at: Option<Instant>,
+}
+
+impl Session<'_> {
+    fn serve(mut self, offer: &Offer) -> Result<(), Error> {
+        let Some(DestinationEvent::Offered(_)) = self.events.recv().ok() else {
+            return Ok(()); // An offer that makes no sense; the machine has answered.
+        };
+        let channels = offer.channels;
+        self.ledger.expect_channels(channels);
+        let mut guest = match self.admit(offer) {
+            Ok(guest) => guest,
+            Err(refusal) => {
+                tracing::info!(reason = %refusal.reason, detail = refusal.detail, "an offer was refused");
+                self.shared.feed(|machine| machine.refuse(Instant::now(), refusal.reason, refusal.detail.clone()));
+                self.hub.factory.refused(offer, &refusal);
+                return Ok(());
+            }
+        };
+        let arriving = Arriving { memory: guest.arrival.memory(), channels };
+        assert!(self.shared.arrival.set(arriving).is_ok(), "one offer in a session");
+        self.shared.feed(|machine| machine.accept(Instant::now(), channels));
+        let mut times = Times::default();
+        let result = self.receive(&mut guest, &mut times);
+        let report = self.report(&times, &result);
+        let ending = match result {
+            Ok(()) => Ending::Completed { report },
+            Err(error) => Ending::Dropped { error, report },
+        };
+        guest.arrival.ended(ending);
+        Ok(())
+    }
+
+    /// Reserves what the guest needs and has it built.
+    fn admit(&self, offer: &Offer) -> Result<Guest, Refusal> {
+        let reservation = self.hub.budget.reserve(offer.layout.bytes())?;
+        let arrival = self.hub.factory.admit(offer)?;
+        if arrival.memory().layout() != &offer.layout {
+            return Err(Refusal::new(RefuseReason::Layout, "the guest that was described has another memory layout here than the one announced"));
+        }
+        Ok(Guest { arrival, _reservation: reservation })
+    }
+
+    /// From Accept to the end; the guest runs here if it is `Ok`.
+    fn receive(&mut self, guest: &mut Guest, times: &mut Times) -> Result<(), Error> {
+        let mut fault: Option<Error> = None;
+        let mut finish: Option<(Vec<ChannelTotals>, Vec<u8>)> = None;
+        // A connection that broke: its reason may come on the control connection any moment.
+        let mut grace: Option<Instant> = None;
+        loop {
+            let wait = grace.map_or(IDLE, |until| until.saturating_duration_since(Instant::now()));
+            select! {
+                recv(self.events) -> event => match event {
+                    Ok(DestinationEvent::Finish { totals, state }) => finish = Some((totals, state)),
+                    Ok(DestinationEvent::Run { paused_for }) => self.start(guest, times, paused_for, &mut fault),
+                    Ok(DestinationEvent::Ended(end)) => return self.end(end, fault),
+                    Ok(DestinationEvent::Offered(_)) | Err(_) => return Err(fault.unwrap_or(Error::Cancelled)),
+                },
+                recv(self.reported) -> report => match report.expect("the session holds a sender itself") {
+                    BulkReport::RoundEnd { channel, totals, encodings } => self.ledger.round_end(channel, totals, encodings),
+                    BulkReport::Stopped { channel, totals, error } => {
+                        self.ledger.stopped(channel, totals);
+                        let broken = matches!(error, Error::Transport(_));
+                        fault.get_or_insert(error);
+                        if broken {
+                            grace.get_or_insert(Instant::now() + LAST_WORDS);
+                        } else {
+                            self.fail(fault.as_ref());
+                        }
+                    }
+                },
+                default(wait) => if grace.is_some_and(|until| Instant::now() >= until) {
+                    grace = None;
+                    self.fail(fault.as_ref());
+                },
+            }
+            if let Some((totals, state)) = finish.take_if(|(totals, _)| fault.is_none() && self.ledger.has_reached(totals))
+                && let Err(error) = self.settle(guest, &totals, &state)
+            {
+                self.fail(Some(&error));
+                fault = Some(error);
+            }
+        }
+    }
+
+    /// Everything has arrived: closes the way into memory, checks, loads, and says so.
+    fn settle(&mut self, guest: &mut Guest, totals: &[ChannelTotals], state: &[u8]) -> Result<(), Error> {
+        // From here on nothing a peer sends can reach the memory.
+        self.shared.shut_down_bulk();
+        while !self.ledger.all_stopped() {
+            match self.reported.recv().expect("the session holds a sender itself") {
+                BulkReport::Stopped { channel, totals, .. } => self.ledger.stopped(channel, totals),
+                BulkReport::RoundEnd { channel, totals, encodings } => self.ledger.round_end(channel, totals, encodings),
+            }
+        }
+        self.ledger.check(totals)?;
+        guest.arrival.placed().map_err(Error::AtPause)?;
+        guest.arrival.guest().load_state(state)?;
+        self.shared.feed(|machine| machine.ready(Instant::now()));
+        Ok(())
+    }
+
+    /// Commit is here: the guest is this end's.
+    fn start(&mut self, guest: &mut Guest, times: &mut Times, paused_for: Duration, fault: &mut Option<Error>) {
+        let committed = Instant::now();
+        times.paused_at = Some(committed.checked_sub(paused_for).unwrap_or(self.started));
+        if !self.shared.machine().may_run() {
+            return; // Given up between Commit and here; the end follows.
+        }
+        match guest.arrival.guest().resume() {
+            Ok(()) => {
+                times.running_at = Some(Instant::now());
+                self.shared.feed(|machine| machine.running(Instant::now()));
+            }
+            Err(error) => {
+                let error = Error::from(error);
+                self.fail(Some(&error));
+                *fault = Some(error);
+            }
+        }
+    }
+
+    fn fail(&self, error: Option<&Error>) {
+        let reason = error.map_or_else(|| "the session broke".to_owned(), Error::in_full);
+        self.shared.feed(|machine| machine.fail(Instant::now(), reason));
+    }
+
+    fn end(&self, end: DestinationEnd, fault: Option<Error>) -> Result<(), Error> {
+        match end {
+            DestinationEnd::Completed { unconfirmed } => {
+                if let Some(error) = unconfirmed {
+                    tracing::warn!(%error, "the source is not known to know that the guest runs here");
+                }
+                Ok(())
+            }
+            // What broke here says more than that it was given up, and most about connections is only a consequence.
+            DestinationEnd::Dropped { error: error @ (ProtocolError::Closed { .. } | ProtocolError::CalledOff { .. }) } => Err(match fault {
+                Some(fault) if !matches!(fault, Error::Transport(_)) => fault,
+                fault => self.shared.take_cause().or(fault).unwrap_or(error.into()),
+            }),
+            DestinationEnd::Dropped { error } => Err(error.into()),
+            DestinationEnd::Refused => Err(Error::Cancelled),
+        }
+    }
+
+    fn report(&self, times: &Times, result: &Result<(), Error>) -> Report {
+        let now = Instant::now();
+        let mut report = Report::new();
+        report.total = now - self.started;
+        self.ledger.fill(&mut report, result.is_ok());
+        if let Some(paused_at) = times.paused_at {
+            report.preparation = paused_at.saturating_duration_since(self.started);
+        }
+        if let (Some(paused_at), Some(running_at)) = (times.paused_at, times.running_at) {
+            report.downtime = running_at.saturating_duration_since(paused_at);
+            report.resume = now - running_at;
+        }
+        match result {
+            Ok(()) => {
+                report.outcome = Outcome::Completed;
+                report.guest_owner = GuestOwner::Destination;
+            }
+            Err(error) => {
+                let called_off = matches!(error, Error::Protocol(ProtocolError::PeerGaveUp { .. }));
+                report.outcome = if called_off { Outcome::Aborted } else { Outcome::Failed };
+                report.reason = error.in_full();
+            }
+        }
+        report
+    }
+}
+
+/// The thread that drives the machine.
+struct Pump {
+    shared: Arc<Shared>,
+    connection: Option<Connection>,
+    events: Sender<DestinationEvent>,
+}
+
+fn spawn_pump(pump: Pump) -> Result<JoinHandle<()>, Error> {
+    std::thread::Builder::new()
+        .name("pf-control".into())
+        .spawn(move || pump.run())
+        .map_err(|source| Error::System { action: "start a thread", source })
+}
+
+impl Pump {
+    fn run(mut self) {
+        while !self.drain() {
+            let deadline = self.shared.machine().poll_timeout();
+            let wait = deadline.map_or(IDLE, |deadline| deadline.saturating_duration_since(Instant::now()));
+            let silent = never();
+            let inbound = self.connection.as_ref().map_or(&silent, Connection::inbound);
+            select! {
+                recv(inbound) -> inbound => match inbound {
+                    Ok(Ok(Some(message))) => self.shared.machine().handle_message(Instant::now(), message),
+                    Ok(Ok(None)) => self.shared.machine().heard(Instant::now()),
+                    Ok(Err(error)) => self.lost(error),
+                    Err(_) => self.lost(Error::Cancelled),
+                },
+                recv(self.shared.woken) -> _ => {}
+                default(wait) => {
+                    let mut machine = self.shared.machine();
+                    let (frames, bytes) = self.shared.arrived.now();
+                    machine.arrived(frames, bytes);
+                    machine.handle_timeout(Instant::now());
+                }
+            }
+        }
+        self.shared.shut_down_bulk();
+    }
+
+    /// Writes and tells everything the machine has to say; whether it has ended.
+    fn drain(&mut self) -> bool {
+        loop {
+            let message = self.shared.machine().poll_message();
+            if let Some(message) = message {
+                if let Some(connection) = &mut self.connection {
+                    connection.send(&message);
+                }
+                continue;
+            }
+            let event = self.shared.machine().poll_event();
+            let Some(event) = event else { return false };
+            let ended = matches!(event, DestinationEvent::Ended(_));
+            // Room for all of them; a session that gave up does not need to know.
+            let _ = self.events.try_send(event);
+            if ended {
+                return true;
+            }
+        }
+    }
+
+    fn lost(&mut self, error: Error) {
+        tracing::debug!(error = %error.in_full(), "the control connection is lost");
+        let (now, reason) = (Instant::now(), error.in_full());
+        let is_nonsense = matches!(error, Error::Wire(_));
+        self.shared.set_cause(error);
+        // A peer that talks nonsense can still be told so, unless the guest is this end's already.
+        let tell = |machine: &mut Destination| !machine.may_run() && machine.fail(now, reason);
+        if !is_nonsense || !tell(&mut self.shared.machine()) {
+            self.connection = None;
+            self.shared.machine().handle_closed(now);
+        }
+    }
+}
+
+/// How long to wait when nothing is due.
+const IDLE: Duration = Duration::from_secs(1);
+/// How long to wait for the source's reason after a connection broke.
+const LAST_WORDS: Duration = Duration::from_millis(500);

@@ -1,0 +1,56 @@
+//! What the engine asks of a guest: stop, go on, and hand over the state that is not memory.
+//!
+//! The engine never looks inside the state; it moves it between [`Guest::save_state`] at the source and
+//! [`Guest::load_state`] at the destination.
+
+use std::error::Error as StdError;
+
+/// A guest that can be migrated, as its VMM sees it.
+///
+/// All calls come from one thread at a time. A guest that fails to pause is left running by the engine; one that fails
+/// to resume is reported as such, with its owner.
+pub trait Guest: Send {
+    /// Stops every writer to guest memory: vCPUs, device threads, DMA in flight. On return nothing writes any more.
+    ///
+    /// # Errors
+    /// When a writer could not be stopped; the guest must then be running as before.
+    fn pause(&mut self) -> Result<(), GuestError>;
+
+    /// Lets the guest run (on), also for the first time at the destination.
+    ///
+    /// # Errors
+    /// When the guest cannot run. It must not have run then, not by one instruction: at the destination this gives it
+    /// back to the source.
+    fn resume(&mut self) -> Result<(), GuestError>;
+
+    /// The state beside memory, of a paused guest: registers, devices. At most
+    /// [`MAX_STATE_BYTES`](crate::wire::MAX_STATE_BYTES).
+    ///
+    /// # Errors
+    /// When the state cannot be read out.
+    fn save_state(&mut self) -> Result<Vec<u8>, GuestError>;
+
+    /// Takes over `state`, with all memory in place. The guest must not run before [`Guest::resume`].
+    ///
+    /// # Errors
+    /// When `state` is not one this guest can take. The bytes come from the peer: never panic on them.
+    fn load_state(&mut self, state: &[u8]) -> Result<(), GuestError>;
+}
+
+/// Why a guest did not do as it was told.
+#[derive(Debug, thiserror::Error)]
+#[error("the guest could not {action}")]
+pub struct GuestError {
+    /// What was asked, as a verb: "pause", "load its state".
+    pub action: &'static str,
+    /// What went wrong.
+    #[source]
+    pub source: Box<dyn StdError + Send + Sync>,
+}
+
+impl GuestError {
+    /// `action` failed because of `source`.
+    pub fn new(action: &'static str, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self { action, source: source.into() }
+    }
+}

@@ -1,0 +1,209 @@
+//! Who says what when: the session between the two ends, without a socket, a thread or a clock.
+//!
+//! [`Source`] and [`Destination`] are state machines. Messages that arrived, the passing of time and what the driver has
+//! done go in; messages to send, events and the next deadline come out. So every way in which a session can break is
+//! tested in virtual time, by enumeration.
+//!
+//! # A session
+//! ```text
+//! source                                              destination
+//!   | new: Hello ------------------------------------------> | Offered: reserve memory
+//!   | Accepted <------------------------------------- Accept | accept
+//!   | each bulk connection: Attach ------------------------> | attach
+//!   | (all came back Attached) attached <---------- Attached |
+//!   |                                                        |
+//!   | frames on the bulk channels =========================> | arrived
+//!   | now and then: Ping ----------------------------------> |
+//!   | Progress <----------------------- Progress, as often   |
+//!   |                                                        |
+//!   | pause; finish: Finish -------------------------------> | Finish: check totals, load state
+//!   | Ready <----------------------------------------- Ready | ready: may not run yet
+//!   | commit: Commit --------------------------------------> | Run: resume the guest
+//!   | Running: release the guest <------------------ Running | running
+//!   | Ended(Completed): Released --------------------------> | Ended(Completed)
+//! ```
+//! Abort (source, before Commit) and Failed (destination, until the guest runs) end it at any point, Refuse before Accept.
+//! A source that has sent Commit and loses the connection, or hears nothing, or nonsense, opens another one:
+//! ```text
+//!   | Reconnect                                              |
+//!   | reconnected: Query ----------------------------------> | query
+//!   | <----------- Answer: Running, NeverStarted, or Unknown |
+//!   | (after Running) Released ----------------------------> |
+//! ```
+//!
+//! # Who owns the guest
+//! | source is | [`Source::owner`] | leaves by |
+//! |---|---|---|
+//! | offering, attaching, copying, waiting for Ready, about to commit | source | anything wrong: the end, guest stays |
+//! | waiting for Running (Commit was handed out) | in doubt | Running: destination. Failed: source. Else: asks |
+//! | in doubt | in doubt | Answer Running: destination. NeverStarted: source. Unknown: asks again, until [`Timeouts::resolve`] |
+//!
+//! | destination is | may run | a Query is answered | leaves by |
+//! |---|---|---|---|
+//! | before Ready, or waiting for Commit | no | NeverStarted, and the session is over | anything wrong: the end, guest dropped |
+//! | starting the guest (Commit was handled) | yes | Unknown | the guest runs, or failed to: Failed, guest dropped |
+//! | waiting for Released | yes | Running | anything: the end, guest stays |
+//! | done | as it ended | Running or NeverStarted | |
+//!
+//! Three rules make this safe:
+//! - **Handling Commit is the destination's moment of decision.** A Query that is handled first wins: the session is over
+//!   and a Commit that comes out of an old socket later meets a machine that ignores it. So all inputs of a session go
+//!   through one machine, under one lock if there are several threads.
+//! - **An Answer is final.** While the guest is being started it could still fail, so the answer is Unknown until then. A
+//!   guest that could not be resumed has not run ([`Guest::resume`](crate::guest::Guest::resume) promises it): the
+//!   destination says Failed, or NeverStarted when asked, and the source may resume it.
+//! - **A destination that has said Failed is done.** So Failed gives the guest back to the source even after Commit: the
+//!   two may have crossed, but then that Commit comes too late.
+//!
+//! # Driving a machine
+//! After each input, and after `new`, take all of `poll_message` and `poll_event` until they give nothing, then wait until
+//! `poll_timeout`. Messages that can be read are handled before a timeout is, lest a busy driver mistake its own silence
+//! for the peer's; for the same reason neither end does long work on the thread that drives the machine. Bytes of a
+//! message that takes long to come in are reported with `heard`. After a reconnection only the newest connection counts.
+//!
+//! A receiver looks a session up, for Attach and Query, first among those it drives and then in its [`Tombstones`]; a
+//! Released that follows an Answer goes to the same place. It keeps the tombstone before it forgets the machine.
+#![forbid(unsafe_code)]
+
+mod destination;
+mod pulse;
+mod sessions;
+mod source;
+
+pub use destination::{AttachError, Destination, DestinationEnd, DestinationEvent};
+pub use sessions::{Tombstone, Tombstones};
+pub use source::{Source, SourceEnd, SourceEvent};
+
+pub use crate::stats::GuestOwner;
+
+use std::time::Duration;
+
+use crate::wire::{MAX_REASON_BYTES, Message, Token};
+
+/// How long each thing may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// Between two signs of life on the control connection.
+    pub heartbeat: Duration,
+    /// Without a byte from the peer until it counts as lost. A few heartbeats.
+    pub silence: Duration,
+    /// From Hello to Accept, from Accept to the last channel attached, and from a Query to its Answer (at most a third of
+    /// `resolve` there).
+    pub handshake: Duration,
+    /// How long a source in doubt keeps asking. A question on its way then may still be answered.
+    pub resolve: Duration,
+    /// How long a destination can be asked about a session that is over. Should be more than `silence`, `resolve` and
+    /// `handshake` of the source together, or the source may come too late.
+    pub tombstone: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_secs(1),
+            silence: Duration::from_secs(10),
+            handshake: Duration::from_secs(10),
+            resolve: Duration::from_secs(10),
+            tombstone: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Why a session ended before its time.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProtocolError {
+    /// The peer's fault: a message that has no place here.
+    #[error("the peer sent {message} to an end that was {state}")]
+    Unexpected {
+        /// The message's name.
+        message: &'static str,
+        /// What this end was doing.
+        state: &'static str,
+    },
+    /// The peer's fault: a message in its place that says what cannot be.
+    #[error("the peer's {message} makes no sense: {why}")]
+    Senseless {
+        /// The message's name.
+        message: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// No byte came for [`Timeouts::silence`].
+    #[error("nothing was heard from the peer for {waited:?} while {state}")]
+    Silent {
+        /// How long.
+        waited: Duration,
+        /// What this end was doing.
+        state: &'static str,
+    },
+    /// The peer is alive but took longer than [`Timeouts::handshake`].
+    #[error("the handshake took longer than {limit:?} while {state}")]
+    Handshake {
+        /// What was allowed.
+        limit: Duration,
+        /// What this end was doing.
+        state: &'static str,
+    },
+    /// The control connection was lost.
+    #[error("the control connection was lost while {state}")]
+    Closed {
+        /// What this end was doing.
+        state: &'static str,
+    },
+    /// The peer called the migration off.
+    #[error("the peer gave up: {reason}")]
+    PeerGaveUp {
+        /// In the peer's words.
+        reason: String,
+    },
+    /// This end called the migration off.
+    #[error("called off: {reason}")]
+    CalledOff {
+        /// In the caller's words.
+        reason: String,
+    },
+    /// At the destination: the source came back on another connection to ask, before its Commit had arrived.
+    #[error("the source asked what became of the guest, so it will not start here")]
+    Asked,
+    /// At the source: the handover was cut short, and the destination then said that it never started the guest.
+    #[error("the destination never started the guest")]
+    NeverStarted {
+        /// What cut it short.
+        #[source]
+        cause: Box<ProtocolError>,
+    },
+}
+
+/// The name of `message` in errors.
+fn name_of(message: &Message) -> &'static str {
+    match message {
+        Message::Hello(_) => "Hello",
+        Message::Accept { .. } => "Accept",
+        Message::Refuse { .. } => "Refuse",
+        Message::Attach { .. } => "Attach",
+        Message::Attached { .. } => "Attached",
+        Message::Ping => "Ping",
+        Message::Progress { .. } => "Progress",
+        Message::Finish { .. } => "Finish",
+        Message::Ready => "Ready",
+        Message::Commit { .. } => "Commit",
+        Message::Running => "Running",
+        Message::Released => "Released",
+        Message::Abort { .. } => "Abort",
+        Message::Failed { .. } => "Failed",
+        Message::Query { .. } => "Query",
+        Message::Answer(_) => "Answer",
+    }
+}
+
+/// `reason`, cut to what a message may carry.
+fn bounded(mut reason: String) -> String {
+    reason.truncate(reason.floor_char_boundary(MAX_REASON_BYTES));
+    reason
+}
+
+/// Whether two tokens are the same, in a time that does not tell how much of a guess was right.
+fn same_token(a: Token, b: Token) -> bool {
+    a.0.iter().zip(b.0).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
+}

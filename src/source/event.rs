@@ -1,0 +1,69 @@
+//! What an embedder is told while a migration runs.
+
+use std::time::Duration;
+
+use crate::policy::Verdict;
+use crate::units::{ByteCount, BytesPerSec, PageCount, PagesPerSec};
+
+/// Where a migration is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Phase {
+    /// Talking to the destination.
+    Connecting,
+    /// Copying while the guest runs.
+    PreCopy,
+    /// The guest is paused; the rest is copied.
+    StopAndCopy,
+    /// Everything is sent; the guest changes hands.
+    Handover,
+    /// The commit was sent and no answer came; asking.
+    Resolving,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// A phase began.
+    Phase(Phase),
+    /// A round was sent and decided on.
+    Round {
+        /// Its number, from 0.
+        index: u32,
+        /// Pages in it.
+        pages: PageCount,
+        /// Bytes on the wire.
+        bytes: ByteCount,
+        /// How long it took.
+        duration: Duration,
+        /// Dirty pages after it.
+        dirty_after: PageCount,
+        /// What follows, and why.
+        verdict: Verdict,
+    },
+    /// A round is under way.
+    Progress {
+        /// The round.
+        index: u32,
+        /// Bytes on the wire since the start.
+        bytes: ByteCount,
+        /// Rate over the last while.
+        rate: BytesPerSec,
+        /// Pages of this round sent so far.
+        pages_sent: PageCount,
+        /// Pages of this round.
+        pages: PageCount,
+        /// Pages a second the guest dirties, from the last round.
+        dirty_rate: Option<PagesPerSec>,
+        /// Downtime to expect if it stopped after the last round.
+        expected_downtime: Option<Duration>,
+    },
+    /// The remainder after the pause was over budget; the guest runs again and copying goes on.
+    PauseUndone {
+        /// Pages that were left.
+        remainder: PageCount,
+        /// How long the guest stood.
+        stalled: Duration,
+    },
+}

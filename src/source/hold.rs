@@ -1,0 +1,78 @@
+//! Who holds the guest: the one place that pauses it and lets it go on.
+//!
+//! Dropped without having been released, the hold resumes a paused guest. So every way out of the driver, a panic
+//! included, leaves the guest running here unless ownership was given up explicitly.
+
+use std::time::{Duration, Instant};
+
+use crate::guest::{Guest, GuestError};
+
+/// The source's grip on its guest.
+pub(super) struct Hold<'g> {
+    guest: &'g mut dyn Guest,
+    paused_at: Option<Instant>,
+    released: bool,
+    /// Time the guest stood still although it stayed here.
+    stalled: Duration,
+}
+
+impl<'g> Hold<'g> {
+    pub(super) fn new(guest: &'g mut dyn Guest) -> Self {
+        Self { guest, paused_at: None, released: false, stalled: Duration::ZERO }
+    }
+
+    /// Pauses the guest, if it is not paused.
+    pub(super) fn pause(&mut self) -> Result<(), GuestError> {
+        if self.paused_at.is_none() {
+            let asked = Instant::now();
+            self.guest.pause()?;
+            self.paused_at = Some(asked);
+        }
+        Ok(())
+    }
+
+    /// Lets a paused guest run on here; its time is counted as a stall. Does nothing once the guest was released.
+    pub(super) fn resume(&mut self) -> Result<(), GuestError> {
+        if self.released {
+            return Ok(());
+        }
+        if let Some(since) = self.paused_at.take() {
+            self.guest.resume()?;
+            self.stalled += since.elapsed();
+        }
+        Ok(())
+    }
+
+    /// The state of a paused guest.
+    pub(super) fn save_state(&mut self) -> Result<Vec<u8>, GuestError> {
+        self.guest.save_state()
+    }
+
+    /// From now on the guest is not resumed here, unless [`Hold::take_back`] says otherwise.
+    pub(super) fn release(&mut self) {
+        self.released = true;
+    }
+
+    /// The destination said for certain that it never ran the guest and never will.
+    pub(super) fn take_back(&mut self) {
+        self.released = false;
+    }
+
+    /// How long the guest has been paused.
+    pub(super) fn paused_for(&self) -> Duration {
+        self.paused_at.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// Time the guest stood still and then ran on here.
+    pub(super) fn stalled(&self) -> Duration {
+        self.stalled
+    }
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.resume() {
+            tracing::error!(error = %error, "the guest could not be resumed at the source");
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! The thread that owns the protocol machine.
+//!
+//! It keeps the heartbeat going whatever the driver is busy with, writes what the machine wants written, and when the
+//! machine is in doubt it reconnects and asks. When the session ends it shuts the bulk connections down first, so that
+//! workers blocked in a write wake at once, and only then tells the driver.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, Sender, bounded, never, select};
+
+use crate::control::{Connection, MessageReader};
+use crate::error::Error;
+use crate::protocol::{Source, SourceEnd, SourceEvent, Timeouts};
+use crate::stats::GuestOwner;
+use crate::transport::{Endpoint, Stream, StreamControl};
+use crate::wire::{ChannelTotals, Offer};
+
+/// What the driver asks of the session.
+pub(super) enum Command {
+    /// All bulk channels are attached.
+    Attached,
+    /// Everything is sent.
+    Finish { totals: Vec<ChannelTotals>, state: Vec<u8> },
+    /// The guest is the destination's, from here on.
+    Commit { paused_for: Duration },
+    /// Call it off.
+    Abort { reason: String },
+}
+
+/// The driver's end of the pump.
+pub(super) struct Pump {
+    commands: Option<Sender<Command>>,
+    events: Receiver<SourceEvent>,
+    ended: Receiver<Ended>,
+    bulk: BulkConnections,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The last word of a session.
+pub(super) struct Ended {
+    pub(super) end: SourceEnd,
+    pub(super) owner: GuestOwner,
+    /// How the control connection was lost, if it was.
+    pub(super) cause: Option<Error>,
+}
+
+/// The bulk connections, to be shut down when the session ends.
+type BulkConnections = Arc<Mutex<Vec<StreamControl>>>;
+
+impl Pump {
+    /// Connects and begins the session.
+    pub(super) fn start(endpoint: &Endpoint, offer: Offer, timeouts: &Timeouts) -> Result<Self, Error> {
+        let stream = Stream::connect(endpoint, timeouts.handshake)?;
+        // The driver sends at most one command while another waits; events beyond the few that matter are progress,
+        // dropped when the driver is busy; the end has a channel of its own so that it is never waited for.
+        let (commands, to_do) = bounded(4);
+        let (tell, events) = bounded(16);
+        let (tell_end, ended) = bounded(1);
+        let bulk = BulkConnections::default();
+        let session = Session {
+            machine: Source::new(Instant::now(), offer, *timeouts),
+            endpoint: endpoint.clone(),
+            connect_timeout: timeouts.heartbeat.max(Duration::from_secs(1)),
+            connection: Some(Connection::new(MessageReader::new(stream))?),
+            events: tell,
+            bulk: Arc::clone(&bulk),
+            cause: None,
+        };
+        let thread = std::thread::Builder::new()
+            .name("pf-control".into())
+            .spawn(move || {
+                let ended = session.run(to_do);
+                // The driver may have given up listening; then nobody needs to know.
+                let _ = tell_end.send(ended);
+            })
+            .map_err(|source| Error::System { action: "start a thread", source })?;
+        Ok(Self { commands: Some(commands), events, ended, bulk, thread: Some(thread) })
+    }
+
+    /// A bulk connection of this session: shut down with it.
+    pub(super) fn adopt(&self, connection: StreamControl) {
+        self.bulk.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+    }
+
+    /// Asks for something. A session that has ended does nothing any more, and says so through [`Pump::ended`].
+    pub(super) fn command(&self, command: Command) {
+        if let Some(commands) = &self.commands {
+            let _ = commands.send(command);
+        }
+    }
+
+    /// What the session tells, but for its end.
+    pub(super) fn events(&self) -> &Receiver<SourceEvent> {
+        &self.events
+    }
+
+    /// How the session ended: one message, then closed.
+    pub(super) fn ended(&self) -> &Receiver<Ended> {
+        &self.ended
+    }
+}
+
+impl Drop for Pump {
+    fn drop(&mut self) {
+        self.commands = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic there was reported by the panic hook; there is no more to do about it here.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Session {
+    machine: Source,
+    endpoint: Endpoint,
+    connect_timeout: Duration,
+    connection: Option<Connection>,
+    events: Sender<SourceEvent>,
+    bulk: BulkConnections,
+    cause: Option<Error>,
+}
+
+impl Session {
+    fn run(mut self, commands: Receiver<Command>) -> Ended {
+        let mut commands = commands;
+        loop {
+            if let Some(end) = self.drain() {
+                self.shut_down_bulk();
+                return Ended { end, owner: self.machine.owner(), cause: self.cause.take() };
+            }
+            self.wait(&mut commands);
+        }
+    }
+
+    /// Waits for one input and feeds it to the machine.
+    fn wait(&mut self, commands: &mut Receiver<Command>) {
+        let deadline = self.machine.poll_timeout();
+        let timeout = deadline.map_or(IDLE, |deadline| deadline.saturating_duration_since(Instant::now()));
+        let no_inbound = never();
+        let inbound = self.connection.as_ref().map_or(&no_inbound, Connection::inbound);
+        select! {
+            recv(commands) -> command => match command {
+                Ok(command) => self.obey(command),
+                Err(_) => {
+                    *commands = never();
+                    self.machine.abort(Instant::now(), "the sender gave up".into());
+                }
+            },
+            recv(inbound) -> inbound => match inbound {
+                Ok(Ok(Some(message))) => self.machine.handle_message(Instant::now(), message),
+                Ok(Ok(None)) => self.machine.heard(Instant::now()),
+                Ok(Err(error)) => self.lost(error),
+                Err(_) => self.lost(Error::System { action: "read on", source: std::io::ErrorKind::UnexpectedEof.into() }),
+            },
+            default(timeout) => self.machine.handle_timeout(Instant::now()),
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        let now = Instant::now();
+        match command {
+            Command::Attached => self.machine.attached(now),
+            Command::Finish { totals, state } => self.machine.finish(now, totals, state),
+            Command::Commit { paused_for } => self.machine.commit(now, paused_for),
+            Command::Abort { reason } => {
+                self.machine.abort(now, reason);
+            }
+        }
+    }
+
+    /// Writes and tells everything the machine has to say; its end, if it came to one.
+    fn drain(&mut self) -> Option<SourceEnd> {
+        loop {
+            if let Some(message) = self.machine.poll_message() {
+                // Without a connection this is only ever Abort, and nobody is there to hear it.
+                if let Some(connection) = &mut self.connection {
+                    connection.send(&message);
+                }
+                continue;
+            }
+            match self.machine.poll_event()? {
+                SourceEvent::Ended(end) => return Some(end),
+                SourceEvent::Reconnect => {
+                    // The driver shows it; the pump does it.
+                    if self.events.len() < PROGRESS_ROOM {
+                        let _ = self.events.try_send(SourceEvent::Reconnect);
+                    }
+                    self.reconnect();
+                }
+                progress @ SourceEvent::Progress { .. } => {
+                    // Full: the driver is busy and will see a later one.
+                    if self.events.len() < PROGRESS_ROOM {
+                        let _ = self.events.try_send(progress);
+                    }
+                }
+                event => {
+                    // At most a handful in a session, and room is kept for them; a driver that is gone needs none.
+                    let _ = self.events.try_send(event);
+                }
+            }
+        }
+    }
+
+    fn lost(&mut self, error: Error) {
+        tracing::warn!(error = %error.in_full(), "the control connection is lost");
+        // A peer that talks nonsense can still be told so, unless it has the guest.
+        let is_told = matches!(error, Error::Wire(_)) && self.machine.abort(Instant::now(), error.in_full());
+        self.cause = Some(error);
+        if !is_told {
+            self.connection = None;
+            self.machine.handle_closed(Instant::now());
+        }
+    }
+
+    fn reconnect(&mut self) {
+        self.shut_down_bulk();
+        self.connection = None;
+        match Stream::connect(&self.endpoint, self.connect_timeout)
+            .map_err(Error::from)
+            .and_then(|stream| Connection::new(MessageReader::new(stream)))
+        {
+            Ok(connection) => {
+                self.connection = Some(connection);
+                self.machine.reconnected(Instant::now());
+            }
+            Err(error) => {
+                tracing::debug!(error = %error.in_full(), "cannot ask the destination yet");
+                self.machine.reconnect_failed(Instant::now());
+            }
+        }
+    }
+
+    fn shut_down_bulk(&self) {
+        self.bulk.lock().unwrap_or_else(PoisonError::into_inner).drain(..).for_each(|connection| connection.shut_down());
+    }
+}
+
+/// Events that may wait before progress is dropped; the rest of the room is for those that matter.
+const PROGRESS_ROOM: usize = 8;
+/// How long to wait when the machine waits for nothing.
+const IDLE: Duration = Duration::from_secs(1);

@@ -1,0 +1,279 @@
+//! Pre-copy: rounds of sending while the guest runs.
+//!
+//! The driver owns the pending set. A harvest moves bits from the tracker into it; a round takes it whole, and what a
+//! halted round did not send comes back. See [`dirty`](crate::dirty) for the life of a bit.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{select, tick};
+
+use super::PROGRESS_EVERY;
+use super::driver::{Driver, Session, session_error};
+use super::event::{Event, Phase};
+use super::worker::{Job, Sent};
+use crate::bitmap::PageBitmap;
+use crate::error::Error;
+use crate::policy::{Decision, MAX_ROUNDS, PauseFacts, Policy, RoundFacts, Verdict};
+use crate::protocol::SourceEvent;
+use crate::stats::{Predicted, RoundKind, RoundReport};
+use crate::units::{ByteCount, BytesPerSec, PageCount};
+use crate::wire::ChannelTotals;
+
+/// Where pre-copy left off: the guest is paused and harvested, this is the rest.
+pub(super) struct LastRound {
+    pub(super) index: u32,
+    pub(super) kind: RoundKind,
+    pub(super) remainder: PageBitmap,
+    pub(super) paused_at: Instant,
+    pub(super) verdict: Verdict,
+}
+
+/// What all workers together did of a round.
+pub(super) struct Round {
+    pub(super) pages: PageCount,
+    pub(super) bytes: ByteCount,
+    pub(super) duration: Duration,
+    pub(super) totals: Vec<ChannelTotals>,
+    unsent: Option<PageBitmap>,
+}
+
+impl Driver<'_> {
+    /// Sends rounds until the policy says stop, pauses the guest and harvests for the last time.
+    pub(super) fn pre_copy(&mut self, session: &Session<'_>) -> Result<LastRound, Error> {
+        let mut policy = Policy::new(self.steering.limits(), self.memory.layout().bytes());
+        let verdict = policy.start();
+        if verdict.decision == Decision::StopAndCopy {
+            let paused_at = self.pause()?;
+            let remainder = self.memory.populated()?;
+            return Ok(LastRound { index: 0, kind: RoundKind::Cold, remainder, paused_at, verdict });
+        }
+        self.phase(Phase::PreCopy);
+        // Round 0 is what is populated at the start: a page populated later is reported as written.
+        let mut pending = PageBitmap::new(self.memory.layout().chunks());
+        self.tracker.start(&mut pending)?;
+        let mut last_verdict = None;
+        let mut index = 0;
+        loop {
+            let (verdict, backlog) = self.pre_copy_round(session, &mut policy, index, &mut pending, last_verdict)?;
+            index += 1;
+            last_verdict = Some(verdict);
+            match verdict.decision {
+                Decision::Round => continue,
+                Decision::Abort => return Err(Error::Limit(verdict.reason)),
+                Decision::StopAndCopy => {}
+            }
+            let paused_at = self.pause()?;
+            self.tracker.harvest(&mut pending)?;
+            let facts =
+                PauseFacts { paused_for: self.hold.paused_for(), remaining: pending.count(), fixed_cost: backlog.saturating_add(HANDOVER_COST) };
+            let confirmed = policy.after_pause(&facts);
+            if confirmed.decision == Decision::StopAndCopy {
+                return Ok(LastRound { index, kind: RoundKind::StopAndCopy, remainder: pending, paused_at, verdict });
+            }
+            self.hold.resume()?;
+            (self.observer)(&Event::PauseUndone { remainder: facts.remaining, stalled: paused_at.elapsed() });
+        }
+    }
+
+    /// One round and the decision after it; and for how long the network will be busy with what was written.
+    fn pre_copy_round(
+        &mut self,
+        session: &Session<'_>,
+        policy: &mut Policy,
+        index: u32,
+        pending: &mut PageBitmap,
+        last_verdict: Option<Verdict>,
+    ) -> Result<(Verdict, Duration), Error> {
+        let began = Instant::now();
+        let taken = std::mem::replace(pending, PageBitmap::new(self.memory.layout().chunks()));
+        let round = self.send(session, index, taken, last_verdict)?;
+        if let Some(unsent) = &round.unsent {
+            pending.union_with(unsent);
+        }
+        let harvest = Instant::now();
+        self.harvest(pending)?;
+        let harvest = harvest.elapsed();
+        let backlog = self.backlog(session);
+        let facts = RoundFacts {
+            index,
+            elapsed: self.started.elapsed(),
+            duration: began.elapsed(),
+            pages: round.pages,
+            wire_bytes: round.bytes,
+            memory_sent_total: self.report.pages_transferred.bytes(),
+            dirty_after: pending.count(),
+            fixed_cost: backlog.saturating_add(harvest + HANDOVER_COST),
+        };
+        policy.set_limits(self.steering.limits());
+        let verdict = policy.after_round(&facts);
+        if index == 0 {
+            let prediction = policy.predict_rest(&facts, verdict);
+            self.report.predicted = Some(Predicted { total: prediction.total, downtime: prediction.downtime });
+        }
+        self.record(index, RoundKind::PreCopy, &round, Some(facts.dirty_after), Some(verdict.to_string()));
+        (self.observer)(&Event::Round {
+            index,
+            pages: round.pages,
+            bytes: round.bytes,
+            duration: round.duration,
+            dirty_after: facts.dirty_after,
+            verdict,
+        });
+        Ok((verdict, backlog))
+    }
+
+    /// How long it takes until what was written has arrived: the next round waits behind it. By the rate at which things
+    /// have arrived so far; a round that fits into the sockets' buffers says nothing about the link.
+    /// [`Duration::MAX`] while nothing has.
+    fn backlog(&self, session: &Session<'_>) -> Duration {
+        let under_way = ByteCount(session.bulk.iter().map(|connection| connection.under_way().0).sum());
+        let arrived = self.report.wire_bytes.0.saturating_sub(under_way.0);
+        BytesPerSec(arrived as f64 / self.started.elapsed().as_secs_f64()).time_for(under_way)
+    }
+
+    /// Harvests, with the guest paused where the tracker needs it.
+    fn harvest(&mut self, pending: &mut PageBitmap) -> Result<(), Error> {
+        if !self.tracker.needs_pause() {
+            return Ok(self.tracker.harvest(pending)?);
+        }
+        self.hold.pause()?;
+        let harvested = self.tracker.harvest(pending);
+        self.hold.resume()?;
+        Ok(harvested?)
+    }
+
+    fn pause(&mut self) -> Result<Instant, Error> {
+        // From when it was told to: it may stop a little later, but it does not run on for longer than that.
+        let paused_at = Instant::now();
+        self.hold.pause()?;
+        self.report.preparation = paused_at - self.started;
+        Ok(paused_at)
+    }
+
+    /// Has the workers send `pages` and waits until they are done.
+    pub(super) fn send(&mut self, session: &Session<'_>, index: u32, pages: PageBitmap, verdict: Option<Verdict>) -> Result<Round, Error> {
+        let total = pages.count();
+        let began = self.begin(session, index, pages)?;
+        self.await_round(session, index, total, began, verdict)
+    }
+
+    /// Hands `pages` to the workers.
+    pub(super) fn begin(&mut self, session: &Session<'_>, index: u32, pages: PageBitmap) -> Result<Instant, Error> {
+        // Relaxed: the job queue orders these stores before the workers' round.
+        session.live.halt.store(false, Ordering::Relaxed);
+        session.live.pages.store(0, Ordering::Relaxed);
+        let job = Job { round: u16::try_from(index).expect("bounded by MAX_ROUNDS and the escapes"), pages: Arc::new(pages) };
+        let began = Instant::now();
+        for queue in &session.jobs {
+            // A worker is only gone after a failure, which waits in `results`.
+            let _ = queue.send(job.clone());
+        }
+        Ok(began)
+    }
+
+    /// Waits until every worker has sent its part.
+    pub(super) fn await_round(
+        &mut self,
+        session: &Session<'_>,
+        index: u32,
+        total: PageCount,
+        began: Instant,
+        verdict: Option<Verdict>,
+    ) -> Result<Round, Error> {
+        let mut round = Round {
+            pages: PageCount(0),
+            bytes: ByteCount(0),
+            duration: Duration::ZERO,
+            totals: vec![ChannelTotals::default(); session.jobs.len()],
+            unsent: None,
+        };
+        let mut meter = Meter::new(session);
+        let ticker = tick(PROGRESS_EVERY);
+        let mut waiting = session.jobs.len();
+        while waiting > 0 {
+            select! {
+                recv(session.results) -> sent => {
+                    let sent = sent.map_err(|_| Error::System { action: "keep the workers", source: std::io::ErrorKind::Other.into() })??;
+                    self.merge(&mut round, sent);
+                    waiting -= 1;
+                }
+                recv(session.pump.ended()) -> ended => return Err(session_error(ended.ok())),
+                recv(session.pump.events()) -> event => if let Ok(SourceEvent::Reconnect) = event { self.phase(Phase::Resolving); },
+                recv(self.steering.cancelled()) -> _ => return Err(Error::Cancelled),
+                recv(ticker) -> _ => {
+                    let progress = meter.progress(session, index, total, verdict);
+                    (self.observer)(&progress);
+                    let timeout = self.steering.limits().timeout;
+                    if self.hold.paused_for().is_zero() && timeout.is_some_and(|timeout| self.started.elapsed() >= timeout) {
+                        session.live.halt.store(true, Ordering::Relaxed);
+                    }
+                }
+            }
+        }
+        round.duration = began.elapsed();
+        Ok(round)
+    }
+
+    fn merge(&mut self, round: &mut Round, sent: Sent) {
+        round.pages += sent.pages;
+        round.bytes += sent.bytes;
+        round.totals[usize::from(sent.channel)] = sent.totals;
+        if let Some(unsent) = sent.unsent {
+            match &mut round.unsent {
+                Some(all) => all.union_with(&unsent),
+                none => *none = Some(unsent),
+            }
+        }
+        self.report.pages_transferred += sent.pages;
+        self.report.wire_bytes += sent.bytes;
+        self.report.pages_by_encoding += sent.encodings;
+    }
+
+    /// Puts a round into the report.
+    pub(super) fn record(&mut self, index: u32, kind: RoundKind, round: &Round, dirty_after: Option<PageCount>, decision: Option<String>) {
+        tracing::debug!(index, pages = round.pages.0, bytes = round.bytes.0, ?dirty_after, decision, "round");
+        self.report.rounds.push(RoundReport {
+            index,
+            kind,
+            pages: round.pages,
+            wire_bytes: round.bytes,
+            duration: round.duration,
+            dirty_after,
+            decision,
+        });
+    }
+}
+
+/// Turns the live counters into progress.
+struct Meter {
+    bytes: u64,
+    at: Instant,
+}
+
+impl Meter {
+    fn new(session: &Session<'_>) -> Self {
+        Self { bytes: session.live.bytes.load(Ordering::Relaxed), at: Instant::now() }
+    }
+
+    fn progress(&mut self, session: &Session<'_>, index: u32, pages: PageCount, verdict: Option<Verdict>) -> Event {
+        let (bytes, now) = (session.live.bytes.load(Ordering::Relaxed), Instant::now());
+        let rate = BytesPerSec((bytes - self.bytes) as f64 / (now - self.at).as_secs_f64());
+        (self.bytes, self.at) = (bytes, now);
+        Event::Progress {
+            index,
+            bytes: ByteCount(bytes),
+            rate,
+            pages_sent: PageCount(session.live.pages.load(Ordering::Relaxed)),
+            pages,
+            dirty_rate: verdict.map(|verdict| verdict.dirty_rate),
+            expected_downtime: verdict.map(|verdict| verdict.expected_downtime),
+        }
+    }
+}
+
+const _: () = assert!(MAX_ROUNDS < u16::MAX as u32 - 16, "round numbers, escapes included, fit the wire");
+
+/// What a handover costs besides harvest and pages: state, two round trips, the resume. A guess that errs high.
+const HANDOVER_COST: Duration = Duration::from_millis(5);

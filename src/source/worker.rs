@@ -1,0 +1,140 @@
+//! One channel's sender.
+//!
+//! A worker walks its own words of the round's bitmap: copy out, classify, encode, checksum, append, write. It owns all
+//! that belongs to its pages, so nothing is locked; nothing is allocated once its buffer has grown to two chunks.
+
+use std::io::{ErrorKind, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, Sender};
+use crossbeam::utils::CachePadded;
+
+use crate::bitmap::PageBitmap;
+use crate::error::Error;
+use crate::memory::GuestMemory;
+use crate::stats::Encodings;
+use crate::transport::{Pacer, Stream, TransportError};
+use crate::units::{ByteCount, CHUNK_SIZE, PageCount};
+use crate::wire::{ChannelTotals, FrameWriter, channel_of};
+
+/// A round to send: every worker gets the same one and picks its own chunks.
+#[derive(Clone)]
+pub(super) struct Job {
+    pub(super) round: u16,
+    pub(super) pages: Arc<PageBitmap>,
+}
+
+/// What a worker did of a round.
+pub(super) struct Sent {
+    pub(super) pages: PageCount,
+    pub(super) bytes: ByteCount,
+    pub(super) encodings: Encodings,
+    /// Since the beginning, for the final reckoning.
+    pub(super) totals: ChannelTotals,
+    pub(super) channel: u16,
+    /// Pages left when the round was halted.
+    pub(super) unsent: Option<PageBitmap>,
+}
+
+/// Counted while a round runs, for progress; and how workers are stopped.
+#[derive(Default)]
+pub(super) struct Live {
+    pub(super) pages: CachePadded<AtomicU64>,
+    pub(super) bytes: CachePadded<AtomicU64>,
+    /// Ends the round early: what is not sent yet goes back.
+    pub(super) halt: AtomicBool,
+}
+
+pub(super) struct Worker<'d> {
+    pub(super) channel: u16,
+    pub(super) channels: u16,
+    pub(super) stream: Stream,
+    pub(super) memory: &'d GuestMemory,
+    pub(super) pacer: &'d Pacer,
+    pub(super) live: &'d Live,
+    pub(super) frames: FrameWriter,
+    pub(super) buffer: Vec<u8>,
+}
+
+impl Worker<'_> {
+    /// Sends rounds until the driver drops its end of `jobs`, or the connection fails.
+    ///
+    /// Both channels are bounded: one job waits at most, and one result for each; the driver always reads results.
+    pub(super) fn run(mut self, jobs: &Receiver<Job>, results: &Sender<Result<Sent, Error>>) {
+        for job in jobs {
+            let sent = self.send_round(&job);
+            let failed = sent.is_err();
+            if results.send(sent).is_err() || failed {
+                break;
+            }
+        }
+    }
+
+    fn send_round(&mut self, job: &Job) -> Result<Sent, Error> {
+        let before = self.frames.totals();
+        let mut encodings = Encodings::default();
+        let mut unsent = None;
+        let (channel, channels) = (self.channel, self.channels);
+        for (chunk, word) in job.pages.occupied().filter(|&(chunk, _)| channel_of(chunk, channels) == channel) {
+            // Relaxed: a late look at the flag sends a chunk more, nothing else.
+            if unsent.is_none() && self.live.halt.load(Ordering::Relaxed) {
+                unsent = Some(PageBitmap::new(job.pages.chunks()));
+            }
+            if let Some(left) = &mut unsent {
+                left.insert_word(chunk, word);
+                continue;
+            }
+            let masks = self.frames.push_chunk(&mut self.buffer, job.round, chunk, self.memory.chunk(chunk), word);
+            encodings += masks.encodings();
+            // Relaxed: counters for display.
+            self.live.pages.fetch_add(u64::from(word.count_ones()), Ordering::Relaxed);
+            if self.buffer.len() >= CHUNK_SIZE {
+                self.flush()?;
+            }
+        }
+        self.frames.push_round_end(&mut self.buffer, job.round);
+        self.flush()?;
+        let totals = self.frames.totals();
+        Ok(Sent {
+            pages: PageCount(totals.pages.0 - before.pages.0),
+            bytes: ByteCount(totals.bytes.0 - before.bytes.0),
+            encodings,
+            totals,
+            channel: self.channel,
+            unsent,
+        })
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        let slice_bytes = if self.pacer.rate().is_some() { PACED_SLICE } else { self.buffer.len().max(1) };
+        for slice in self.buffer.chunks(slice_bytes) {
+            self.wait_for_turn(ByteCount(slice.len() as u64));
+            self.stream.write_all(slice).map_err(|error| {
+                // The send timeout shows as "would block": say what it means.
+                let stalled = error.kind() == ErrorKind::WouldBlock;
+                let source = if stalled { std::io::Error::new(ErrorKind::TimedOut, "the peer takes no data") } else { error };
+                TransportError::Broken { lane: format!("bulk {}", self.channel), source }
+            })?;
+            self.live.bytes.fetch_add(slice.len() as u64, Ordering::Relaxed);
+        }
+        self.buffer.clear();
+        Ok(())
+    }
+
+    /// Sleeps until the pacer's turn, in steps, so that a stop is not slept through.
+    fn wait_for_turn(&self, bytes: ByteCount) {
+        let turn = Instant::now() + self.pacer.reserve(Instant::now(), bytes);
+        loop {
+            let left = turn.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.live.halt.load(Ordering::Relaxed) {
+                return;
+            }
+            std::thread::sleep(left.min(Duration::from_millis(20)));
+        }
+    }
+}
+
+/// Bytes written at once under a bandwidth limit.
+const PACED_SLICE: usize = 64 << 10;

@@ -1,0 +1,14 @@
+//! What happened in a migration, as it is reported.
+//!
+//! Durations come in from outside; nothing here reads a clock. The JSON form is an interface that other tools rely on:
+//! fields are added, never renamed, and [`SCHEMA`] counts the changes.
+#![forbid(unsafe_code)]
+
+mod metrics;
+mod millis;
+mod owner;
+mod report;
+
+pub use metrics::Metrics;
+pub use owner::GuestOwner;
+pub use report::{Encodings, Outcome, Predicted, Report, RoundKind, RoundReport, SCHEMA};

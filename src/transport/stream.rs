@@ -1,0 +1,283 @@
+//! Connections and listeners over TCP and Unix sockets.
+//!
+//! A dead peer shows in three ways, all bounded: keepalive and the user timeout for a host that is gone, the send
+//! timeout for one that no longer reads, and the protocol's own heartbeat for one that no longer answers.
+
+use std::io::{self, IoSlice, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
+
+use super::{Endpoint, TransportError};
+use crate::units::ByteCount;
+
+/// A connection, blocking.
+#[derive(Debug)]
+pub struct Stream {
+    socket: Arc<Socket>,
+}
+
+/// Ends a [`Stream`] from another thread.
+#[derive(Clone, Debug)]
+pub struct StreamControl {
+    socket: Arc<Socket>,
+}
+
+/// Takes connections.
+#[derive(Debug)]
+pub struct Listener {
+    socket: Socket,
+    endpoint: Endpoint,
+}
+
+/// A host that is gone is noticed after this time: idle 4 s, then 3 probes 2 s apart; unacknowledged data as long.
+const GONE_AFTER: Duration = Duration::from_secs(10);
+/// Bytes the kernel may hold beyond what is in flight: enough to keep a link busy, little enough to stay steerable.
+const UNSENT_LOW_WATER: u32 = 512 << 10;
+
+impl Stream {
+    /// Connects, trying each address of the host for at most `timeout`.
+    ///
+    /// # Errors
+    /// When nothing answers there.
+    pub fn connect(endpoint: &Endpoint, timeout: Duration) -> Result<Self, TransportError> {
+        let failed = |source| TransportError::Connect { endpoint: endpoint.clone(), source };
+        let targets = targets(endpoint).map_err(failed)?;
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the host name has no address");
+        for (domain, address) in targets {
+            let attempt = Socket::new(domain, Type::STREAM, None).and_then(|socket| {
+                socket.connect_timeout(&address, timeout)?;
+                Self::from_socket(socket)
+            });
+            match attempt {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = error,
+            }
+        }
+        Err(failed(last))
+    }
+
+    /// Two connected streams within this process.
+    ///
+    /// # Errors
+    /// When the system has no more descriptors.
+    pub fn pair() -> io::Result<(Self, Self)> {
+        let (left, right) = UnixStream::pair()?;
+        Ok((Self::from_socket(left.into())?, Self::from_socket(right.into())?))
+    }
+
+    fn from_socket(socket: Socket) -> io::Result<Self> {
+        socket.set_nonblocking(false)?;
+        // A connection inherits the timeout its listener waits with.
+        socket.set_read_timeout(None)?;
+        socket.set_write_timeout(Some(GONE_AFTER))?;
+        if socket.domain()? != Domain::UNIX {
+            let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(4)).with_interval(Duration::from_secs(2)).with_retries(3);
+            socket.set_tcp_keepalive(&keepalive)?;
+            socket.set_tcp_user_timeout(Some(GONE_AFTER))?;
+            socket.set_tcp_nodelay(true)?;
+        }
+        Ok(Self { socket: Arc::new(socket) })
+    }
+
+    /// Prepares the stream for bulk data: keeps the kernel's queue short, so that a decision to stop takes effect soon.
+    ///
+    /// # Errors
+    /// When the socket refuses the option.
+    pub fn prepare_bulk(&self) -> io::Result<()> {
+        if self.socket.domain()? != Domain::UNIX {
+            self.socket.set_tcp_notsent_lowat(UNSENT_LOW_WATER)?;
+        }
+        Ok(())
+    }
+
+    /// Limits how long a read waits; `None` waits for ever.
+    ///
+    /// # Errors
+    /// When the socket refuses the option.
+    pub fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        self.socket.set_read_timeout(timeout)
+    }
+
+    /// A handle that ends this stream.
+    #[must_use]
+    pub fn control(&self) -> StreamControl {
+        StreamControl { socket: Arc::clone(&self.socket) }
+    }
+
+    /// A second owner of the same connection, so that one thread can read while another writes.
+    #[must_use]
+    pub fn share(&self) -> Self {
+        Self { socket: Arc::clone(&self.socket) }
+    }
+
+    /// The other end, for messages to a person.
+    #[must_use]
+    pub fn peer(&self) -> String {
+        match self.socket.peer_addr().ok().and_then(|address| address.as_socket()) {
+            Some(address) => address.to_string(),
+            None => "a local process".to_owned(),
+        }
+    }
+}
+
+impl StreamControl {
+    /// Bytes that were written and have not arrived at the peer's host. Nothing where the system does not say.
+    #[must_use]
+    pub fn under_way(&self) -> ByteCount {
+        ByteCount(crate::sys::socket_queue::unacknowledged(self.socket.as_fd()).unwrap_or(0))
+    }
+
+    /// Ends the connection in both directions; reads and writes under way return at once.
+    pub fn shut_down(&self) {
+        // Fails only when the peer ended it first, which serves as well.
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        (&*self.socket).read(buffer)
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        (&*self.socket).write(buffer)
+    }
+
+    fn write_vectored(&mut self, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
+        (&*self.socket).write_vectored(buffers)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Listener {
+    /// Listens at `endpoint`. Port 0 takes a free one. A Unix socket's file must not exist, unless nobody listens on it
+    /// any more.
+    ///
+    /// # Errors
+    /// When the address cannot be taken.
+    pub fn bind(endpoint: &Endpoint) -> Result<Self, TransportError> {
+        let failed = |source| TransportError::Listen { endpoint: endpoint.clone(), source };
+        let (domain, address) = targets(endpoint)
+            .and_then(|targets| targets.into_iter().next().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the host name has no address")))
+            .map_err(failed)?;
+        if let Endpoint::Unix(path) = endpoint
+            && path.exists()
+            && UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+        {
+            std::fs::remove_file(path).map_err(failed)?;
+        }
+        let socket = Socket::new(domain, Type::STREAM, None).map_err(failed)?;
+        if domain != Domain::UNIX {
+            socket.set_reuse_address(true).map_err(failed)?;
+        }
+        socket.bind(&address).map_err(failed)?;
+        socket.listen(128).map_err(failed)?;
+        let endpoint = match socket.local_addr().map_err(failed)?.as_socket() {
+            Some(address) => Endpoint::Tcp(address.to_string()),
+            None => endpoint.clone(),
+        };
+        Ok(Self { socket, endpoint })
+    }
+
+    /// Where it listens, with the port that was taken.
+    #[must_use]
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Waits for the next connection, at most `timeout`; `None` when none came.
+    ///
+    /// # Errors
+    /// When the system refuses; [`Listener::bind`]'s address stays taken.
+    pub fn accept(&self, timeout: Duration) -> io::Result<Option<Stream>> {
+        self.socket.set_read_timeout(Some(timeout))?;
+        match self.socket.accept() {
+            // What cannot be set up is a connection whose peer is gone already.
+            Ok((socket, _)) => Ok(Stream::from_socket(socket).ok()),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted) => Ok(None),
+            // The connection failed, not the listening: see accept(2).
+            Err(error)
+                if matches!(error.raw_os_error(), Some(libc::ECONNABORTED | libc::EPROTO | libc::EPERM | libc::ENETDOWN | libc::ENETUNREACH)) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Endpoint::Unix(path) = &self.endpoint {
+            // Leaving the file behind is no more than untidy.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+fn targets(endpoint: &Endpoint) -> io::Result<Vec<(Domain, SockAddr)>> {
+    if let Endpoint::Unix(path) = endpoint {
+        return Ok(vec![(Domain::UNIX, SockAddr::unix(path)?)]);
+    }
+    Ok(endpoint.resolve()?.into_iter().map(|address| (Domain::for_address(address), address.into())).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exchange(endpoint: &Endpoint) {
+        let listener = Listener::bind(endpoint).unwrap();
+        let mut client = Stream::connect(listener.endpoint(), Duration::from_secs(5)).unwrap();
+        let mut server = listener.accept(Duration::from_secs(5)).unwrap().expect("a connection");
+        client.write_all(b"ping").unwrap();
+        let mut buffer = [0; 4];
+        server.read_exact(&mut buffer).unwrap();
+        assert_eq!(&buffer, b"ping");
+        server.control().shut_down();
+        assert_eq!(client.read(&mut buffer).unwrap(), 0);
+    }
+
+    #[test]
+    fn tcp_and_unix_streams_carry_bytes_and_end() {
+        exchange(&"127.0.0.1:0".parse().unwrap());
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        exchange(&Endpoint::Unix(path.clone()));
+        assert!(!path.exists(), "the socket's file is gone with the listener");
+    }
+
+    #[test]
+    fn a_stale_unix_socket_is_replaced_and_a_live_one_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let endpoint = Endpoint::Unix(path);
+        let _live = Listener::bind(&endpoint).unwrap();
+        assert!(matches!(Listener::bind(&endpoint), Err(TransportError::Listen { .. })));
+    }
+
+    #[test]
+    fn nobody_listening_is_a_connect_error() {
+        let taken = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
+        let endpoint = taken.endpoint().clone();
+        drop(taken);
+        assert!(matches!(Stream::connect(&endpoint, Duration::from_secs(1)), Err(TransportError::Connect { .. })));
+    }
+}

@@ -1,0 +1,256 @@
+//! Messages to bytes and back.
+//!
+//! An envelope of fixed size, then a body that depends on the kind. As with frames, the envelope's own checksum is
+//! checked before anything in it is believed, and holds the body's. The envelope and the Refuse message are the same in
+//! every version of the protocol, so that two versions can tell each other that they are two.
+
+use std::time::Duration;
+
+use super::VERSION;
+use super::checksum::checksum;
+use super::error::WireError;
+use super::fields::{BodyReader, BodyWriter, get, put};
+use super::kind::Kind;
+use super::message::{
+    AnswerStatus, ChannelTotals, MAX_CHANNELS, MAX_DESCRIPTION_BYTES, MAX_GUEST_KIND_BYTES, MAX_STATE_BYTES, Message, Offer, RefuseReason, SessionId,
+    Token,
+};
+use crate::memory::{MAX_REGIONS, MemoryLayout, RegionSpec};
+use crate::units::{ByteCount, GuestAddr, PageCount};
+
+/// Bytes before a message's body.
+pub const MESSAGE_HEADER_BYTES: usize = 32;
+
+const MAGIC: [u8; 8] = *b"PGFERRY\n";
+
+// Offsets of the envelope's fields.
+const MAGIC_AT: usize = 0;
+const VERSION_AT: usize = 8;
+const KIND_AT: usize = 10;
+const LENGTH_AT: usize = 12;
+const BODY_CHECKSUM_AT: usize = 16;
+const CHECKSUM_AT: usize = 24;
+
+impl Message {
+    /// Its name, for errors and logs.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        Kind::of(self).name()
+    }
+
+    /// Appends the message to `out`. Reasons in words are cut to [`MAX_REASON_BYTES`](super::MAX_REASON_BYTES).
+    ///
+    /// # Errors
+    /// [`WireError::TooLong`] when a part that cannot be cut is too long; nothing is appended then.
+    pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), WireError> {
+        let start = out.len();
+        out.extend_from_slice(&[0; MESSAGE_HEADER_BYTES]);
+        let mut writer = BodyWriter::new(self.name(), out);
+        if let Err(error) = encode_body(self, &mut writer) {
+            out.truncate(start);
+            return Err(error);
+        }
+        let (header, body) = out[start..].split_first_chunk_mut::<MESSAGE_HEADER_BYTES>().expect("the header is reserved");
+        put(header, MAGIC_AT, MAGIC);
+        put(header, VERSION_AT, VERSION.to_le_bytes());
+        put(header, KIND_AT, Kind::of(self).number().to_le_bytes());
+        put(header, LENGTH_AT, u32::try_from(body.len()).expect("every part is bounded").to_le_bytes());
+        put(header, BODY_CHECKSUM_AT, checksum(body).to_le_bytes());
+        let sum = checksum(&header[..CHECKSUM_AT]);
+        put(header, CHECKSUM_AT, sum.to_le_bytes());
+        Ok(())
+    }
+}
+
+/// Takes the message at the start of `bytes` and says how long it is; `None` when not all of it is there yet.
+///
+/// # Errors
+/// When no message of this version begins there. A Refuse is understood whatever its version.
+pub fn decode_message(bytes: &[u8]) -> Result<Option<(Message, usize)>, WireError> {
+    let magic = &bytes[..bytes.len().min(MAGIC.len())];
+    if !MAGIC.starts_with(magic) {
+        return Err(WireError::NotPageferry { first: magic.to_vec() });
+    }
+    let Some((header, after)) = bytes.split_first_chunk::<MESSAGE_HEADER_BYTES>() else { return Ok(None) };
+    let (version, number) = (u16::from_le_bytes(get(header, VERSION_AT)), u16::from_le_bytes(get(header, KIND_AT)));
+    // Before the checksum: what another version has after these fields is not known.
+    if version != VERSION && number != Kind::Refuse.number() {
+        return Err(WireError::Version { theirs: version });
+    }
+    if checksum(&header[..CHECKSUM_AT]) != u64::from_le_bytes(get(header, CHECKSUM_AT)) {
+        return Err(WireError::HeaderChecksum);
+    }
+    let kind = Kind::from_number(number).ok_or(WireError::UnknownMessage { kind: number })?;
+    let (length, limit) = (u32::from_le_bytes(get(header, LENGTH_AT)), kind.max_body_bytes());
+    if length > limit {
+        return Err(WireError::MessageLength { message: kind.name(), length, limit });
+    }
+    let Some(body) = after.get(..length as usize) else { return Ok(None) };
+    if checksum(body) != u64::from_le_bytes(get(header, BODY_CHECKSUM_AT)) {
+        return Err(WireError::BodyChecksum { message: kind.name() });
+    }
+    let mut reader = BodyReader::new(kind.name(), body);
+    let message = decode_body(kind, &mut reader)?;
+    reader.end()?;
+    Ok(Some((message, MESSAGE_HEADER_BYTES + body.len())))
+}
+
+fn encode_body(message: &Message, body: &mut BodyWriter<'_>) -> Result<(), WireError> {
+    match message {
+        Message::Hello(offer) => encode_offer(offer, body)?,
+        Message::Accept { channels: number } | Message::Attached { channel: number } => body.u16(*number),
+        Message::Refuse { reason, detail } => {
+            body.u16(refuse_code(*reason));
+            body.reason(detail);
+        }
+        Message::Attach { session, token, channel } => {
+            body.bytes(&session.0);
+            body.bytes(&token.0);
+            body.u16(*channel);
+        }
+        Message::Progress { frames, bytes } => {
+            body.u64(*frames);
+            body.u64(bytes.0);
+        }
+        Message::Finish { totals, state } => {
+            body.count("number of channels", totals.len(), usize::from(MAX_CHANNELS))?;
+            for channel in totals {
+                [channel.frames, channel.pages.0, channel.bytes.0, channel.digest].into_iter().for_each(|number| body.u64(number));
+            }
+            body.check("guest state", state.len(), MAX_STATE_BYTES)?;
+            body.bytes(state);
+        }
+        Message::Commit { paused_for } => body.u64(u64::try_from(paused_for.as_nanos()).unwrap_or(u64::MAX)),
+        Message::Abort { reason } | Message::Failed { reason } => body.reason(reason),
+        Message::Query { session, token } => {
+            body.bytes(&session.0);
+            body.bytes(&token.0);
+        }
+        Message::Answer(status) => body.u16(answer_code(*status)),
+        Message::Ping | Message::Ready | Message::Running | Message::Released => {}
+    }
+    Ok(())
+}
+
+fn decode_body(kind: Kind, body: &mut BodyReader<'_>) -> Result<Message, WireError> {
+    Ok(match kind {
+        Kind::Hello => Message::Hello(decode_offer(body)?),
+        Kind::Accept => Message::Accept { channels: channels(body)? },
+        Kind::Refuse => Message::Refuse { reason: refuse_reason(body.u16("reason")?), detail: body.reason()? },
+        Kind::Attach => Message::Attach { session: session(body)?, token: token(body)?, channel: channel(body)? },
+        Kind::Attached => Message::Attached { channel: channel(body)? },
+        Kind::Ping => Message::Ping,
+        Kind::Progress => Message::Progress { frames: body.u64("number of frames")?, bytes: ByteCount(body.u64("number of bytes")?) },
+        Kind::Finish => {
+            let count = channels(body)?;
+            let totals = (0..count).map(|_| channel_totals(body)).collect::<Result<_, _>>()?;
+            Message::Finish { totals, state: body.rest().to_vec() }
+        }
+        Kind::Ready => Message::Ready,
+        Kind::Commit => Message::Commit { paused_for: Duration::from_nanos(body.u64("time")?) },
+        Kind::Running => Message::Running,
+        Kind::Released => Message::Released,
+        Kind::Abort => Message::Abort { reason: body.reason()? },
+        Kind::Failed => Message::Failed { reason: body.reason()? },
+        Kind::Query => Message::Query { session: session(body)?, token: token(body)? },
+        Kind::Answer => Message::Answer(answer_status(body)?),
+    })
+}
+
+fn encode_offer(offer: &Offer, body: &mut BodyWriter<'_>) -> Result<(), WireError> {
+    body.bytes(&offer.session.0);
+    body.bytes(&offer.token.0);
+    body.u16(offer.channels);
+    body.count("number of regions", offer.layout.regions().len(), MAX_REGIONS)?;
+    for region in offer.layout.regions() {
+        body.u64(region.start.0);
+        body.u64(region.pages.0);
+    }
+    body.string("guest kind", &offer.guest_kind, MAX_GUEST_KIND_BYTES)?;
+    body.string("description", &offer.description, MAX_DESCRIPTION_BYTES)
+}
+
+fn decode_offer(body: &mut BodyReader<'_>) -> Result<Offer, WireError> {
+    let (session, token, channels) = (session(body)?, token(body)?, channels(body)?);
+    let count = body.u16("number of regions")?;
+    if usize::from(count) > MAX_REGIONS {
+        return Err(body.bad("number of regions"));
+    }
+    let region = |_| Ok(RegionSpec { start: GuestAddr(body.u64("region")?), pages: PageCount(body.u64("region")?) });
+    let regions = (0..count).map(region).collect::<Result<_, WireError>>()?;
+    let layout = MemoryLayout::new(regions).map_err(|_| body.bad("memory layout"))?;
+    let guest_kind = body.string("guest kind", MAX_GUEST_KIND_BYTES)?;
+    let description = body.string("description", MAX_DESCRIPTION_BYTES)?;
+    Ok(Offer { session, token, channels, layout, guest_kind, description })
+}
+
+fn session(body: &mut BodyReader<'_>) -> Result<SessionId, WireError> {
+    body.array("session").map(SessionId)
+}
+
+fn token(body: &mut BodyReader<'_>) -> Result<Token, WireError> {
+    body.array("token").map(Token)
+}
+
+fn channels(body: &mut BodyReader<'_>) -> Result<u16, WireError> {
+    let count = body.u16("number of channels")?;
+    if (1..=MAX_CHANNELS).contains(&count) { Ok(count) } else { Err(body.bad("number of channels")) }
+}
+
+fn channel(body: &mut BodyReader<'_>) -> Result<u16, WireError> {
+    let channel = body.u16("channel")?;
+    if channel < MAX_CHANNELS { Ok(channel) } else { Err(body.bad("channel")) }
+}
+
+fn channel_totals(body: &mut BodyReader<'_>) -> Result<ChannelTotals, WireError> {
+    Ok(ChannelTotals {
+        frames: body.u64("totals")?,
+        pages: PageCount(body.u64("totals")?),
+        bytes: ByteCount(body.u64("totals")?),
+        digest: body.u64("totals")?,
+    })
+}
+
+fn refuse_code(reason: RefuseReason) -> u16 {
+    match reason {
+        RefuseReason::Other => 0,
+        RefuseReason::Version => 1,
+        RefuseReason::Layout => 2,
+        RefuseReason::Memory => 3,
+        RefuseReason::GuestKind => 4,
+        RefuseReason::Description => 5,
+        RefuseReason::Authorization => 6,
+        RefuseReason::Busy => 7,
+    }
+}
+
+/// A reason that only a later version knows is `Other`: its words say what it is.
+fn refuse_reason(code: u16) -> RefuseReason {
+    match code {
+        1 => RefuseReason::Version,
+        2 => RefuseReason::Layout,
+        3 => RefuseReason::Memory,
+        4 => RefuseReason::GuestKind,
+        5 => RefuseReason::Description,
+        6 => RefuseReason::Authorization,
+        7 => RefuseReason::Busy,
+        _ => RefuseReason::Other,
+    }
+}
+
+fn answer_code(status: AnswerStatus) -> u16 {
+    match status {
+        AnswerStatus::Running => 1,
+        AnswerStatus::NeverStarted => 2,
+        AnswerStatus::Unknown => 3,
+    }
+}
+
+fn answer_status(body: &mut BodyReader<'_>) -> Result<AnswerStatus, WireError> {
+    match body.u16("status")? {
+        1 => Ok(AnswerStatus::Running),
+        2 => Ok(AnswerStatus::NeverStarted),
+        3 => Ok(AnswerStatus::Unknown),
+        _ => Err(body.bad("status")),
+    }
+}

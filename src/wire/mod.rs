@@ -1,0 +1,42 @@
+//! Bytes on the wire: control messages and frames of pages.
+//!
+//! Every length is checked against its bound before anything is allocated for it; nothing here panics on a peer's bytes.
+//! What follows is complete enough to write a second implementation from.
+//!
+#![doc = include_str!("SPEC.md")]
+#![forbid(unsafe_code)]
+
+mod checksum;
+mod codec;
+mod error;
+mod fields;
+mod frames;
+mod kind;
+mod message;
+
+pub use codec::{MESSAGE_HEADER_BYTES, decode_message};
+pub use error::{FrameError, WireError};
+pub use frames::{FRAME_HEADER_BYTES, FrameBody, FrameHeader, FrameReader, FrameWriter, MAX_META_BYTES};
+pub use message::{
+    AnswerStatus, ChannelTotals, MAX_CHANNELS, MAX_DESCRIPTION_BYTES, MAX_GUEST_KIND_BYTES, MAX_REASON_BYTES, MAX_STATE_BYTES, Message, Offer,
+    RefuseReason, SessionId, Token,
+};
+
+use crate::units::ChunkIndex;
+
+/// The protocol version this crate speaks.
+pub const VERSION: u16 = 1;
+
+/// The channel on which `chunk` travels, always, when there are `channels` of them.
+///
+/// Both ends compute it: the source to divide the work, the destination to refuse a frame on the wrong channel, which
+/// could overtake an older copy of its pages. Fibonacci hashing spreads neighbours, so that a guest's hot stretch does
+/// not fall to one channel.
+#[must_use]
+pub fn channel_of(chunk: ChunkIndex, channels: u16) -> u16 {
+    let mixed = chunk.0.wrapping_mul(0x9E37_79B1);
+    u16::try_from((u64::from(mixed) * u64::from(channels)) >> 32).expect("less than channels")
+}
+
+#[cfg(test)]
+mod tests;

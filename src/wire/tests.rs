@@ -1,0 +1,213 @@
+//! Messages: golden bytes of each, and what becomes of altered, cut and hostile ones.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::*;
+use crate::memory::{MemoryLayout, RegionSpec};
+use crate::units::{ByteCount, GuestAddr, PageCount};
+
+fn encode(message: &Message) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    message.encode(&mut bytes).unwrap();
+    bytes
+}
+
+/// The body of a message, in hexadecimal.
+fn body(message: &Message) -> String {
+    encode(message)[MESSAGE_HEADER_BYTES..].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// An envelope around `body` with the right checksums.
+fn envelope(version: u16, kind: u16, body: &[u8]) -> Vec<u8> {
+    let mut bytes = b"PGFERRY\n".to_vec();
+    bytes.extend(version.to_le_bytes());
+    bytes.extend(kind.to_le_bytes());
+    bytes.extend(u32::try_from(body.len()).unwrap().to_le_bytes());
+    bytes.extend(xxh3_64(body).to_le_bytes());
+    bytes.extend(xxh3_64(&bytes).to_le_bytes());
+    bytes.extend(body);
+    bytes
+}
+
+fn offer() -> Offer {
+    let regions = [(0, 160), (0x10_0000, 1)].map(|(start, pages)| RegionSpec { start: GuestAddr(start), pages: PageCount(pages) });
+    Offer {
+        session: SessionId([0xa1; 16]),
+        token: Token([0xb2; 16]),
+        channels: 4,
+        layout: MemoryLayout::new(regions.to_vec()).unwrap(),
+        guest_kind: "kvm".to_owned(),
+        description: "memory=1MiB".to_owned(),
+    }
+}
+
+fn one_of_each() -> [(Message, String); 16] {
+    let (session, token) = (SessionId([0xa1; 16]), Token([0xb2; 16]));
+    let ids = "a1".repeat(16) + &"b2".repeat(16);
+    let totals = ChannelTotals { frames: 1, pages: PageCount(2), bytes: ByteCount(3), digest: 4 };
+    let numbers = ["0100000000000000", "0200000000000000", "0300000000000000", "0400000000000000"].concat();
+    let regions = ["0000000000000000", "a000000000000000", "0000100000000000", "0100000000000000"].concat();
+    let hello = format!("{ids}04000200{regions}03006b766d0b006d656d6f72793d314d6942");
+    [
+        (Message::Hello(offer()), hello),
+        (Message::Accept { channels: 2 }, "0200".to_owned()),
+        (Message::Refuse { reason: RefuseReason::Busy, detail: "no".to_owned() }, "070002006e6f".to_owned()),
+        (Message::Attach { session, token, channel: 63 }, format!("{ids}3f00")),
+        (Message::Attached { channel: 3 }, "0300".to_owned()),
+        (Message::Ping, String::new()),
+        (Message::Progress { frames: 1, bytes: ByteCount(2) }, numbers[..32].to_owned()),
+        (Message::Finish { totals: vec![totals], state: vec![0xff; 3] }, format!("0100{numbers}ffffff")),
+        (Message::Ready, String::new()),
+        (Message::Commit { paused_for: Duration::from_nanos(0x0102) }, "0201000000000000".to_owned()),
+        (Message::Running, String::new()),
+        (Message::Released, String::new()),
+        (Message::Abort { reason: "é".to_owned() }, "0200c3a9".to_owned()),
+        (Message::Failed { reason: String::new() }, "0000".to_owned()),
+        (Message::Query { session, token }, ids),
+        (Message::Answer(AnswerStatus::NeverStarted), "0200".to_owned()),
+    ]
+}
+
+#[test]
+fn every_message_has_its_golden_bytes_and_comes_back() {
+    for (number, (message, golden)) in (1..).zip(one_of_each()) {
+        assert_eq!(body(&message), golden, "{}", message.name());
+        let bytes = encode(&message);
+        assert_eq!(bytes, envelope(1, number, &bytes[MESSAGE_HEADER_BYTES..]), "{}", message.name());
+        assert_eq!(decode_message(&bytes), Ok(Some((message, bytes.len()))));
+    }
+}
+
+#[test]
+fn a_whole_message_has_its_golden_bytes() {
+    let golden = [
+        "50474645525259 0a", // magic
+        "0100 0200",         // version, kind
+        "02000000",          // length of the body
+        "0a1888e3e89cba93",  // xxh3 of the body
+        "d1654e280441f7a2",  // xxh3 of all this
+        "0200",              // channels
+    ];
+    let bytes: String = encode(&Message::Accept { channels: 2 }).iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(bytes, golden.concat().replace(' ', ""));
+}
+
+#[test]
+fn a_cut_message_asks_for_more_and_a_flipped_bit_is_an_error() {
+    for (message, _) in one_of_each() {
+        let mut bytes = encode(&message);
+        for length in 0..bytes.len() {
+            assert_eq!(decode_message(&bytes[..length]), Ok(None), "{} cut to {length}", message.name());
+        }
+        for bit in 0..bytes.len() * 8 {
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode_message(&bytes).is_err(), "{} with bit {bit} flipped", message.name());
+            bytes[bit / 8] ^= 1 << (bit % 8);
+        }
+    }
+}
+
+#[test]
+fn other_protocols_and_versions_are_recognised() {
+    let not_pageferry = |first: &[u8]| Err(WireError::NotPageferry { first: first.to_vec() });
+    assert_eq!(decode_message(b"GET / HTTP/1.1\r\n"), not_pageferry(b"GET / HT"));
+    assert_eq!(decode_message(b"PGX"), not_pageferry(b"PGX"));
+    assert_eq!(decode_message(&envelope(2, 1, b"whatever")), Err(WireError::Version { theirs: 2 }));
+    assert_eq!(decode_message(&envelope(2, 99, &[])), Err(WireError::Version { theirs: 2 }));
+    let refuse = envelope(2, 3, &[0xff, 0xff, 3, 0, b'w', b'h', b'y']);
+    let expected = Message::Refuse { reason: RefuseReason::Other, detail: "why".to_owned() };
+    assert_eq!(decode_message(&refuse), Ok(Some((expected, refuse.len()))));
+}
+
+#[test]
+fn hostile_bodies_are_refused() {
+    let field = |message, field| Err(WireError::Field { message, field });
+    let hello = encode(&Message::Hello(offer()))[MESSAGE_HEADER_BYTES..].to_vec();
+    let hello_with = |at: usize, bytes: &[u8]| {
+        let mut hello = hello.clone();
+        hello[at..at + bytes.len()].copy_from_slice(bytes);
+        hello
+    };
+    let cases = [
+        (1, hello_with(32, &[0, 0]), field("Hello", "number of channels")),
+        (1, hello_with(32, &[65, 0]), field("Hello", "number of channels")),
+        (1, hello_with(34, &[0, 0]), field("Hello", "memory layout")),
+        (1, hello_with(34, &[3, 0]), field("Hello", "memory layout")),
+        (1, hello_with(34, &[0xff, 0xff]), field("Hello", "number of regions")),
+        (1, hello_with(34, &[0, 4]), field("Hello", "region")),
+        (1, hello_with(36, &[1]), field("Hello", "memory layout")),
+        (1, hello_with(68, &[65]), field("Hello", "guest kind")),
+        (1, hello_with(70, &[0xff]), field("Hello", "guest kind")),
+        (1, hello_with(73, &[12]), field("Hello", "description")),
+        (1, hello_with(73, &[10]), field("Hello", "length")),
+        (2, vec![1], field("Accept", "number of channels")),
+        (2, vec![], field("Accept", "number of channels")),
+        (4, [[0; 32].as_slice(), &[64, 0]].concat(), field("Attach", "channel")),
+        (6, vec![0], Err(WireError::MessageLength { message: "Ping", length: 1, limit: 0 })),
+        (8, vec![2, 0, 1, 1], field("Finish", "totals")),
+        (13, vec![1, 4], field("Abort", "reason")),
+        (16, vec![4, 0], field("Answer", "status")),
+        (0, vec![], Err(WireError::UnknownMessage { kind: 0 })),
+        (17, vec![], Err(WireError::UnknownMessage { kind: 17 })),
+    ];
+    for (kind, body, expected) in cases {
+        assert_eq!(decode_message(&envelope(VERSION, kind, &body)), expected, "kind {kind}");
+    }
+    let mut endless = envelope(VERSION, 8, &[]);
+    endless[12..16].copy_from_slice(&u32::MAX.to_le_bytes());
+    let checksum = xxh3_64(&endless[..24]).to_le_bytes();
+    endless[24..32].copy_from_slice(&checksum);
+    assert!(matches!(decode_message(&endless), Err(WireError::MessageLength { message: "Finish", length: u32::MAX, .. })));
+}
+
+#[test]
+fn the_longest_parts_fit_and_longer_ones_do_not() {
+    let regions = (0..1024).map(|index| RegionSpec { start: GuestAddr(index * 8192), pages: PageCount(1) }).collect();
+    let longest = Offer {
+        channels: MAX_CHANNELS,
+        layout: MemoryLayout::new(regions).unwrap(),
+        guest_kind: "k".repeat(MAX_GUEST_KIND_BYTES),
+        description: "d".repeat(MAX_DESCRIPTION_BYTES),
+        ..offer()
+    };
+    let totals = vec![ChannelTotals::default(); usize::from(MAX_CHANNELS)];
+    for message in [Message::Hello(longest.clone()), Message::Finish { totals: totals.clone(), state: vec![1; MAX_STATE_BYTES] }] {
+        let bytes = encode(&message);
+        assert_eq!(decode_message(&bytes), Ok(Some((message, bytes.len()))));
+    }
+    let too_long = [
+        Message::Hello(Offer { description: "d".repeat(MAX_DESCRIPTION_BYTES + 1), ..longest.clone() }),
+        Message::Hello(Offer { guest_kind: "k".repeat(MAX_GUEST_KIND_BYTES + 1), ..longest }),
+        Message::Finish { totals, state: vec![0; MAX_STATE_BYTES + 1] },
+    ];
+    for message in too_long {
+        let mut bytes = vec![7];
+        assert!(matches!(message.encode(&mut bytes), Err(WireError::TooLong { .. })), "{}", message.name());
+        assert_eq!(bytes, [7], "nothing is appended");
+    }
+    let cut = encode(&Message::Failed { reason: "é".repeat(600) + "x" });
+    assert_eq!(decode_message(&cut), Ok(Some((Message::Failed { reason: "é".repeat(512) }, cut.len()))));
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_a_message_an_error_or_the_beginning_of_one(kind in 0u16..20, body in prop::collection::vec(any::<u8>(), 0..200)) {
+        let bytes = envelope(VERSION, kind, &body);
+        if let Ok(Some((message, length))) = decode_message(&bytes) {
+            prop_assert_eq!(length, bytes.len());
+            // A Refuse may hold a reason that only a later version knows.
+            prop_assert!(kind == 3 || encode(&message) == bytes);
+        }
+    }
+
+    #[test]
+    fn channels_share_the_chunks_fairly(channels in 1..=MAX_CHANNELS, first in 0u32..1 << 20) {
+        let mut counts = vec![0u32; usize::from(channels)];
+        (first..first + 4096).for_each(|chunk| counts[usize::from(channel_of(ChunkIndex(chunk), channels))] += 1);
+        let fair = 4096 / u32::from(channels);
+        prop_assert!(counts.iter().all(|count| (fair * 3 / 4..=fair * 5 / 4 + 2).contains(count)), "{:?}", counts);
+    }
+}

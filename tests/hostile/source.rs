@@ -1,0 +1,133 @@
+//! A hostile source, driven by hand: each step of an honest session, to leave the path at any of them.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use pageferry::memory::{GuestMemory, MemoryLayout};
+use pageferry::page::{Compression, Encoder};
+use pageferry::transport::{Endpoint, Stream};
+use pageferry::units::ChunkIndex;
+use pageferry::wire::{ChannelTotals, FrameWriter, Message, Offer, SessionId, Token, channel_of};
+
+use crate::guest::filled;
+use crate::honest::PAGES;
+use crate::talk::Talk;
+
+/// How far a session went by the rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stage {
+    Connected,
+    Accepted,
+    Attached,
+    Copied,
+    Ready,
+    Running,
+}
+
+/// What leads to a stage from the one before.
+type Step = (Stage, fn(&mut EvilSource));
+
+pub(crate) const CHANNELS: u16 = 2;
+
+pub(crate) struct EvilSource {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) offer: Offer,
+    pub(crate) control: Talk,
+    pub(crate) bulk: Vec<Stream>,
+    pub(crate) frames: Vec<FrameWriter>,
+    pub(crate) memory: Arc<GuestMemory>,
+}
+
+impl EvilSource {
+    pub(crate) fn at(stage: Stage, endpoint: &Endpoint) -> Self {
+        static SESSIONS: AtomicU64 = AtomicU64::new(0);
+        let session = SessionId(u128::from(SESSIONS.fetch_add(1, Ordering::SeqCst)).to_le_bytes());
+        let layout = MemoryLayout::flat(PAGES).unwrap();
+        let memory = filled(layout.clone());
+        let writer = || FrameWriter::new(Encoder::new(Compression::Lz4, layout.chunks()));
+        let frames = (0..CHANNELS).map(|_| writer()).collect();
+        let offer = Offer { session, token: Token([9; 16]), channels: CHANNELS, layout, guest_kind: "stamper".into(), description: String::new() };
+        let mut source = Self { endpoint: endpoint.clone(), offer, control: Talk::to(endpoint), bulk: Vec::new(), frames, memory };
+        let steps: [Step; 5] = [
+            (Stage::Accepted, Self::say_hello),
+            (Stage::Attached, Self::attach_all),
+            (Stage::Copied, Self::send_all),
+            (Stage::Ready, Self::finish),
+            (Stage::Running, Self::commit),
+        ];
+        steps.iter().filter(|(reaches, _)| *reaches <= stage).for_each(|(_, step)| step(&mut source));
+        source
+    }
+
+    fn say_hello(&mut self) {
+        self.control.say(&Message::Hello(self.offer.clone()));
+        assert_eq!(self.control.hear(), Some(Message::Accept { channels: CHANNELS }));
+    }
+
+    fn attach_all(&mut self) {
+        self.bulk = (0..CHANNELS).map(|channel| self.attach(channel).into_stream()).collect();
+    }
+
+    /// Opens a bulk connection that is taken in.
+    fn attach(&self, channel: u16) -> Talk {
+        let mut bulk = Talk::to(&self.endpoint);
+        bulk.say(&self.attach_message(channel));
+        assert_eq!(bulk.hear(), Some(Message::Attached { channel }));
+        bulk
+    }
+
+    pub(crate) fn attach_message(&self, channel: u16) -> Message {
+        Message::Attach { session: self.offer.session, token: self.offer.token, channel }
+    }
+
+    pub(crate) fn query(&self) -> Message {
+        Message::Query { session: self.offer.session, token: self.offer.token }
+    }
+
+    /// Sends round 0, whole.
+    fn send_all(&mut self) {
+        for channel in 0..CHANNELS {
+            let mut bytes = Vec::new();
+            for chunk in (0..self.offer.layout.chunks()).map(ChunkIndex).filter(|chunk| channel_of(*chunk, CHANNELS) == channel) {
+                self.frames[usize::from(channel)].push_chunk(&mut bytes, 0, chunk, self.memory.chunk(chunk), self.offer.layout.valid_mask(chunk));
+            }
+            self.frames[usize::from(channel)].push_round_end(&mut bytes, 0);
+            self.send(channel, &bytes);
+        }
+    }
+
+    /// A good frame of `chunk`, which is counted as sent.
+    pub(crate) fn frame(&mut self, chunk: u32) -> Vec<u8> {
+        let (mut bytes, chunk) = (Vec::new(), ChunkIndex(chunk));
+        let frames = &mut self.frames[usize::from(channel_of(chunk, CHANNELS))];
+        frames.push_chunk(&mut bytes, 0, chunk, self.memory.chunk(chunk), self.offer.layout.valid_mask(chunk));
+        bytes
+    }
+
+    /// Puts bytes on a bulk connection; it may be closed already.
+    pub(crate) fn send(&mut self, channel: u16, bytes: &[u8]) {
+        let _ = self.bulk[usize::from(channel)].write_all(bytes);
+    }
+
+    pub(crate) fn totals(&self) -> Vec<ChannelTotals> {
+        self.frames.iter().map(FrameWriter::totals).collect()
+    }
+
+    pub(crate) fn finish_message(&self) -> Message {
+        Message::Finish { totals: self.totals(), state: b"registers".to_vec() }
+    }
+
+    fn finish(&mut self) {
+        self.control.say(&self.finish_message());
+        assert_eq!(self.control.hear(), Some(Message::Ready));
+    }
+
+    fn commit(&mut self) {
+        self.control.say(&COMMIT);
+        assert_eq!(self.control.hear(), Some(Message::Running));
+    }
+}
+
+pub(crate) const COMMIT: Message = Message::Commit { paused_for: Duration::ZERO };

@@ -1,0 +1,202 @@
+//! Every guest, pattern, tracker and number of channels: does the guest arrive as it was?
+//!
+//! ```text
+//! tests/run matrix           # every combination, in a few minutes
+//! tests/run matrix --quick   # each value of each parameter at least once, within a minute; plain `cargo test` runs this
+//! ```
+//! In each case a receiver and a sender move one guest and write its memory image to files, the sender at the last pause
+//! and the receiver before the guest runs there. Passed means: `cmp` has nothing to say, the guest that arrived was
+//! checked, both programs ended with 0, both reports say that the destination has the guest, and they agree on what
+//! crossed. The downtime limit is low, so that pages travel more than once.
+//!
+//! Environment: `MEMORY` (64MiB), `FILL` (24MiB), `WORKING_SET` (8MiB), `RATE` (100000), `ONLY` (cases whose name contains
+//! it).
+#[path = "../processes/mod.rs"]
+#[expect(dead_code, reason = "the tests of the programs use the rest")]
+mod processes;
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use pageferry::cli::units::parse_size;
+use pageferry::stats::{GuestOwner, Outcome, Report};
+use processes::tally::{Tally, Verdict, clean_up_at_interrupt};
+use processes::{Ended, Listening, compare, kvm};
+use tempfile::TempDir;
+
+fn main() -> ExitCode {
+    let full = std::env::args().any(|argument| argument == "--full");
+    let directory = TempDir::with_prefix("pageferry-matrix-").expect("a temporary directory");
+    let path = directory.path().to_owned();
+    clean_up_at_interrupt(move || drop(std::fs::remove_dir_all(path))).expect("signals can be watched");
+    let only = setting("ONLY", "");
+    let mut tally = Tally::default();
+    for case in cases().into_iter().filter(|case| (full || case.quick) && case.name().contains(&only)) {
+        tally.case(&case.name(), || case.run(&directory));
+    }
+    drop(directory);
+    tally.finish()
+}
+
+/// One migration.
+#[derive(Clone)]
+struct Case {
+    guest: &'static str,
+    pattern: &'static str,
+    tracker: &'static str,
+    channels: u16,
+    /// What makes it different from the others of its row, if anything does.
+    special: Option<Special>,
+    quick: bool,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Special {
+    /// Over a Unix socket.
+    Unix,
+    /// Memory that is a memfd, at both ends.
+    Memfd,
+    /// Anonymous memory at the source, a memfd at the destination.
+    ToMemfd,
+    /// Huge pages at both ends.
+    HugeTlb,
+    /// The guest stays paused where it arrives.
+    Hold,
+    /// Paused from the start.
+    Cold,
+    /// Raw pages.
+    Uncompressed,
+    /// A guest that writes as fast as it can.
+    Unpaced,
+}
+
+fn cases() -> Vec<Case> {
+    let rows = [("workload", "write-protect"), ("workload", "soft-dirty"), ("workload", "marked"), ("kvm", "write-protect"), ("kvm", "kvm-log")];
+    let patterns = ["sweep", "random", "rewrite", "hot-cold"];
+    let mut cases = Vec::new();
+    for (row, (guest, tracker)) in rows.into_iter().enumerate() {
+        for (column, pattern) in patterns.into_iter().enumerate() {
+            for (index, channels) in [1, 2, 4].into_iter().enumerate() {
+                // A diagonal: every pattern and every number of channels with every tracker.
+                let quick = column % 3 == (row + index) % 3 && (column < 3 || channels == 4);
+                cases.push(Case { guest, pattern, tracker, channels, special: None, quick });
+            }
+        }
+        let specials = [
+            Special::Unix,
+            Special::Memfd,
+            Special::ToMemfd,
+            Special::HugeTlb,
+            Special::Hold,
+            Special::Cold,
+            Special::Uncompressed,
+            Special::Unpaced,
+        ];
+        for (index, special) in specials.into_iter().enumerate() {
+            let pattern = patterns[(row + index) % 4];
+            cases.push(Case {
+                guest,
+                pattern,
+                tracker,
+                channels: 2,
+                special: Some(special),
+                quick: (row + index) % 4 == 0 || special == Special::Unpaced,
+            });
+        }
+    }
+    cases
+}
+
+impl Case {
+    fn name(&self) -> String {
+        let special = match self.special {
+            None => "",
+            Some(Special::Unix) => " unix",
+            Some(Special::Memfd) => " memfd",
+            Some(Special::ToMemfd) => " to-memfd",
+            Some(Special::HugeTlb) => " hugetlb",
+            Some(Special::Hold) => " hold",
+            Some(Special::Cold) => " cold",
+            Some(Special::Uncompressed) => " uncompressed",
+            Some(Special::Unpaced) => " unpaced",
+        };
+        let Self { guest, pattern, tracker, channels, .. } = self;
+        format!("{guest} {pattern} {tracker} x{channels}{special}")
+    }
+
+    fn run(&self, directory: &TempDir) -> Result<Verdict> {
+        if self.guest == "kvm"
+            && let Err(reason) = kvm()
+        {
+            return Ok(Verdict::Skipped(reason));
+        }
+        let memory = setting("MEMORY", "64MiB");
+        let bytes = parse_size(&memory)?.0;
+        if self.special == Some(Special::HugeTlb) && free_huge_bytes() < 2 * bytes {
+            return Ok(Verdict::Skipped(format!("not enough huge pages: echo {} > {HUGE_PAGES}/nr_hugepages", 2 * (bytes >> 21))));
+        }
+        let began = Instant::now();
+        let [source, destination, socket] = ["source.image", "destination.image", "socket"].map(|name| directory.path().join(name));
+        let (mut send, mut receive, mut rounds) = (String::new(), String::new(), 5);
+        let (mut listen, mut rate) = ("127.0.0.1:0".to_owned(), setting("RATE", "100000"));
+        match self.special {
+            None => {}
+            Some(Special::HugeTlb) => (send, receive) = ("--backing hugetlb".into(), "--backing hugetlb".into()),
+            Some(Special::Unix) => listen = format!("unix:{}", socket.display()),
+            Some(Special::Memfd) => (send, receive) = ("--backing memfd".into(), "--backing memfd".into()),
+            Some(Special::ToMemfd) => receive = "--backing memfd".into(),
+            Some(Special::Hold) => receive = "--hold".into(),
+            Some(Special::Cold) => rounds = 0,
+            Some(Special::Uncompressed) => send = "--compress none".into(),
+            Some(Special::Unpaced) => rate = "max".into(),
+        }
+        let receiver = Listening::start(&listen, &format!("--max-sessions 1 --dump {} {receive}", destination.display()))?;
+        let (fill, working_set) = (setting("FILL", "24MiB"), setting("WORKING_SET", "8MiB"));
+        let Self { guest, pattern, tracker, channels, .. } = self;
+        let guest = format!("{guest}:memory={memory},fill={fill},working-set={working_set},rate={rate},pattern={pattern},seed={channels}");
+        let flags = format!(
+            "--tracker {tracker} --channels {channels} --downtime-limit 1ms --dirty-threshold 0 --max-rounds {rounds} --warm-up 50ms --dump {} {send}",
+            source.display()
+        );
+        let sent = receiver.send(&guest, &flags)?.wait(LIMIT)?;
+        if sent.code == Some(2) && sent.stderr.contains("is not usable") {
+            return Ok(Verdict::Skipped(sent.stderr.trim().to_owned()));
+        }
+        let sent = sent.expect(0)?;
+        let received = receiver.process.wait(LIMIT)?.expect(0)?;
+        let report = self.check(&sent, &received)?;
+        compare(&source, &destination, bytes)?;
+        let took = began.elapsed().as_secs_f64();
+        Ok(Verdict::Passed(format!("{} rounds, {} pages, {took:.1} s", report.rounds.len(), report.pages_transferred.0)))
+    }
+
+    fn check(&self, sent: &Ended, received: &Ended) -> Result<Report> {
+        let (source, destination) = (sent.report()?, received.report()?);
+        for report in [&source, &destination] {
+            ensure!(report.outcome == Outcome::Completed && report.guest_owner == GuestOwner::Destination, "{}", report.to_json());
+            ensure!(report.channels == self.channels, "{} channels", report.channels);
+        }
+        ensure!(destination.guest_check.as_deref() == Some("ok"), "the guest that arrived: {:?}", destination.guest_check);
+        ensure!(source.tracker.as_deref() == Some(self.tracker), "tracked by {:?}", source.tracker);
+        let crossed = |report: &Report| (report.pages_transferred, report.wire_bytes, report.pages_by_encoding, report.rounds.len());
+        ensure!(crossed(&source) == crossed(&destination), "sent {:?}, received {:?}", crossed(&source), crossed(&destination));
+        let cold = self.special == Some(Special::Cold);
+        ensure!((source.rounds.len() == 1) == cold, "{} rounds", source.rounds.len());
+        Ok(source)
+    }
+}
+
+fn setting(name: &str, default: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| default.to_owned())
+}
+
+/// Huge pages of 2 MiB that nobody has.
+fn free_huge_bytes() -> u64 {
+    let free = std::fs::read_to_string(format!("{HUGE_PAGES}/free_hugepages")).unwrap_or_default();
+    free.trim().parse::<u64>().unwrap_or(0) << 21
+}
+
+const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+/// For one program; a case takes about a second.
+const LIMIT: Duration = Duration::from_secs(60);

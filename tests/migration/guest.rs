@@ -1,0 +1,176 @@
+//! A guest made of one thread that stamps pages, and a factory that takes it in.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use pageferry::destination::{Arrival, Ending, GuestFactory, Refusal};
+use pageferry::dirty::Marks;
+use pageferry::guest::{Guest, GuestError};
+use pageferry::memory::{Backing, GuestMemory, MemoryLayout};
+use pageferry::units::{GuestAddr, PageCount, PageIndex};
+use pageferry::wire::Offer;
+
+/// Stamps every page of its memory in turn with a growing number, and marks what it wrote.
+pub(crate) struct Stamper {
+    pub(crate) memory: Arc<GuestMemory>,
+    pub(crate) marks: Marks,
+    running: Option<Running>,
+    pub(crate) fail_to_resume: bool,
+}
+
+struct Running {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Stamper {
+    pub(crate) fn new(memory: Arc<GuestMemory>) -> Self {
+        let marks = Marks::new(memory.layout());
+        Self { memory, marks, running: None, fail_to_resume: false }
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+}
+
+impl Guest for Stamper {
+    fn pause(&mut self) -> Result<(), GuestError> {
+        if let Some(Running { stop, thread }) = self.running.take() {
+            stop.store(true, Ordering::Relaxed);
+            thread.join().unwrap();
+        }
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), GuestError> {
+        if self.fail_to_resume {
+            return Err(GuestError::new("resume", "told to fail"));
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        let (memory, marks, stopped) = (Arc::clone(&self.memory), self.marks.clone(), Arc::clone(&stop));
+        let thread = std::thread::spawn(move || {
+            let pages = memory.layout().pages().0;
+            for n in 0.. {
+                if stopped.load(Ordering::Relaxed) {
+                    break;
+                }
+                let page = memory.layout().page_at(GuestAddr(n * 7 % pages * 4096)).unwrap();
+                memory.chunk(page.chunk()).store_word(page.bit(), 5, n);
+                marks.mark_pages(page, PageCount(1));
+                if n % 64 == 0 {
+                    std::thread::sleep(std::time::Duration::from_micros(200));
+                }
+            }
+        });
+        self.running = Some(Running { stop, thread });
+        Ok(())
+    }
+
+    fn save_state(&mut self) -> Result<Vec<u8>, GuestError> {
+        Ok(b"registers".to_vec())
+    }
+
+    fn load_state(&mut self, state: &[u8]) -> Result<(), GuestError> {
+        if state == b"registers" { Ok(()) } else { Err(GuestError::new("load its state", "not its registers")) }
+    }
+}
+
+impl Drop for Stamper {
+    fn drop(&mut self) {
+        let _ = self.pause();
+    }
+}
+
+/// Memory with something in it: every third page is empty.
+pub(crate) fn filled(layout: MemoryLayout) -> Arc<GuestMemory> {
+    let memory = Arc::new(GuestMemory::allocate(layout, Backing::Anonymous).unwrap());
+    let mut x = 1u64;
+    for chunk in 0..memory.layout().chunks() {
+        let chunk = pageferry::units::ChunkIndex(chunk);
+        for bit in 0..memory.chunk(chunk).pages() {
+            for index in 0..512 {
+                x = x.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(1);
+                match bit % 3 {
+                    0 => memory.chunk(chunk).store_word(bit, index, x),
+                    1 => memory.chunk(chunk).store_word(bit, index, x >> 60),
+                    _ => {}
+                }
+            }
+        }
+    }
+    memory
+}
+
+/// A copy of every page.
+pub(crate) fn image(memory: &GuestMemory) -> Vec<[u8; 4096]> {
+    let layout = memory.layout();
+    (0..layout.chunks())
+        .map(pageferry::units::ChunkIndex)
+        .flat_map(|chunk| (0..memory.chunk(chunk).pages()).map(move |bit| chunk.page(bit)))
+        .map(|page: PageIndex| {
+            let mut copy = [0; 4096];
+            memory.chunk(page.chunk()).copy_out(page.bit(), &mut copy);
+            copy
+        })
+        .collect()
+}
+
+/// What a destination keeps for the test to look at.
+#[derive(Default)]
+pub(crate) struct Seen {
+    pub(crate) image: Option<Vec<[u8; 4096]>>,
+    pub(crate) ending: Option<Ending>,
+    pub(crate) ran: bool,
+}
+
+/// Takes stampers in.
+#[derive(Default)]
+pub(crate) struct Factory {
+    pub(crate) seen: Arc<Mutex<Seen>>,
+    pub(crate) fail_to_resume: bool,
+    pub(crate) fail_when_placed: bool,
+    pub(crate) other_layout: Option<MemoryLayout>,
+}
+
+impl GuestFactory for Factory {
+    fn admit(&self, offer: &Offer) -> Result<Box<dyn Arrival>, Refusal> {
+        let layout = self.other_layout.clone().unwrap_or_else(|| offer.layout.clone());
+        let memory = Arc::new(GuestMemory::allocate(layout, Backing::Anonymous).unwrap());
+        let mut guest = Stamper::new(memory);
+        guest.fail_to_resume = self.fail_to_resume;
+        Ok(Box::new(Arriving { guest, seen: Arc::clone(&self.seen), fail_when_placed: self.fail_when_placed }))
+    }
+}
+
+struct Arriving {
+    guest: Stamper,
+    seen: Arc<Mutex<Seen>>,
+    fail_when_placed: bool,
+}
+
+impl Arrival for Arriving {
+    fn memory(&self) -> Arc<GuestMemory> {
+        Arc::clone(&self.guest.memory)
+    }
+
+    fn guest(&mut self) -> &mut dyn Guest {
+        &mut self.guest
+    }
+
+    fn placed(&mut self) -> io::Result<()> {
+        if self.fail_when_placed {
+            return Err(io::Error::other("no room for the image"));
+        }
+        self.seen.lock().unwrap().image = Some(image(&self.guest.memory));
+        Ok(())
+    }
+
+    fn ended(self: Box<Self>, ending: Ending) {
+        let mut seen = self.seen.lock().unwrap();
+        seen.ran = self.guest.is_running();
+        seen.ending = Some(ending);
+    }
+}

@@ -1,0 +1,4 @@
+//! Whole migrations in one process: source and destination over loopback, with a guest made of a thread.
+
+mod guest;
+mod moves;

@@ -1,0 +1,192 @@
+//! Guests that arrive, and guests that stay.
+
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use pageferry::destination::{Ending, Receiver, ReceiverOptions};
+use pageferry::dirty::{self, Choice, Tracked, TrackerKind};
+use pageferry::guest::Guest;
+use pageferry::memory::{MemoryLayout, RegionSpec};
+use pageferry::policy::Limits;
+use pageferry::protocol::Timeouts;
+use pageferry::source::{Completed, Event, Failure, Migration, Outgoing};
+use pageferry::stats::{GuestOwner, Outcome, RoundKind};
+use pageferry::transport::Endpoint;
+use pageferry::units::{BytesPerSec, GuestAddr, PageCount};
+use pageferry::{Error, wire};
+
+use crate::guest::{Factory, Seen, Stamper, filled, image};
+
+/// A receiver of one session on a thread of its own.
+fn receiver(factory: Factory, options: &ReceiverOptions) -> (Endpoint, JoinHandle<Result<(), Error>>, Arc<Mutex<Seen>>) {
+    let seen = Arc::clone(&factory.seen);
+    let timeouts = Timeouts { tombstone: Duration::from_secs(1), ..Timeouts::default() };
+    let options = ReceiverOptions { max_sessions: Some(1), timeouts, ..options.clone() };
+    let receiver = Receiver::bind(&"127.0.0.1:0".parse().unwrap(), options, Arc::new(factory)).unwrap();
+    let endpoint = receiver.endpoint().clone();
+    (endpoint, std::thread::spawn(move || receiver.serve()), seen)
+}
+
+fn layout() -> MemoryLayout {
+    let region = |start, pages| RegionSpec { start: GuestAddr(start), pages: PageCount(pages) };
+    MemoryLayout::new(vec![region(0, 700), region(0x100_0000, 1000)]).unwrap()
+}
+
+fn tracker(guest: &Stamper) -> Box<dyn dirty::DirtyTracker> {
+    let tracked = Tracked { memory: Arc::clone(&guest.memory), marks: guest.marks.clone(), marks_complete: true, kvm: None };
+    dirty::open(Choice::Only(TrackerKind::Marked), &tracked).unwrap()
+}
+
+fn migrate(migration: Migration<'_>, guest: &mut Stamper) -> Result<Completed, Box<Failure>> {
+    let memory = Arc::clone(&guest.memory);
+    let mut tracker = tracker(guest);
+    migration.run(Outgoing { guest, memory: &memory, tracker: &mut *tracker, kind: "stamper".into(), description: String::new() })
+}
+
+fn running_guest() -> Stamper {
+    let memory = filled(MemoryLayout::flat(PageCount(1700)).unwrap());
+    let mut guest = Stamper::new(memory);
+    guest.resume().unwrap();
+    guest
+}
+
+#[test]
+fn a_writing_guest_arrives_identical_and_runs() {
+    for channels in [1, 2, 5] {
+        let (endpoint, served, seen) = receiver(Factory::default(), &ReceiverOptions::default());
+        let mut guest = running_guest();
+        let mut rounds = 0;
+        let migration = Migration::to(endpoint).channels(channels).observe(|event| rounds += u32::from(matches!(event, Event::Round { .. })));
+        let Completed { report } = migrate(migration, &mut guest).unwrap();
+        served.join().unwrap().unwrap();
+        assert_eq!((report.outcome, report.guest_owner), (Outcome::Completed, GuestOwner::Destination));
+        assert!(!guest.is_running(), "the source's guest stays paused");
+        let seen = seen.lock().unwrap();
+        assert!(seen.ran);
+        assert!(seen.image.as_ref().unwrap() == &image(&guest.memory), "memory is identical");
+        let Some(Ending::Completed { report: theirs }) = &seen.ending else { panic!("{:?}", seen.ending) };
+        assert_eq!(theirs.pages_transferred, report.pages_transferred);
+        assert_eq!(theirs.wire_bytes, report.wire_bytes);
+        assert_eq!(theirs.pages_by_encoding, report.pages_by_encoding);
+        assert!(report.pages_by_encoding.lz4 > PageCount(100) && report.pages_by_encoding.raw > PageCount(100), "{:?}", report.pages_by_encoding);
+    }
+}
+
+#[test]
+fn a_cold_migration_copies_the_paused_guest_of_several_regions_once() {
+    let (endpoint, served, seen) = receiver(Factory::default(), &ReceiverOptions::default());
+    let mut guest = Stamper::new(filled(layout()));
+    let migration = Migration::to(endpoint).limits(Limits { max_rounds: 0, ..Limits::default() });
+    let report = migrate(migration, &mut guest).unwrap().report;
+    served.join().unwrap().unwrap();
+    assert_eq!(report.rounds.iter().map(|round| round.kind).collect::<Vec<_>>(), [RoundKind::Cold]);
+    assert!(seen.lock().unwrap().image.as_ref().unwrap() == &image(&guest.memory));
+}
+
+#[test]
+fn cancelled_migrations_leave_the_guest_running_here() {
+    let (endpoint, served, seen) = receiver(Factory::default(), &ReceiverOptions::default());
+    let mut guest = running_guest();
+    let migration = Migration::to(endpoint).bandwidth(Some(BytesPerSec(1e6)));
+    let steering = migration.steering();
+    let canceller = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        steering.cancel();
+    });
+    let failure = migrate(migration, &mut guest).unwrap_err();
+    canceller.join().unwrap();
+    served.join().unwrap().unwrap();
+    assert!(matches!(failure.error, Error::Cancelled), "{failure}");
+    assert_eq!((failure.owner, failure.report.outcome), (GuestOwner::Source, Outcome::Aborted));
+    assert!(guest.is_running());
+    let Some(Ending::Dropped { error, .. }) = &seen.lock().unwrap().ending else { panic!("dropped") };
+    assert!(error.in_full().contains("cancelled"), "the destination knows why: {}", error.in_full());
+}
+
+#[test]
+fn cancelled_at_any_moment_the_guest_runs_on_exactly_one_side() {
+    let mut owners = [0, 0];
+    for step in 0..40 {
+        let (endpoint, served, seen) = receiver(Factory::default(), &ReceiverOptions::default());
+        let mut guest = running_guest();
+        let migration = Migration::to(endpoint);
+        let steering = migration.steering();
+        let canceller = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(2 * step));
+            steering.cancel();
+        });
+        let owner = match migrate(migration, &mut guest) {
+            Ok(completed) => completed.report.guest_owner,
+            Err(failure) => failure.owner,
+        };
+        canceller.join().unwrap();
+        // A migration cancelled before it connected leaves the receiver waiting for one.
+        let ran = if served.is_finished() || seen.lock().unwrap().ending.is_some() || owner == GuestOwner::Destination {
+            served.join().unwrap().unwrap();
+            seen.lock().unwrap().ran
+        } else {
+            false
+        };
+        owners[usize::from(ran)] += 1;
+        assert_ne!(guest.is_running(), ran, "step {step}: {owner:?}");
+        assert_eq!(ran, owner == GuestOwner::Destination);
+    }
+    println!("cancelled: {}, moved: {}", owners[0], owners[1]);
+}
+
+#[test]
+fn a_destination_without_room_refuses_and_says_so() {
+    let options = ReceiverOptions { max_memory: Some(pageferry::units::ByteCount(1 << 20)), ..ReceiverOptions::default() };
+    let (endpoint, served, _) = receiver(Factory::default(), &options);
+    let mut guest = running_guest();
+    let failure = migrate(Migration::to(endpoint), &mut guest).unwrap_err();
+    served.join().unwrap().unwrap();
+    assert!(matches!(failure.error, Error::Refused { reason: wire::RefuseReason::Memory, .. }), "{failure}");
+    assert_eq!((failure.owner, failure.report.outcome), (GuestOwner::Source, Outcome::Refused));
+    assert!(guest.is_running());
+}
+
+#[test]
+fn another_layout_at_the_destination_is_refused() {
+    let factory = Factory { other_layout: Some(MemoryLayout::flat(PageCount(1701)).unwrap()), ..Factory::default() };
+    let (endpoint, served, _) = receiver(factory, &ReceiverOptions::default());
+    let mut guest = running_guest();
+    let failure = migrate(Migration::to(endpoint), &mut guest).unwrap_err();
+    served.join().unwrap().unwrap();
+    assert!(matches!(failure.error, Error::Refused { reason: wire::RefuseReason::Layout, .. }), "{failure}");
+    assert!(guest.is_running());
+}
+
+#[test]
+fn a_guest_that_cannot_start_there_runs_on_here() {
+    for factory in [Factory { fail_to_resume: true, ..Factory::default() }, Factory { fail_when_placed: true, ..Factory::default() }] {
+        let (endpoint, served, seen) = receiver(factory, &ReceiverOptions::default());
+        let mut guest = running_guest();
+        let failure = migrate(Migration::to(endpoint), &mut guest).unwrap_err();
+        served.join().unwrap().unwrap();
+        assert_eq!((failure.owner, failure.report.outcome), (GuestOwner::Source, Outcome::Failed), "{}", failure.error.in_full());
+        assert!(guest.is_running());
+        assert!(!seen.lock().unwrap().ran);
+    }
+}
+
+#[test]
+fn a_failing_step_at_the_pause_leaves_the_guest_running_here() {
+    let (endpoint, served, _) = receiver(Factory::default(), &ReceiverOptions::default());
+    let mut guest = running_guest();
+    let migration = Migration::to(endpoint).at_pause(|_| Err(std::io::Error::other("disk full")));
+    let failure = migrate(migration, &mut guest).unwrap_err();
+    served.join().unwrap().unwrap();
+    assert!(failure.error.in_full().ends_with("disk full"), "{}", failure.error.in_full());
+    assert!(guest.is_running());
+}
+
+#[test]
+fn nobody_listening_leaves_the_guest_running_here() {
+    let mut guest = running_guest();
+    let endpoint = "127.0.0.1:1".parse().unwrap();
+    let failure = migrate(Migration::to(endpoint), &mut guest).unwrap_err();
+    assert!(matches!(failure.error, Error::Transport(_)), "{failure}");
+    assert!(guest.is_running());
+}

@@ -1,0 +1,5 @@
+//! Pages through encoder, frames and decoder into another memory, and what happens to altered ones.
+
+mod content;
+mod frames;
+mod pages;

@@ -1,0 +1,136 @@
+//! A stretch of network between a sender and a receiver that can be made to fail at an exact place.
+//!
+//! It passes connections through and looks at each piece of what the sender says. On the control connection pieces are
+//! whole messages; on the others they are what was read. The first connection of a migration is the control connection,
+//! the next ones carry memory, and one that comes after those is a source in doubt.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Result;
+use pageferry::wire::{Message, decode_message};
+
+/// What becomes of a piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It goes on, with whatever was done to it.
+    Pass,
+    /// It goes on, and then every connection ends.
+    PassThenCut,
+    /// It is lost, and every connection ends.
+    Cut,
+}
+
+/// Decides about the pieces that the sender sends.
+pub(crate) trait Tamper: Send + Sync + 'static {
+    /// A message of the sender on its control connection.
+    fn message(&self, _message: &Message) -> Fate {
+        Fate::Pass
+    }
+
+    /// Bytes of a connection that carries memory, from `offset` on.
+    fn memory(&self, _offset: usize, _bytes: &mut Vec<u8>) -> Fate {
+        Fate::Pass
+    }
+
+    /// Whether connections get through once they were cut.
+    fn heals(&self) -> bool {
+        true
+    }
+}
+
+/// Listens until the test is over.
+pub(crate) struct Proxy {
+    pub(crate) address: String,
+}
+
+struct Network<T> {
+    tamper: T,
+    receiver: String,
+    open: Mutex<Vec<TcpStream>>,
+    is_cut: AtomicBool,
+}
+
+impl Proxy {
+    /// Before the receiver at an address.
+    pub(crate) fn start(receiver: &str, tamper: impl Tamper) -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let address = listener.local_addr()?.to_string();
+        let network = Arc::new(Network { tamper, receiver: receiver.to_owned(), open: Mutex::new(Vec::new()), is_cut: AtomicBool::new(false) });
+        std::thread::spawn(move || {
+            for (index, sender) in listener.incoming().enumerate() {
+                let Ok(sender) = sender else { break };
+                // A connection that fails just ends, as connections do.
+                let _ = network.connect(index, sender);
+            }
+        });
+        Ok(Self { address })
+    }
+}
+
+impl<T: Tamper> Network<T> {
+    fn connect(self: &Arc<Self>, index: usize, sender: TcpStream) -> Result<()> {
+        if self.is_cut.load(Ordering::SeqCst) && !self.tamper.heals() {
+            return Ok(());
+        }
+        let receiver = TcpStream::connect(&self.receiver)?;
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).extend([sender.try_clone()?, receiver.try_clone()?]);
+        let (mut from, mut to) = (receiver.try_clone()?, sender.try_clone()?);
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut from, &mut to);
+            let _ = to.shutdown(Shutdown::Both);
+        });
+        let network = Arc::clone(self);
+        std::thread::spawn(move || {
+            let _ = if index == 0 { network.pass_messages(&sender, &receiver) } else { network.pass_memory(&sender, &receiver) };
+            let _ = receiver.shutdown(Shutdown::Both);
+        });
+        Ok(())
+    }
+
+    fn pass_messages(&self, mut sender: &TcpStream, receiver: &TcpStream) -> Result<()> {
+        let (mut waiting, mut bytes) = (Vec::new(), [0; 1 << 16]);
+        loop {
+            let count = sender.read(&mut bytes)?;
+            if count == 0 {
+                return Ok(());
+            }
+            waiting.extend_from_slice(&bytes[..count]);
+            while let Some((message, length)) = decode_message(&waiting)? {
+                let fate = self.tamper.message(&message);
+                self.pass(fate, &waiting[..length], receiver)?;
+                waiting.drain(..length);
+            }
+        }
+    }
+
+    fn pass_memory(&self, mut sender: &TcpStream, receiver: &TcpStream) -> Result<()> {
+        let (mut offset, mut bytes) = (0, [0; 1 << 16]);
+        loop {
+            let count = sender.read(&mut bytes)?;
+            if count == 0 {
+                return Ok(());
+            }
+            let mut piece = bytes[..count].to_vec();
+            let fate = self.tamper.memory(offset, &mut piece);
+            self.pass(fate, &piece, receiver)?;
+            offset += count;
+        }
+    }
+
+    fn pass(&self, fate: Fate, bytes: &[u8], mut receiver: &TcpStream) -> Result<()> {
+        if fate != Fate::Cut {
+            receiver.write_all(bytes)?;
+        }
+        if fate != Fate::Pass {
+            // What was written still arrives: the connections end, they are not reset.
+            self.is_cut.store(true, Ordering::SeqCst);
+            for stream in self.open.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+                let _ = stream.shutdown(Shutdown::Both);
+            }
+        }
+        Ok(())
+    }
+}

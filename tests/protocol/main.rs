@@ -1,0 +1,9 @@
+//! The session between the two ends, in virtual time.
+
+mod cuts;
+mod edges;
+mod hostile;
+mod interleavings;
+mod pair;
+mod steps;
+mod world;
