@@ -198,7 +198,7 @@ fn an_old_copy_of_any_page_of_the_working_set_is_found() {
     }
 }
 
-/// Moves a paused guest's memory and state to a new guest and starts that; gives it and the time it was stopped for.
+/// Moves a paused guest's memory and state to a new guest and starts that; gives it and the time it was stopped for at least.
 fn moved(here: &mut dyn TestGuest, stop: Duration) -> (Box<dyn TestGuest>, Duration) {
     let paused = Instant::now();
     let state = here.save_state().unwrap();
@@ -209,8 +209,10 @@ fn moved(here: &mut dyn TestGuest, stop: Duration) -> (Box<dyn TestGuest>, Durat
     there.check().unwrap_or_else(|error| panic!("before it runs: {error}"));
     assert_eq!(there.writes(), here.writes());
     sleep(stop);
+    // Before the resume: the guest may write long before that call is back on a processor.
+    let stopped = paused.elapsed();
     there.resume().unwrap();
-    (there, paused.elapsed())
+    (there, stopped)
 }
 
 #[test]
