@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use pageferry::memory::{Backing, GuestMemory, MemoryLayout};
-use pageferry::page::{Compression, Decoder, Encoder};
-use pageferry::units::{CHUNK_SIZE, ChunkIndex, PAGE_SIZE, PAGE_WORDS, PageCount};
+use pageferry::page::{Codecs, Decoder, Encoder, EncoderSettings, Method, PageKey, Work};
+use pageferry::units::{ByteCount, CHUNK_SIZE, ChunkIndex, PAGE_SIZE, PAGE_WORDS, PageCount};
 use pageferry::wire::{FrameReader, FrameWriter};
 use twox_hash::XxHash3_64;
 
 const CHUNKS: u32 = 1024;
+const TOKEN: [u8; 16] = [5; 16];
+const PACKERS: Codecs = Codecs::LZ4.or(Codecs::ZSTD);
 
 /// What memory is full of.
 #[derive(Clone, Copy)]
@@ -103,19 +105,39 @@ fn copies(criterion: &mut Criterion) {
     group.finish();
 }
 
+fn settings(codecs: Codecs) -> EncoderSettings {
+    EncoderSettings { codecs, key: PageKey::derive(&TOKEN), delta_cache: ByteCount(64 << 20) }
+}
+
+fn work(memory: &GuestMemory, chunk: ChunkIndex, method: Method) -> Work<'_> {
+    Work { round: 0, chunk, memory: memory.chunk(chunk), mask: u64::MAX, method }
+}
+
 fn frames(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("make a frame");
     group.throughput(Throughput::Bytes(CHUNK_SIZE as u64));
     for (name, filling) in FILLINGS {
         let memory = memory(filling);
-        for compression in [Compression::None, Compression::Lz4] {
-            let mut writer = FrameWriter::new(Encoder::new(compression, CHUNKS));
+        for (method, codecs) in [(Method::Raw, PACKERS), (Method::Raw, PACKERS.or(Codecs::DELTA)), (Method::Lz4, PACKERS), (Method::Zstd(1), PACKERS)]
+        {
+            let hashed = if codecs.contains(Codecs::DELTA) { "hashed" } else { "not hashed" };
             let (mut out, mut next) = (Vec::new(), walk());
-            group.bench_function(BenchmarkId::new(name, format!("{compression:?}")), |bencher| {
-                bencher.iter(|| {
-                    out.clear();
-                    let chunk = next();
-                    black_box(writer.push_chunk(&mut out, 0, chunk, memory.chunk(chunk), u64::MAX));
+            let mut writer = FrameWriter::new(Encoder::new(settings(codecs), CHUNKS));
+            group.bench_function(BenchmarkId::new(name, format!("{method:?}, {hashed}")), |bencher| {
+                bencher.iter_custom(|iterations| {
+                    let mut spent = Duration::ZERO;
+                    for _ in 0..iterations {
+                        let chunk = next();
+                        if chunk.0 == 0 {
+                            // A first round each time: sent again, pages would be unchanged.
+                            writer = FrameWriter::new(Encoder::new(settings(codecs), CHUNKS));
+                        }
+                        out.clear();
+                        let start = Instant::now();
+                        black_box(writer.push_chunk(&mut out, work(&memory, chunk, method)));
+                        spent += start.elapsed();
+                    }
+                    spent
                 });
             });
         }
@@ -130,8 +152,8 @@ fn placing(criterion: &mut Criterion) {
         let (source, destination) = (memory(filling), memory(Filling::Random));
         let mut next = walk();
         let mut placement = destination.placement();
-        let mut writer = FrameWriter::new(Encoder::new(Compression::Lz4, CHUNKS));
-        let mut reader = FrameReader::new(0, 1, Decoder::new(destination.populated().expect("the kernel answers")));
+        let mut writer = FrameWriter::new(Encoder::new(settings(PACKERS), CHUNKS));
+        let mut reader = FrameReader::new(0, 1, PACKERS, Decoder::new(PageKey::derive(&TOKEN), destination.populated().expect("the kernel answers")));
         let mut frame = Vec::new();
         group.bench_function(name, |bencher| {
             // One at a time: a frame's number has to be the next one.
@@ -140,7 +162,7 @@ fn placing(criterion: &mut Criterion) {
                 for _ in 0..iterations {
                     frame.clear();
                     let chunk = next();
-                    writer.push_chunk(&mut frame, 0, chunk, source.chunk(chunk), u64::MAX);
+                    writer.push_chunk(&mut frame, work(&source, chunk, Method::Lz4));
                     let start = Instant::now();
                     black_box(reader.apply_bytes(&frame, &mut placement)).expect("a good frame");
                     spent += start.elapsed();

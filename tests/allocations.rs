@@ -6,8 +6,8 @@ use std::cell::Cell;
 
 use pageferry::bitmap::PageBitmap;
 use pageferry::memory::{Backing, GuestMemory, MemoryLayout};
-use pageferry::page::{Compression, Decoder, Encoder};
-use pageferry::units::{ChunkIndex, PageCount};
+use pageferry::page::{Codecs, Decoder, Encoder, EncoderSettings, Method, PageKey, Work};
+use pageferry::units::{ByteCount, ChunkIndex, PageCount};
 use pageferry::wire::{FrameReader, FrameWriter};
 
 struct Counting;
@@ -39,30 +39,43 @@ fn frames_are_made_and_applied_without_allocating() {
     const CHUNKS: u32 = 8;
     let [source, destination] =
         [(); 2].map(|()| GuestMemory::allocate(MemoryLayout::flat(PageCount(u64::from(CHUNKS) * 64)).unwrap(), Backing::Anonymous).unwrap());
-    // A quarter each of zero, uniform, compressible and incompressible pages.
-    for page in 0..CHUNKS * 64 {
-        let mut state = u64::from(page) | 1;
-        for index in 0..512 {
-            state = state.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(0x1405_7B7E_F767_814F);
-            let word = [0, 7, index as u64 % 4, state][page as usize % 4];
-            source.chunk(ChunkIndex(page / 64)).store_word(page % 64, index, word);
-        }
-    }
-    let mut writer = FrameWriter::new(Encoder::new(Compression::Lz4, CHUNKS));
-    let mut reader = FrameReader::new(0, 1, Decoder::new(PageBitmap::new(CHUNKS)));
+    let key = PageKey::derive(&[1; 16]);
+    let settings = EncoderSettings { codecs: Codecs::built_in(), key: key.clone(), delta_cache: ByteCount(1 << 20) };
+    let mut writer = FrameWriter::new(Encoder::new(settings, CHUNKS));
+    let mut reader = FrameReader::new(0, 1, Codecs::built_in(), Decoder::new(key, PageBitmap::new(CHUNKS)));
     let mut placement = destination.placement();
     let mut bytes = Vec::new();
     let mut before = 0;
-    for round in 0..4 {
+    for round in 0..6 {
+        write_all(&source, round);
         for chunk in (0..CHUNKS).map(ChunkIndex) {
             bytes.clear();
-            let masks = writer.push_chunk(&mut bytes, round, chunk, source.chunk(chunk), u64::MAX);
-            assert!([masks.zero, masks.uniform, masks.lz4, masks.raw].iter().all(|mask| mask.count_ones() == 16));
+            let method = if chunk.0 % 2 == 0 { Method::Lz4 } else { Method::Zstd(1) };
+            let work = Work { round, chunk, memory: source.chunk(chunk), mask: u64::MAX, method };
+            let masks = writer.push_chunk(&mut bytes, work).pages.masks;
+            let packed = if round > 0 { masks.unchanged } else { masks.lz4 | masks.zstd };
+            let forms = [masks.zero, masks.uniform, packed, masks.raw];
+            assert!(forms.iter().all(|mask| mask.count_ones() >= 12) && (masks.delta != 0) == (round > 0), "{masks:?}");
             reader.apply_bytes(&bytes, &mut placement).unwrap().unwrap();
         }
-        if round == 0 {
+        // By then every buffer has its size, and every page that comes back its place.
+        if round == 2 {
             before = ALLOCATIONS.get();
         }
     }
     assert_eq!(ALLOCATIONS.get(), before);
+}
+
+/// Each fifth page is zero, uniform, compressible and never changed, compressible with one word changed, and random.
+fn write_all(memory: &GuestMemory, round: u16) {
+    for page in 0..u32::try_from(memory.layout().pages().0).unwrap() {
+        let seed = if page % 5 == 4 { u64::from(page) << 16 | u64::from(round) } else { 0 };
+        for index in 0..512 {
+            let scrambled = (seed + index as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            let scrambled = (scrambled ^ scrambled >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            let changed = u64::from(round) * u64::from(index == 100);
+            let word = [0, u64::from(round) + 7, index as u64 % 4, index as u64 % 4 + changed, scrambled ^ scrambled >> 31][page as usize % 5];
+            memory.chunk(ChunkIndex(page / 64)).store_word(page % 64, index, word);
+        }
+    }
 }

@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use pageferry::memory::{Backing, GuestMemory, MemoryLayout, RegionSpec};
-use pageferry::page::Decoder;
+use pageferry::page::{Codecs, Decoder, PageKey};
 use pageferry::units::{GuestAddr, PageCount};
 use pageferry::wire::{FRAME_HEADER_BYTES, FrameReader};
 use xxhash_rust::xxh3::xxh3_64;
@@ -35,7 +35,7 @@ fuzz_target!(|bytes: &[u8]| {
 fn run(mut bytes: &[u8]) {
     let mut placement = MEMORY.placement();
     let occupied = MEMORY.populated().expect("the kernel answers");
-    let mut reader = FrameReader::new(0, 1, Decoder::new(occupied));
+    let mut reader = FrameReader::new(0, 1, Codecs::built_in(), Decoder::new(PageKey::derive(&[7; 16]), occupied));
     let mut length = 0;
     while let Ok(Some(header)) = reader.apply_bytes(bytes, &mut placement) {
         bytes = &bytes[header.frame_bytes()..];
@@ -53,10 +53,10 @@ fn sign(bytes: &mut [u8], sequence: u64) -> Option<usize> {
     if header[4] != 2 {
         let field = |at: usize| u64::from_le_bytes(*header[at..].first_chunk().expect("inside the header"));
         let meta = usize::from(u16::from_le_bytes([header[20], header[21]]));
-        length = (field(48).count_ones() as usize * 4096 + meta).min(payload.len());
-        header[56..64].copy_from_slice(&xxh3_64(&payload[..length]).to_le_bytes());
+        length = (field(72).count_ones() as usize * 4096 + meta).min(payload.len());
+        header[80..88].copy_from_slice(&xxh3_64(&payload[..length]).to_le_bytes());
     }
-    let checksum = xxh3_64(&header[..64]);
-    header[64..].copy_from_slice(&checksum.to_le_bytes());
+    let checksum = xxh3_64(&header[..88]);
+    header[88..].copy_from_slice(&checksum.to_le_bytes());
     Some(FRAME_HEADER_BYTES + length)
 }

@@ -33,6 +33,7 @@ pub fn run(settings: &SendSettings) -> anyhow::Result<Exit> {
     let mut migration = Migration::to(settings.endpoint.clone())
         .channels(settings.channels)
         .compression(settings.compression)
+        .delta_cache(settings.delta_cache)
         .limits(settings.limits)
         .bandwidth(settings.bandwidth);
     if let Some(file) = dump {

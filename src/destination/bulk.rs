@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crossbeam::channel::Sender;
 use crossbeam::utils::CachePadded;
 
+use super::registry::Arriving;
 use crate::error::Error;
-use crate::memory::{GuestMemory, Placement};
+use crate::memory::Placement;
 use crate::page::Decoder;
 use crate::stats::Encodings;
 use crate::transport::{Stream, TransportError};
@@ -43,16 +44,17 @@ pub(super) enum BulkReport {
 }
 
 /// Receives frames until the connection ends or something is wrong with one.
-pub(super) fn receive(stream: Stream, channel: u16, channels: u16, memory: &GuestMemory, arrived: &Arrived, reports: &Sender<BulkReport>) {
+pub(super) fn receive(stream: Stream, channel: u16, arriving: &Arriving, arrived: &Arrived, reports: &Sender<BulkReport>) {
+    let memory = &arriving.memory;
     let decoder = match memory.populated() {
-        Ok(populated) => Decoder::new(populated),
+        Ok(populated) => Decoder::new(arriving.key.clone(), populated),
         Err(error) => {
             return report_stopped(reports, channel, ChannelTotals::default(), error.into());
         }
     };
     let mut receiver = BulkReceiver {
         input: Lookahead::new(stream),
-        frames: FrameReader::new(channel, channels, decoder),
+        frames: FrameReader::new(channel, arriving.channels, arriving.codecs, decoder),
         placement: memory.placement(),
         meta: Vec::with_capacity(MAX_META_BYTES),
         populated: vec![false; memory.layout().chunks() as usize],
@@ -66,7 +68,7 @@ pub(super) fn receive(stream: Stream, channel: u16, channels: u16, memory: &Gues
                 arrived.frames.fetch_add(1, Ordering::Relaxed);
                 arrived.bytes.fetch_add(header.frame_bytes() as u64, Ordering::Relaxed);
                 match header.body {
-                    FrameBody::Chunk { masks, .. } => encodings += masks.encodings(),
+                    FrameBody::Chunk { pages, .. } => encodings += pages.masks.encodings(),
                     FrameBody::RoundEnd => {
                         let totals = receiver.frames.totals();
                         let _ = reports.send(BulkReport::RoundEnd { channel, totals, encodings });
@@ -101,9 +103,9 @@ impl BulkReceiver<'_> {
         let mut header = [0; FRAME_HEADER_BYTES];
         self.input.read_exact(&mut header).map_err(|error| self.broken(error))?;
         let header = self.frames.parse(&header, self.placement.memory().layout())?;
-        if let FrameBody::Chunk { chunk, masks, .. } = header.body {
-            let filled = (masks.uniform | masks.lz4 | masks.raw).count_ones();
-            if filled >= DENSE && !std::mem::replace(&mut self.populated[chunk.as_usize()], true) {
+        if let FrameBody::Chunk { chunk, pages } = header.body {
+            let masks = pages.masks;
+            if masks.filled().count_ones() >= DENSE && !std::mem::replace(&mut self.populated[chunk.as_usize()], true) {
                 self.placement.populate(chunk);
             }
             self.input.read_pages(&mut self.placement, chunk, masks.raw).map_err(|error| self.broken(error))?;

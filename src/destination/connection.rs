@@ -46,7 +46,7 @@ fn attach(hub: &Hub, reader: MessageReader, session: SessionId, token: Token, ch
         return writer.send(&error.refusal());
     }
     match writer.send(&Message::Attached { channel }) {
-        Ok(()) => bulk::receive(stream, channel, arriving.channels, &arriving.memory, &shared.arrived, &shared.reports),
+        Ok(()) => bulk::receive(stream, channel, arriving, &shared.arrived, &shared.reports),
         // The session counts on every channel to report its end.
         Err(_) => {
             let gone = TransportError::Closed { lane: format!("bulk {channel}") };

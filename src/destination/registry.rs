@@ -13,6 +13,7 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use super::bulk::{Arrived, BulkReport};
 use crate::error::Error;
 use crate::memory::GuestMemory;
+use crate::page::{Codecs, PageKey};
 use crate::protocol::{Destination, Timeouts, Tombstones};
 use crate::transport::StreamControl;
 use crate::wire::{AnswerStatus, SessionId, Token};
@@ -38,6 +39,10 @@ pub(super) struct Shared {
 pub(super) struct Arriving {
     pub(super) memory: Arc<GuestMemory>,
     pub(super) channels: u16,
+    /// Forms of pages that were agreed on.
+    pub(super) codecs: Codecs,
+    /// The key of the hashes of pages.
+    pub(super) key: PageKey,
 }
 
 impl Shared {

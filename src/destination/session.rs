@@ -17,6 +17,7 @@ use super::ledger::Ledger;
 use super::registry::{Arriving, Shared};
 use crate::control::{Connection, MessageReader};
 use crate::error::Error;
+use crate::page::{Codecs, PageKey};
 use crate::protocol::{Destination, DestinationEnd, DestinationEvent, ProtocolError};
 use crate::stats::{GuestOwner, Outcome, Report};
 use crate::wire::{ChannelTotals, Message, Offer, RefuseReason};
@@ -87,9 +88,10 @@ impl Session<'_> {
                 return Ok(());
             }
         };
-        let arriving = Arriving { memory: guest.arrival.memory(), channels };
+        let codecs = offer.codecs.and(Codecs::built_in());
+        let arriving = Arriving { memory: guest.arrival.memory(), channels, codecs, key: PageKey::derive(&offer.token.0) };
         assert!(self.shared.arrival.set(arriving).is_ok(), "one offer in a session");
-        self.shared.feed(|machine| machine.accept(Instant::now(), channels));
+        self.shared.feed(|machine| machine.accept(Instant::now(), channels, codecs));
         let mut times = Times::default();
         let result = self.receive(&mut guest, &mut times);
         let report = self.report(&times, &result);

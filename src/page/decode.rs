@@ -2,12 +2,12 @@
 //!
 //! The bytes come from the peer: every length is checked, and what does not add up is an error.
 
-use lz4_flex::block::decompress_into;
-
-use super::{LENGTH_BYTES, MAX_PACKED_BYTES, Masks, WORD_BYTES, bits};
+use super::key::PageKey;
+use super::pack::Unpacker;
+use super::{CHECK_BYTES, DeltaPacking, LENGTH_BYTES, MAX_DELTA_BYTES, MAX_PACKED_BYTES, Masks, PACKED_LENGTH_BYTES, Pages, WORD_BYTES, bits, delta};
 use crate::bitmap::PageBitmap;
 use crate::memory::Placement;
-use crate::units::{ChunkIndex, PAGE_SIZE};
+use crate::units::{CHUNK_SIZE, ChunkIndex, PAGE_SIZE};
 
 /// Why the meta bytes of a chunk cannot be placed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -35,60 +35,206 @@ pub enum PageError {
         /// The page's position in its chunk.
         bit: u32,
     },
+    /// A Zstandard frame that does not make exactly its pages.
+    #[error("the Zstandard frame from page {bit} on does not decompress to {pages} pages")]
+    Frame {
+        /// The position of its first page in the chunk.
+        bit: u32,
+        /// The pages it must make.
+        pages: u32,
+    },
+    /// Packed deltas that do not make exactly the deltas.
+    #[error("the packed deltas from page {bit} on do not decompress to {length} bytes")]
+    PackedDeltas {
+        /// The position of the first page with a delta in the chunk.
+        bit: u32,
+        /// The bytes they must make.
+        length: usize,
+    },
+    /// A delta longer than one may be, or empty.
+    #[error("the delta of page {bit} has {length} bytes")]
+    DeltaLength {
+        /// The page's position in its chunk.
+        bit: u32,
+        /// The length announced.
+        length: usize,
+    },
+    /// Bytes that are not a delta.
+    #[error("the delta of page {bit} goes beyond the page or itself")]
+    Delta {
+        /// The page's position in its chunk.
+        bit: u32,
+    },
+    /// The page that comes out is not the source's: the delta was made from another page than the one that is here.
+    #[error("the delta of page {bit} was made from another page than the one that is here")]
+    Base {
+        /// The page's position in its chunk.
+        bit: u32,
+    },
+    /// An unchanged page or a delta where nothing but zeros was sent before.
+    #[error("page {bit} refers to contents that were never sent")]
+    NeverSent {
+        /// The page's position in its chunk.
+        bit: u32,
+    },
 }
 
 /// Places the chunks of one worker.
 ///
 /// It keeps track of the pages that may hold something, so that a zero page which never did is not even looked at:
 /// reading a page nobody has written yet makes the host map it.
-#[derive(Debug)]
 pub struct Decoder {
+    key: PageKey,
     occupied: PageBitmap,
+    unpacker: Unpacker,
+    /// What is unpacked.
+    scratch: Box<[u8]>,
 }
 
 impl Decoder {
     /// A decoder for memory in which, so far, only the pages of `occupied` may hold anything but zeros (see
-    /// [`GuestMemory::populated`](crate::memory::GuestMemory::populated)).
+    /// [`GuestMemory::populated`](crate::memory::GuestMemory::populated)), with the key that the source has.
     #[must_use]
-    pub fn new(occupied: PageBitmap) -> Self {
-        Self { occupied }
+    pub fn new(key: PageKey, occupied: PageBitmap) -> Self {
+        Self { key, occupied, unpacker: Unpacker::new(), scratch: vec![0; CHUNK_SIZE].into_boxed_slice() }
     }
 
     /// Places everything but the raw pages, which are in place already.
     ///
     /// # Errors
-    /// When `meta` is not what `masks` announce. Some pages may have been written by then.
+    /// When `meta` is not what `pages` announces. Some pages may have been written by then.
     ///
     /// # Panics
     /// When the masks name pages that the chunk does not have.
-    pub fn place_meta(&mut self, placement: &mut Placement<'_>, chunk: ChunkIndex, masks: &Masks, meta: &[u8]) -> Result<(), PageError> {
+    pub fn place_meta(&mut self, placement: &mut Placement<'_>, chunk: ChunkIndex, pages: &Pages, meta: &[u8]) -> Result<(), PageError> {
+        let masks = &pages.masks;
         let was_occupied = self.occupied.word(chunk);
-        for bit in bits(masks.zero & was_occupied) {
-            placement.write_uniform(chunk, bit, 0);
+        if let Some(bit) = bits((masks.unchanged | masks.delta) & !was_occupied).next() {
+            return Err(PageError::NeverSent { bit });
         }
-        self.occupied.words_mut()[chunk.as_usize()] = was_occupied & !masks.zero | masks.uniform | masks.lz4 | masks.raw;
+        bits(masks.zero & was_occupied).for_each(|bit| placement.write_uniform(chunk, bit, 0));
+        self.occupied.words_mut()[chunk.as_usize()] = was_occupied & !masks.zero | masks.filled();
 
-        let (uniform, packed) = (masks.uniform.count_ones() as usize, masks.lz4.count_ones() as usize);
-        let fixed = uniform * WORD_BYTES + packed * LENGTH_BYTES;
-        let (head, mut blocks) = meta.split_at_checked(fixed).ok_or(PageError::Length { found: meta.len(), expected: fixed })?;
-        let (words, lengths) = head.split_at(uniform * WORD_BYTES);
+        let mut rest = Reader { whole: meta.len(), bytes: meta };
+        let words = rest.take(masks.uniform.count_ones() as usize * WORD_BYTES)?;
+        let checks = rest.take(masks.delta.count_ones() as usize * CHECK_BYTES)?;
+        let delta_lengths = rest.take(masks.delta.count_ones() as usize * LENGTH_BYTES)?;
+        let lz4_lengths = rest.take(masks.lz4.count_ones() as usize * LENGTH_BYTES)?;
         for (bit, word) in bits(masks.uniform).zip(words.as_chunks().0) {
             placement.write_uniform(chunk, bit, u64::from_le_bytes(*word));
         }
+        self.place_deltas(placement, chunk, pages, (checks, delta_lengths), &mut rest)?;
+        self.place_lz4(placement, chunk, masks, lz4_lengths, &mut rest)?;
+        self.place_zstd(placement, chunk, masks.zstd, &mut rest)?;
+        rest.end()
+    }
+
+    fn place_deltas(
+        &mut self,
+        placement: &mut Placement<'_>,
+        chunk: ChunkIndex,
+        pages: &Pages,
+        (checks, lengths): (&[u8], &[u8]),
+        rest: &mut Reader<'_>,
+    ) -> Result<(), PageError> {
+        let mask = pages.masks.delta;
+        let Some(bit) = bits(mask).next() else { return Ok(()) };
+        let mut total = 0;
+        for (bit, length) in bits(mask).zip(lengths.as_chunks().0) {
+            let length = usize::from(u16::from_le_bytes(*length));
+            if !(1..=MAX_DELTA_BYTES).contains(&length) {
+                return Err(PageError::DeltaLength { bit, length });
+            }
+            total += length;
+        }
+        let unpacked = &mut self.scratch[..total];
+        let whole = match pages.delta_packing {
+            DeltaPacking::Plain => {
+                unpacked.copy_from_slice(rest.take(total)?);
+                true
+            }
+            packing => {
+                let length = rest.take(PACKED_LENGTH_BYTES)?;
+                let length = u32::from_le_bytes(*length.first_chunk().expect("so many bytes were taken"));
+                let block = rest.take(length as usize)?;
+                if packing == DeltaPacking::Lz4 { self.unpacker.lz4(block, unpacked) } else { self.unpacker.zstd(block, unpacked) }
+            }
+        };
+        if !whole {
+            return Err(PageError::PackedDeltas { bit, length: total });
+        }
+        let mut deltas = &*unpacked;
         let mut page = [0; PAGE_SIZE];
+        for ((bit, length), check) in bits(mask).zip(lengths.as_chunks().0).zip(checks.as_chunks().0) {
+            let (delta, later) = deltas.split_at(usize::from(u16::from_le_bytes(*length)));
+            deltas = later;
+            placement.memory().chunk(chunk).copy_out(bit, &mut page);
+            delta::apply(delta, &mut page).ok_or(PageError::Delta { bit })?;
+            if self.key.check(&page) != *check {
+                return Err(PageError::Base { bit });
+            }
+            placement.write_page(chunk, bit, &page);
+        }
+        Ok(())
+    }
+
+    fn place_lz4(
+        &mut self,
+        placement: &mut Placement<'_>,
+        chunk: ChunkIndex,
+        masks: &Masks,
+        lengths: &[u8],
+        rest: &mut Reader<'_>,
+    ) -> Result<(), PageError> {
+        let page: &mut [u8; PAGE_SIZE] = self.scratch.first_chunk_mut().expect("longer than a page");
         for (bit, length) in bits(masks.lz4).zip(lengths.as_chunks().0) {
             let length = usize::from(u16::from_le_bytes(*length));
             if !(1..=MAX_PACKED_BYTES).contains(&length) {
                 return Err(PageError::BlockLength { bit, length });
             }
-            let (block, rest) =
-                blocks.split_at_checked(length).ok_or(PageError::Length { found: meta.len(), expected: meta.len() - blocks.len() + length })?;
-            blocks = rest;
-            if !matches!(decompress_into(block, &mut page), Ok(PAGE_SIZE)) {
+            if !self.unpacker.lz4(rest.take(length)?, page) {
                 return Err(PageError::Block { bit });
             }
-            placement.write_page(chunk, bit, &page);
+            placement.write_page(chunk, bit, page);
         }
-        if blocks.is_empty() { Ok(()) } else { Err(PageError::Length { found: meta.len(), expected: meta.len() - blocks.len() }) }
+        Ok(())
+    }
+
+    fn place_zstd(&mut self, placement: &mut Placement<'_>, chunk: ChunkIndex, mask: u64, rest: &mut Reader<'_>) -> Result<(), PageError> {
+        let Some(bit) = bits(mask).next() else { return Ok(()) };
+        let pages = mask.count_ones();
+        let plain = &mut self.scratch[..pages as usize * PAGE_SIZE];
+        if !self.unpacker.zstd(rest.take(rest.bytes.len())?, plain) {
+            return Err(PageError::Frame { bit, pages });
+        }
+        for (bit, page) in bits(mask).zip(plain.as_chunks().0) {
+            placement.write_page(chunk, bit, page);
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Decoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Decoder").finish_non_exhaustive()
+    }
+}
+
+/// What is left of the meta bytes.
+struct Reader<'b> {
+    whole: usize,
+    bytes: &'b [u8],
+}
+
+impl<'b> Reader<'b> {
+    fn take(&mut self, length: usize) -> Result<&'b [u8], PageError> {
+        let (taken, rest) =
+            self.bytes.split_at_checked(length).ok_or(PageError::Length { found: self.whole, expected: self.whole - self.bytes.len() + length })?;
+        self.bytes = rest;
+        Ok(taken)
+    }
+
+    fn end(self) -> Result<(), PageError> {
+        if self.bytes.is_empty() { Ok(()) } else { Err(PageError::Length { found: self.whole, expected: self.whole - self.bytes.len() }) }
     }
 }

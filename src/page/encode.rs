@@ -1,104 +1,320 @@
 //! Pages to bytes.
 
 use std::fmt;
+use std::time::{Duration, Instant};
 
-use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
-
+use super::bases::Bases;
+use super::entropy::looks_random;
 use super::history::History;
-use super::{Compression, MAX_PACKED_BYTES, Masks, bits};
+use super::key::{BlockHashes, check_of};
+use super::known::Known;
+use super::pack::{Packer, lz4_room};
+use super::{Codecs, DeltaPacking, Form, MAX_DELTA_BYTES, MAX_PACKED_BYTES, Method, PageKey, Pages, bits, delta};
 use crate::memory::{Chunk, PageSummary};
-use crate::units::{CHUNK_PAGES, ChunkIndex, PAGE_SIZE};
+use crate::units::{ByteCount, CHUNK_PAGES, CHUNK_SIZE, ChunkIndex, PAGE_SIZE};
 
-/// What [`Encoder::encode`] made of a chunk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Encoded {
-    /// How each page travels.
-    pub masks: Masks,
-    /// Bytes after the raw pages.
-    pub meta_bytes: u32,
+/// What an encoder works with.
+#[derive(Clone, Debug)]
+pub struct EncoderSettings {
+    /// What the destination takes.
+    pub codecs: Codecs,
+    /// Both ends' key.
+    pub key: PageKey,
+    /// Memory that this encoder may use to make deltas; none is made without.
+    pub delta_cache: ByteCount,
 }
 
-/// Encodes the chunks of one worker. Allocates nothing once `out` has grown to its size.
+/// A chunk to encode.
+#[derive(Clone, Copy, Debug)]
+pub struct Work<'m> {
+    /// The round it belongs to.
+    pub round: u16,
+    /// Which chunk.
+    pub chunk: ChunkIndex,
+    /// Its memory.
+    pub memory: Chunk<'m>,
+    /// Its pages to send, at least one.
+    pub mask: u64,
+    /// What to do with those that have no cheaper form.
+    pub method: Method,
+}
+
+/// What [`Encoder::encode`] made of a chunk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Encoded {
+    /// How each page travels, and in how many bytes.
+    pub pages: Pages,
+    /// What the method did.
+    pub packed: Packed,
+}
+
+/// What a [`Method`] made of the pages of a chunk that it was given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Packed {
+    /// Their bytes, those of pages that then went raw included.
+    pub plain_bytes: usize,
+    /// What they became.
+    pub packed_bytes: usize,
+    /// How long that took.
+    pub took: Duration,
+}
+
+/// Encodes the chunks of one worker, all of them in the order in which they are sent. Allocates nothing for a page once
+/// `out` has grown to its size.
 pub struct Encoder {
-    compression: Compression,
+    settings: EncoderSettings,
     history: History,
-    table: CompressTable,
-    /// Of the current chunk: the words of its uniform pages, ...
+    packer: Packer,
+    known: Known,
+    bases: Bases,
+    parts: Parts,
+}
+
+/// The parts of the chunk's meta bytes as they come together.
+struct Parts {
     words: Vec<u64>,
-    /// ... the lengths of its LZ4 blocks, ...
-    lengths: Vec<u16>,
-    /// ... and the blocks, with room after them for whatever LZ4 may want to write of one more page.
-    packed: Box<[u8]>,
+    checks: Vec<[u8; 4]>,
+    delta_lengths: Vec<u16>,
+    lz4_lengths: Vec<u16>,
+    deltas: Vec<u8>,
+    /// LZ4 blocks, with room after them for whatever LZ4 may want to write of one more page.
+    blocks: Box<[u8]>,
+    blocks_bytes: usize,
+    /// Pages for the Zstandard frame.
+    plain: Vec<u8>,
+    /// Deltas, then pages, compressed.
+    scratch: Box<[u8]>,
 }
 
 impl Encoder {
-    /// An encoder for memory of `chunks` chunks.
+    /// An encoder for memory of `chunks` chunks, of which nothing has been sent.
     #[must_use]
-    pub fn new(compression: Compression, chunks: u32) -> Self {
-        Self {
-            compression,
-            history: History::new(chunks),
-            table: CompressTable::small(),
-            words: Vec::with_capacity(CHUNK_PAGES),
-            lengths: Vec::with_capacity(CHUNK_PAGES),
-            packed: vec![0; CHUNK_PAGES * MAX_PACKED_BYTES + get_maximum_output_size(PAGE_SIZE)].into_boxed_slice(),
-        }
+    pub fn new(settings: EncoderSettings, chunks: u32) -> Self {
+        Self { settings, history: History::new(chunks), packer: Packer::new(), known: Known::new(chunks), bases: Bases::new(), parts: Parts::new() }
     }
 
-    /// Copies the pages of `mask` out of `memory`, which is chunk `chunk`, and appends their bytes to `out`.
+    /// Copies the pages of `work` out of memory and appends their bytes to `out`.
     ///
     /// # Panics
-    /// When the chunk has no page named in `mask`, or is not one of the memory the encoder was made for.
-    pub fn encode(&mut self, chunk: ChunkIndex, memory: Chunk<'_>, mask: u64, out: &mut Vec<u8>) -> Encoded {
-        self.words.clear();
-        self.lengths.clear();
-        self.history.begin(chunk);
-        let mut masks = Masks::default();
-        let mut packed = 0;
-        for bit in bits(mask) {
-            let page = 1 << bit;
+    /// When the chunk has no page named in the mask, or is not one of the memory the encoder was made for.
+    pub fn encode(&mut self, work: Work<'_>, out: &mut Vec<u8>) -> Encoded {
+        self.parts.clear();
+        self.history.begin(work.chunk);
+        let method = self.agreed(work.method);
+        let mut encoded = Encoded::default();
+        for bit in bits(work.mask) {
             let start = out.len();
-            match memory.append_to(bit, out) {
-                PageSummary::Uniform(0) => masks.zero |= page,
-                PageSummary::Uniform(word) => {
-                    masks.uniform |= page;
-                    self.words.push(word);
-                }
-                PageSummary::Mixed => match self.pack(chunk, bit, &out[start..], packed) {
-                    Some(length) => {
-                        masks.lz4 |= page;
-                        self.lengths.push(length);
-                        packed += usize::from(length);
-                    }
-                    None => {
-                        masks.raw |= page;
-                        continue;
-                    }
-                },
+            let summary = work.memory.append_to(bit, out);
+            let page = out[start..].first_chunk().expect("a page was appended");
+            let form = self.encode_page(&work, bit, page, summary, method, &mut encoded.packed);
+            encoded.pages.masks.insert(form, 1 << bit);
+            if form != Form::Raw {
+                out.truncate(start);
             }
-            out.truncate(start);
         }
+        self.finish_zstd(method, &mut encoded, out);
+        encoded.pages.delta_packing = self.pack_deltas(method);
         let meta = out.len();
-        out.extend(self.words.iter().flat_map(|word| word.to_le_bytes()));
-        out.extend(self.lengths.iter().flat_map(|length| length.to_le_bytes()));
-        out.extend_from_slice(&self.packed[..packed]);
-        Encoded { masks, meta_bytes: u32::try_from(out.len() - meta).expect("less than a chunk and a half") }
+        self.parts.append_to(encoded.pages.delta_packing, out);
+        encoded.pages.meta_bytes = u32::try_from(out.len() - meta).expect("less than a chunk and a half");
+        encoded
     }
 
-    /// Compresses `page` to offset `at` of the blocks, if it is worth it; says how long it became.
-    fn pack(&mut self, chunk: ChunkIndex, bit: u32, page: &[u8], at: usize) -> Option<u16> {
-        if self.compression == Compression::None || !self.history.is_worth_trying(chunk, bit) {
+    /// The form that `page` takes; what belongs to it is put into the parts.
+    fn encode_page(&mut self, work: &Work<'_>, bit: u32, page: &[u8; PAGE_SIZE], summary: PageSummary, method: Method, packed: &mut Packed) -> Form {
+        let Work { chunk, round, .. } = *work;
+        let number = chunk.page(bit);
+        if summary == PageSummary::Uniform(0) {
+            self.known.remember_zero(chunk, bit);
+            self.bases.forget(number);
+            return Form::Zero;
+        }
+        if !self.settings.codecs.contains(Codecs::DELTA) {
+            return self.whole_page(work, bit, page, summary, method, packed);
+        }
+        let blocks = self.settings.key.blocks(page);
+        let (hash, last) = (self.settings.key.page(&blocks), self.known.page(chunk, bit));
+        if hash == last {
+            return Form::Unchanged;
+        }
+        let form = match summary {
+            PageSummary::Mixed if last != 0 && self.push_delta(chunk, bit, page, &blocks) => {
+                self.parts.checks.push(check_of(hash));
+                Form::Delta
+            }
+            _ => self.whole_page(work, bit, page, summary, method, packed),
+        };
+        let cache = usize::try_from(self.settings.delta_cache.0).unwrap_or(usize::MAX);
+        self.known.remember(chunk, bit, hash, &blocks, cache / 2);
+        if last != 0 {
+            let limit = cache.saturating_sub(self.known.block_bytes()) / PAGE_SIZE;
+            self.bases.keep(number, page, round, limit);
+        }
+        form
+    }
+
+    /// Appends the delta of a page that was sent before, if it has a short one.
+    fn push_delta(&mut self, chunk: ChunkIndex, bit: u32, page: &[u8; PAGE_SIZE], blocks: &BlockHashes) -> bool {
+        let deltas = &mut self.parts.deltas;
+        let start = deltas.len();
+        let made = match self.bases.base(chunk.page(bit)) {
+            Some(base) => delta::between(base, page, deltas),
+            None => self.known.changed_blocks(chunk, bit, blocks).is_some_and(|changed| delta::of_blocks(changed, page, deltas)),
+        };
+        if made {
+            self.parts.delta_lengths.push(u16::try_from(deltas.len() - start).expect("shorter than a page"));
+        }
+        made
+    }
+
+    /// The form of a page that is sent without regard to what it was.
+    fn whole_page(&mut self, work: &Work<'_>, bit: u32, page: &[u8; PAGE_SIZE], summary: PageSummary, method: Method, packed: &mut Packed) -> Form {
+        match (summary, method) {
+            (PageSummary::Uniform(word), _) => {
+                self.parts.words.push(word);
+                Form::Uniform
+            }
+            (PageSummary::Mixed, Method::Raw) => Form::Raw,
+            (PageSummary::Mixed, Method::Lz4) => {
+                packed.plain_bytes += PAGE_SIZE;
+                let length = self.lz4_page(work.chunk, bit, page, &mut packed.took);
+                packed.packed_bytes += length.map_or(PAGE_SIZE, usize::from);
+                if length.is_some() { Form::Lz4 } else { Form::Raw }
+            }
+            (PageSummary::Mixed, Method::Zstd(_)) => {
+                packed.plain_bytes += PAGE_SIZE;
+                if looks_random(page) {
+                    packed.packed_bytes += PAGE_SIZE;
+                    return Form::Raw;
+                }
+                self.parts.plain.extend_from_slice(page);
+                Form::Zstd
+            }
+        }
+    }
+
+    /// Compresses `page` to the end of the blocks, if it is worth it; says how long it became.
+    fn lz4_page(&mut self, chunk: ChunkIndex, bit: u32, page: &[u8; PAGE_SIZE], took: &mut Duration) -> Option<u16> {
+        if !self.history.is_worth_trying(chunk, bit) {
             return None;
         }
-        let length = compress_into_with_table(page, &mut self.packed[at..], &mut self.table).expect("there is room for the longest block");
+        let began = Instant::now();
+        let length = self.packer.lz4(page, &mut self.parts.blocks[self.parts.blocks_bytes..]);
+        *took += began.elapsed();
         let worth_it = length <= MAX_PACKED_BYTES;
         self.history.record(chunk, bit, worth_it);
-        worth_it.then(|| u16::try_from(length).expect("shorter than a page"))
+        worth_it.then(|| {
+            let length = u16::try_from(length).expect("shorter than a page");
+            self.parts.lz4_lengths.push(length);
+            self.parts.blocks_bytes += usize::from(length);
+            length
+        })
+    }
+
+    /// Compresses the pages set aside for the Zstandard frame; if that does not pay, they go raw after all.
+    fn finish_zstd(&mut self, method: Method, encoded: &mut Encoded, out: &mut Vec<u8>) {
+        let plain = &self.parts.plain;
+        let (Method::Zstd(level), false) = (method, plain.is_empty()) else { return };
+        let began = Instant::now();
+        let room = plain.len() / PAGE_SIZE * MAX_PACKED_BYTES;
+        let length = self.packer.zstd(level, plain, &mut self.parts.blocks[..room]);
+        encoded.packed.took += began.elapsed();
+        encoded.packed.packed_bytes += length.unwrap_or(plain.len());
+        if let Some(length) = length {
+            self.parts.blocks_bytes = length;
+            return;
+        }
+        // In page order with the raw pages that are there already.
+        let masks = &mut encoded.pages.masks;
+        let all = masks.raw | masks.zstd;
+        let start = out.len() - masks.raw_bytes();
+        let raw = out.split_off(start);
+        let (mut raw, mut plain) = (raw.chunks_exact(PAGE_SIZE), plain.chunks_exact(PAGE_SIZE));
+        for bit in bits(all) {
+            let next = if masks.zstd >> bit & 1 == 1 { plain.next() } else { raw.next() };
+            out.extend_from_slice(next.expect("a page for each bit"));
+        }
+        (masks.raw, masks.zstd) = (all, 0);
+    }
+
+    /// Compresses the deltas as a whole, where it pays.
+    fn pack_deltas(&mut self, method: Method) -> DeltaPacking {
+        let Parts { deltas, scratch, .. } = &mut self.parts;
+        if deltas.len() < LEAST_PACKED_DELTAS || method == Method::Raw {
+            return DeltaPacking::Plain;
+        }
+        let (length, packing) = match method {
+            Method::Zstd(level) => {
+                let room = deltas.len();
+                (self.packer.zstd(level, deltas, &mut scratch[..room]), DeltaPacking::Zstd)
+            }
+            _ => (Some(self.packer.lz4(deltas, scratch)), DeltaPacking::Lz4),
+        };
+        match length {
+            Some(length) if length + LEAST_PACKED_DELTAS / 2 < deltas.len() => {
+                deltas.clear();
+                deltas.extend_from_slice(&scratch[..length]);
+                packing
+            }
+            _ => DeltaPacking::Plain,
+        }
+    }
+
+    /// The method, or the nearest that the destination takes.
+    fn agreed(&self, method: Method) -> Method {
+        match method {
+            Method::Zstd(_) if !self.settings.codecs.contains(Codecs::ZSTD) => self.agreed(Method::Lz4),
+            Method::Lz4 if !self.settings.codecs.contains(Codecs::LZ4) => Method::Raw,
+            method => method,
+        }
     }
 }
 
 impl fmt::Debug for Encoder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Encoder").field("compression", &self.compression).finish_non_exhaustive()
+        f.debug_struct("Encoder").field("settings", &self.settings).finish_non_exhaustive()
     }
 }
+
+impl Parts {
+    fn new() -> Self {
+        Self {
+            words: Vec::with_capacity(CHUNK_PAGES),
+            checks: Vec::with_capacity(CHUNK_PAGES),
+            delta_lengths: Vec::with_capacity(CHUNK_PAGES),
+            lz4_lengths: Vec::with_capacity(CHUNK_PAGES),
+            deltas: Vec::new(),
+            blocks: vec![0; CHUNK_PAGES * MAX_PACKED_BYTES + lz4_room(PAGE_SIZE)].into_boxed_slice(),
+            blocks_bytes: 0,
+            plain: Vec::new(),
+            scratch: vec![0; lz4_room(CHUNK_PAGES * MAX_DELTA_BYTES)].into_boxed_slice(),
+        }
+    }
+
+    fn clear(&mut self) {
+        self.words.clear();
+        self.checks.clear();
+        self.delta_lengths.clear();
+        self.lz4_lengths.clear();
+        self.deltas.clear();
+        self.plain.clear();
+        self.blocks_bytes = 0;
+    }
+
+    /// In the order of the format.
+    fn append_to(&self, packing: DeltaPacking, out: &mut Vec<u8>) {
+        out.extend(self.words.iter().flat_map(|word| word.to_le_bytes()));
+        out.extend(self.checks.iter().flatten());
+        out.extend(self.delta_lengths.iter().chain(&self.lz4_lengths).flat_map(|length| length.to_le_bytes()));
+        if packing != DeltaPacking::Plain {
+            out.extend(u32::try_from(self.deltas.len()).expect("less than a chunk").to_le_bytes());
+        }
+        out.extend_from_slice(&self.deltas);
+        out.extend_from_slice(&self.blocks[..self.blocks_bytes]);
+    }
+}
+
+/// Deltas of fewer bytes than this are not compressed.
+const LEAST_PACKED_DELTAS: usize = 64;
+
+const _: () = assert!(CHUNK_PAGES * PAGE_SIZE == CHUNK_SIZE);

@@ -1,10 +1,11 @@
 //! One chunk of pages to bytes and back.
 //!
-//! Each page takes the cheapest form it fits: nothing at all (zeros), one word (uniform), LZ4, or itself (raw). A word
-//! of the dirty bitmap thereby splits into four disjoint masks, and the bytes that belong to them are
+//! Each page takes the cheapest form it fits: nothing at all (zeros, or unchanged since it was last sent), one word
+//! (uniform), the difference to what was last sent (delta), LZ4, a share of the chunk's Zstandard frame, or itself (raw).
+//! A word of the dirty bitmap thereby splits into disjoint masks, and the bytes that belong to them are
 //!
 //! ```text
-//! raw pages | a word for each uniform page | a length for each LZ4 page | the LZ4 blocks
+//! raw pages | words of uniform pages | checks of deltas | lengths of deltas | lengths of LZ4 blocks | deltas | LZ4 blocks | Zstandard frame
 //! ```
 //!
 //! each part in page order. Raw pages come first so that neither end moves them: the [`Encoder`] copies a page out of
@@ -12,18 +13,33 @@
 //! the receiver reads raw pages from the socket straight into guest memory. What follows them is called *meta*, and the
 //! [`Decoder`] places it.
 //!
-//! No state crosses chunks that the other end would have to share.
+//! What crosses chunks is the memory at the destination itself, which holds what was last sent: an unchanged page stays,
+//! and a delta is applied to it and checked against the [`PageKey`]'s hash of the result. A chunk's frames are applied in
+//! the order in which they were made, so the source knows what it holds.
 #![forbid(unsafe_code)]
 
+mod adaptive;
+mod bases;
+mod codecs;
 mod decode;
+mod delta;
 mod encode;
+mod entropy;
 mod history;
+mod key;
+mod known;
+mod masks;
+mod pack;
 
+pub use adaptive::{Chooser, LinkSample, Method};
+pub use codecs::Codecs;
 pub use decode::{Decoder, PageError};
-pub use encode::{Encoded, Encoder};
+pub use delta::MAX_DELTA_BYTES;
+pub use encode::{Encoded, Encoder, EncoderSettings, Packed, Work};
+pub use key::PageKey;
+pub use masks::{DeltaPacking, Form, Masks, Pages};
 
-use crate::stats::Encodings;
-use crate::units::{PAGE_SIZE, PageCount};
+use crate::units::{ByteCount, PAGE_SIZE};
 
 /// The longest LZ4 block that is worth its decompression; longer ones travel raw.
 pub const MAX_PACKED_BYTES: usize = PAGE_SIZE / 8 * 7;
@@ -31,74 +47,52 @@ pub const MAX_PACKED_BYTES: usize = PAGE_SIZE / 8 * 7;
 /// Whether to spend processor time to save bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Compression {
+    /// Whatever the link and the pages make pay off, chosen chunk by chunk from what is measured.
+    #[default]
+    Auto,
     /// Zeros and uniform pages are still recognised, for that costs nothing.
     None,
     /// LZ4 where it helps.
-    #[default]
     Lz4,
+    /// Zstandard where it helps.
+    Zstd,
 }
 
-/// How the pages of a chunk travel: each mask names pages by their bits, and no page is in two of them.
+/// Memory for making differences to what was sent before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Masks {
-    /// All zeros: no bytes.
-    pub zero: u64,
-    /// One word repeated, not zero: the word.
-    pub uniform: u64,
-    /// An LZ4 block of at most [`MAX_PACKED_BYTES`].
-    pub lz4: u64,
-    /// As they are.
-    pub raw: u64,
+pub enum DeltaCache {
+    /// No differences are made. Pages that were written and not changed are still recognised.
+    Off,
+    /// A tenth of the guest's memory, and at most 1 GiB.
+    #[default]
+    Auto,
+    /// So much.
+    Bytes(ByteCount),
 }
 
-impl Masks {
-    /// Every page named by any of the masks.
+impl DeltaCache {
+    /// What all encoders of a guest with so much memory may use together.
     #[must_use]
-    pub fn all(&self) -> u64 {
-        self.zero | self.uniform | self.lz4 | self.raw
-    }
-
-    /// How many pages that is.
-    #[must_use]
-    pub fn pages(&self) -> PageCount {
-        PageCount(u64::from(self.all().count_ones()))
-    }
-
-    /// Whether no page is named twice.
-    #[must_use]
-    pub fn is_disjoint(&self) -> bool {
-        let named = self.zero.count_ones() + self.uniform.count_ones() + self.lz4.count_ones() + self.raw.count_ones();
-        named == self.all().count_ones()
-    }
-
-    /// How many pages go in each form.
-    #[must_use]
-    pub fn encodings(&self) -> Encodings {
-        let count = |mask: u64| PageCount(u64::from(mask.count_ones()));
-        let mut encodings = Encodings::default();
-        (encodings.zero, encodings.uniform, encodings.lz4, encodings.raw) = (count(self.zero), count(self.uniform), count(self.lz4), count(self.raw));
-        encodings
-    }
-
-    /// Bytes of the raw pages.
-    #[must_use]
-    pub fn raw_bytes(&self) -> usize {
-        self.raw.count_ones() as usize * PAGE_SIZE
-    }
-
-    /// The least and the most meta bytes that can belong to these masks.
-    #[must_use]
-    pub fn meta_bounds(&self) -> std::ops::RangeInclusive<usize> {
-        let words = self.uniform.count_ones() as usize * WORD_BYTES;
-        let packed = self.lz4.count_ones() as usize;
-        words + packed * (LENGTH_BYTES + 1)..=words + packed * (LENGTH_BYTES + MAX_PACKED_BYTES)
+    pub fn for_guest(self, memory: ByteCount) -> ByteCount {
+        match self {
+            Self::Off => ByteCount(0),
+            Self::Auto => ByteCount((memory.0 / 10).min(MAX_AUTO_CACHE)),
+            Self::Bytes(bytes) => bytes,
+        }
     }
 }
+
+/// The most that [`DeltaCache::Auto`] takes.
+const MAX_AUTO_CACHE: u64 = 1 << 30;
 
 /// Bytes of a uniform page's word.
 const WORD_BYTES: usize = size_of::<u64>();
-/// Bytes of an LZ4 block's length.
+/// Bytes of the check of a delta.
+const CHECK_BYTES: usize = size_of::<u32>();
+/// Bytes of the length of an LZ4 block or a delta.
 const LENGTH_BYTES: usize = size_of::<u16>();
+/// Bytes of the length of packed deltas.
+const PACKED_LENGTH_BYTES: usize = size_of::<u32>();
 
 /// The numbers of the bits set in `mask`, from the lowest.
 fn bits(mut mask: u64) -> impl Iterator<Item = u32> {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::pulse::{Pulse, after};
 use super::{ProtocolError, Timeouts, Tombstone, bounded, name_of, same_token};
+use crate::page::Codecs;
 use crate::units::ByteCount;
 use crate::wire::{AnswerStatus, ChannelTotals, MAX_CHANNELS, Message, Offer, RefuseReason, SessionId, Token};
 
@@ -351,11 +352,11 @@ impl Destination {
 /// Each call belongs to one state, and in another one is a bug of the driver; but a session may end under the driver's
 /// hands, and once it has ended the calls do nothing.
 impl Destination {
-    /// Takes the offer; `channels` bulk connections may come.
+    /// Takes the offer; `channels` bulk connections may come, with pages in the forms of `codecs`.
     ///
     /// # Panics
     /// Unless [`DestinationEvent::Offered`] came just before, and when `channels` is not from 1 to those wanted.
-    pub fn accept(&mut self, now: Instant, channels: u16) {
+    pub fn accept(&mut self, now: Instant, channels: u16, codecs: Codecs) {
         match self.state {
             State::Ended(_) => {}
             State::Offered { wanted } => {
@@ -363,7 +364,7 @@ impl Destination {
                 self.channels = channels;
                 self.state = State::Attaching { until: after(now, self.timeouts.handshake), attached: 0 };
                 self.pulse = Pulse::new(now, &self.timeouts);
-                self.outbox.push_back(Message::Accept { channels });
+                self.outbox.push_back(Message::Accept { channels, codecs });
             }
             _ => panic!("accepted while {}", self.state.name()),
         }

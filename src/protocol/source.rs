@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::pulse::{Pulse, after};
 use super::{GuestOwner, ProtocolError, Timeouts, bounded, name_of};
+use crate::page::Codecs;
 use crate::units::ByteCount;
 use crate::wire::{AnswerStatus, ChannelTotals, Message, Offer, RefuseReason};
 
@@ -31,6 +32,8 @@ pub enum SourceEvent {
     Accepted {
         /// Bulk channels granted: from 1 to those wanted.
         channels: u16,
+        /// Forms of pages the destination takes, of those offered.
+        codecs: Codecs,
     },
     /// This much has arrived at the destination so far.
     Progress {
@@ -183,7 +186,7 @@ impl Source {
             (State::Doubt { .. }, message) => self.handle_answer(now, &message),
             // A destination that says Failed will not run the guest any more, even if Commit is on its way or there.
             (_, Message::Failed { reason }) => self.take_back(ProtocolError::PeerGaveUp { reason }),
-            (State::Offering { .. }, Message::Accept { channels }) => self.handle_accept(now, channels),
+            (State::Offering { .. }, Message::Accept { channels, codecs }) => self.handle_accept(now, channels, codecs),
             (State::Offering { .. }, Message::Refuse { reason, detail }) => self.end(GuestOwner::Source, SourceEnd::Refused { reason, detail }),
             (State::Offering { .. }, message) => self.unexpected(now, &message),
             (_, Message::Progress { frames, bytes }) => self.events.push_back(SourceEvent::Progress { frames, bytes }),
@@ -227,13 +230,17 @@ impl Source {
         }
     }
 
-    fn handle_accept(&mut self, now: Instant, channels: u16) {
+    fn handle_accept(&mut self, now: Instant, channels: u16, codecs: Codecs) {
         if channels == 0 || channels > self.offer.channels {
             let why = format!("{channels} channels granted, {} were asked for", self.offer.channels);
             return self.broken(now, ProtocolError::Senseless { message: "Accept", why });
         }
+        if !self.offer.codecs.contains(codecs) {
+            let why = format!("forms of pages {codecs:?} granted, {:?} were offered", self.offer.codecs);
+            return self.broken(now, ProtocolError::Senseless { message: "Accept", why });
+        }
         self.state = State::Attaching { until: after(now, self.timeouts.handshake), channels };
-        self.events.push_back(SourceEvent::Accepted { channels });
+        self.events.push_back(SourceEvent::Accepted { channels, codecs });
     }
 
     fn unexpected(&mut self, now: Instant, message: &Message) {

@@ -18,10 +18,11 @@ use crate::control::{MessageReader, MessageWriter};
 use crate::dirty::DirtyTracker;
 use crate::error::Error;
 use crate::memory::GuestMemory;
-use crate::page::{Compression, Encoder};
+use crate::page::{Chooser, Codecs, Compression, DeltaCache, Encoder, EncoderSettings, PageKey};
 use crate::protocol::{ProtocolError, SourceEnd, SourceEvent, Timeouts};
 use crate::stats::{GuestOwner, Outcome, Report};
 use crate::transport::{Endpoint, Stream, StreamControl};
+use crate::units::ByteCount;
 use crate::wire::{FrameWriter, Message, Offer, SessionId, Token};
 
 /// The phases' shared state. `pre_copy` and `hand_over` are its verbs.
@@ -51,7 +52,7 @@ pub(super) struct Session<'s> {
 
 /// Runs a migration.
 pub(super) fn run(migration: Migration<'_>, outgoing: Outgoing<'_>) -> Result<Completed, Box<Failure>> {
-    let Migration { endpoint, channels, compression, timeouts, steering, observer, at_pause } = migration;
+    let Migration { endpoint, channels, compression, delta_cache, timeouts, steering, observer, at_pause } = migration;
     let Outgoing { guest, memory, tracker, kind, description } = outgoing;
     let mut report = Report::new();
     report.tracker = Some(tracker.kind().name().to_owned());
@@ -67,7 +68,7 @@ pub(super) fn run(migration: Migration<'_>, outgoing: Outgoing<'_>) -> Result<Co
         timeouts,
         identity: None,
     };
-    let result = driver.migrate(&endpoint, channels, GuestWords { kind, description }, compression);
+    let result = driver.migrate(&endpoint, channels, GuestWords { kind, description }, Encoding { compression, delta_cache });
     let identity = driver.identity;
     let report = driver.conclude(&result);
     match result {
@@ -86,19 +87,29 @@ struct GuestWords {
     description: String,
 }
 
+/// How the pages are to travel.
+#[derive(Clone, Copy)]
+struct Encoding {
+    compression: Compression,
+    delta_cache: DeltaCache,
+}
+
 impl Driver<'_> {
-    fn migrate(&mut self, endpoint: &Endpoint, wanted: u16, words: GuestWords, compression: Compression) -> Result<(), Error> {
+    fn migrate(&mut self, endpoint: &Endpoint, wanted: u16, words: GuestWords, encoding: Encoding) -> Result<(), Error> {
         self.phase(Phase::Connecting);
         let (session, token) = (SessionId(random()?), Token(random()?));
         self.identity = Some((session, token));
         let layout = self.memory.layout().clone();
-        let offer = Offer { session, token, channels: wanted, layout, guest_kind: words.kind, description: words.description };
+        let offer =
+            Offer { session, token, channels: wanted, codecs: Codecs::built_in(), layout, guest_kind: words.kind, description: words.description };
         let pump = Pump::start(endpoint, offer, &self.timeouts)?;
-        let channels = self.accepted(&pump).map_err(|error| part(&pump, error))?;
+        let (channels, codecs) = self.accepted(&pump).map_err(|error| part(&pump, error))?;
         self.report.channels = channels;
         let attach = |channel| self.attach(endpoint, &pump, session, token, channel);
         let streams = (0..channels).map(attach).collect::<Result<Vec<_>, _>>().map_err(|error| part(&pump, error))?;
         pump.command(Command::Attached);
+        let cache = encoding.delta_cache.for_guest(self.memory.layout().bytes());
+        let settings = EncoderSettings { codecs, key: PageKey::derive(&token.0), delta_cache: ByteCount(cache.0 / u64::from(channels)) };
         let live = Live::default();
         let (memory, pacer) = (self.memory, self.steering.pacer());
         std::thread::scope(|scope| {
@@ -110,11 +121,14 @@ impl Driver<'_> {
                 let worker = Worker {
                     channel,
                     channels,
+                    control: stream.control(),
                     stream,
                     memory,
                     pacer,
                     live: &live,
-                    frames: FrameWriter::new(Encoder::new(compression, memory.layout().chunks())),
+                    frames: FrameWriter::new(Encoder::new(settings.clone(), memory.layout().chunks())),
+                    chooser: Chooser::new(encoding.compression),
+                    written: 0,
                     buffer: Vec::new(),
                 };
                 jobs.push(start(scope, worker, done.clone())?.0);
@@ -127,10 +141,10 @@ impl Driver<'_> {
     }
 
     /// Waits for the destination's yes; the number of channels it grants.
-    fn accepted(&self, pump: &Pump) -> Result<u16, Error> {
+    fn accepted(&self, pump: &Pump) -> Result<(u16, Codecs), Error> {
         loop {
             select! {
-                recv(pump.events()) -> event => if let Ok(SourceEvent::Accepted { channels }) = event { return Ok(channels) },
+                recv(pump.events()) -> event => if let Ok(SourceEvent::Accepted { channels, codecs }) = event { return Ok((channels, codecs)) },
                 recv(pump.ended()) -> ended => return Err(session_error(ended.ok())),
                 recv(self.steering.cancelled()) -> _ => return Err(Error::Cancelled),
             }

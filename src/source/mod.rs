@@ -32,7 +32,7 @@ pub use steering::Steering;
 use crate::dirty::DirtyTracker;
 use crate::guest::Guest;
 use crate::memory::GuestMemory;
-use crate::page::Compression;
+use crate::page::{Compression, DeltaCache};
 use crate::policy::Limits;
 use crate::protocol::Timeouts;
 use crate::transport::Endpoint;
@@ -62,6 +62,7 @@ pub struct Migration<'h> {
     endpoint: Endpoint,
     channels: u16,
     compression: Compression,
+    delta_cache: DeltaCache,
     timeouts: Timeouts,
     steering: Steering,
     observer: Observer<'h>,
@@ -69,13 +70,14 @@ pub struct Migration<'h> {
 }
 
 impl<'h> Migration<'h> {
-    /// To the receiver at `endpoint`: two channels, LZ4, default limits, unpaced.
+    /// To the receiver at `endpoint`: two channels, compression and deltas as they pay off, default limits, unpaced.
     #[must_use]
     pub fn to(endpoint: Endpoint) -> Self {
         Self {
             endpoint,
             channels: 2,
-            compression: Compression::Lz4,
+            compression: Compression::Auto,
+            delta_cache: DeltaCache::Auto,
             timeouts: Timeouts::default(),
             steering: Steering::default(),
             observer: Box::new(|_| {}),
@@ -94,6 +96,13 @@ impl<'h> Migration<'h> {
     #[must_use]
     pub fn compression(mut self, compression: Compression) -> Self {
         self.compression = compression;
+        self
+    }
+
+    /// Memory for making differences to what was sent before.
+    #[must_use]
+    pub fn delta_cache(mut self, delta_cache: DeltaCache) -> Self {
+        self.delta_cache = delta_cache;
         self
     }
 

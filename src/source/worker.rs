@@ -14,8 +14,9 @@ use crossbeam::utils::CachePadded;
 use crate::bitmap::PageBitmap;
 use crate::error::Error;
 use crate::memory::GuestMemory;
+use crate::page::{Chooser, Encoded, LinkSample, Work};
 use crate::stats::Encodings;
-use crate::transport::{Pacer, Stream, TransportError};
+use crate::transport::{Pacer, Stream, StreamControl, TransportError};
 use crate::units::{ByteCount, CHUNK_SIZE, PageCount};
 use crate::wire::{ChannelTotals, FrameWriter, channel_of};
 
@@ -51,10 +52,15 @@ pub(super) struct Worker<'d> {
     pub(super) channel: u16,
     pub(super) channels: u16,
     pub(super) stream: Stream,
+    /// The same connection, to look at.
+    pub(super) control: StreamControl,
     pub(super) memory: &'d GuestMemory,
     pub(super) pacer: &'d Pacer,
     pub(super) live: &'d Live,
     pub(super) frames: FrameWriter,
+    pub(super) chooser: Chooser,
+    /// Bytes written to the stream since the beginning.
+    pub(super) written: u64,
     pub(super) buffer: Vec<u8>,
 }
 
@@ -86,8 +92,11 @@ impl Worker<'_> {
                 left.insert_word(chunk, word);
                 continue;
             }
-            let masks = self.frames.push_chunk(&mut self.buffer, job.round, chunk, self.memory.chunk(chunk), word);
-            encodings += masks.encodings();
+            let method = self.chooser.method(Instant::now());
+            let work = Work { round: job.round, chunk, memory: self.memory.chunk(chunk), mask: word, method };
+            let Encoded { pages, packed } = self.frames.push_chunk(&mut self.buffer, work);
+            self.chooser.encoded(method, packed.plain_bytes, packed.packed_bytes, packed.took);
+            encodings += pages.masks.encodings();
             // Relaxed: counters for display.
             self.live.pages.fetch_add(u64::from(word.count_ones()), Ordering::Relaxed);
             if self.buffer.len() >= CHUNK_SIZE {
@@ -111,6 +120,7 @@ impl Worker<'_> {
         let slice_bytes = if self.pacer.rate().is_some() { PACED_SLICE } else { self.buffer.len().max(1) };
         for slice in self.buffer.chunks(slice_bytes) {
             self.wait_for_turn(ByteCount(slice.len() as u64));
+            let began = Instant::now();
             self.stream.write_all(slice).map_err(|error| {
                 // The send timeout shows as "would block": say what it means.
                 let stalled = error.kind() == ErrorKind::WouldBlock;
@@ -118,6 +128,10 @@ impl Worker<'_> {
                 TransportError::Broken { lane: format!("bulk {}", self.channel), source }
             })?;
             self.live.bytes.fetch_add(slice.len() as u64, Ordering::Relaxed);
+            self.written += slice.len() as u64;
+            let now = Instant::now();
+            let sample = LinkSample { written: self.written, unacknowledged: self.control.under_way().0, blocked: now - began, peer_window: None };
+            self.chooser.link(now, sample);
         }
         self.buffer.clear();
         Ok(())

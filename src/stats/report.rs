@@ -162,14 +162,20 @@ pub enum RoundKind {
 
 /// Pages by the form in which they went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
+#[serde(default)]
 pub struct Encodings {
     /// All zeros.
     pub zero: PageCount,
     /// One word, repeated.
     pub uniform: PageCount,
-    /// Compressed.
+    /// Written, but the same as before.
+    pub unchanged: PageCount,
+    /// Differences to what was sent before.
+    pub delta: PageCount,
+    /// Compressed one by one.
     pub lz4: PageCount,
+    /// Compressed together with others of their chunk.
+    pub zstd: PageCount,
     /// As they are.
     pub raw: PageCount,
 }
@@ -178,7 +184,10 @@ impl std::ops::AddAssign for Encodings {
     fn add_assign(&mut self, other: Self) {
         self.zero += other.zero;
         self.uniform += other.uniform;
+        self.unchanged += other.unchanged;
+        self.delta += other.delta;
         self.lz4 += other.lz4;
+        self.zstd += other.zstd;
         self.raw += other.raw;
     }
 }
@@ -228,7 +237,15 @@ mod tests {
                     decision: None,
                 },
             ],
-            pages_by_encoding: Encodings { zero: PageCount(1000), uniform: PageCount(2000), lz4: PageCount(30_000), raw: PageCount(37_000) },
+            pages_by_encoding: Encodings {
+                zero: PageCount(1000),
+                uniform: PageCount(2000),
+                unchanged: PageCount(10),
+                delta: PageCount(20),
+                zstd: PageCount(30),
+                lz4: PageCount(30_000),
+                raw: PageCount(37_000),
+            },
             tracker: Some("write-protect".into()),
             channels: 2,
             predicted: Some(Predicted { total: Duration::from_millis(2340), downtime: Duration::from_millis(140) }),
@@ -246,7 +263,7 @@ mod tests {
             r#"{"index":0,"kind":"pre-copy","pages":66000,"wire_bytes":190000000,"duration_ms":2200.0,"dirty_after":4000,"#,
             r#""decision":"stop-and-copy: downtime-limit"},"#,
             r#"{"index":1,"kind":"stop-and-copy","pages":4000,"wire_bytes":10000000,"duration_ms":140.5,"dirty_after":0,"decision":null}],"#,
-            r#""pages_by_encoding":{"zero":1000,"uniform":2000,"lz4":30000,"raw":37000},"tracker":"write-protect","channels":2,"#,
+            r#""pages_by_encoding":{"zero":1000,"uniform":2000,"unchanged":10,"delta":20,"lz4":30000,"zstd":30,"raw":37000},"tracker":"write-protect","channels":2,"#,
             r#""predicted":{"total_ms":2340.0,"downtime_ms":140.0},"stall_ms":0.0,"guest_owner":"destination"}"#,
         );
         assert_eq!(sender().to_json(), golden);

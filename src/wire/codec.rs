@@ -16,6 +16,7 @@ use super::message::{
     Token,
 };
 use crate::memory::{MAX_REGIONS, MemoryLayout, RegionSpec};
+use crate::page::Codecs;
 use crate::units::{ByteCount, GuestAddr, PageCount};
 
 /// Bytes before a message's body.
@@ -98,7 +99,11 @@ pub fn decode_message(bytes: &[u8]) -> Result<Option<(Message, usize)>, WireErro
 fn encode_body(message: &Message, body: &mut BodyWriter<'_>) -> Result<(), WireError> {
     match message {
         Message::Hello(offer) => encode_offer(offer, body)?,
-        Message::Accept { channels: number } | Message::Attached { channel: number } => body.u16(*number),
+        Message::Accept { channels, codecs } => {
+            body.u16(*channels);
+            body.u32(codecs.bits());
+        }
+        Message::Attached { channel } => body.u16(*channel),
         Message::Refuse { reason, detail } => {
             body.u16(refuse_code(*reason));
             body.reason(detail);
@@ -135,7 +140,7 @@ fn encode_body(message: &Message, body: &mut BodyWriter<'_>) -> Result<(), WireE
 fn decode_body(kind: Kind, body: &mut BodyReader<'_>) -> Result<Message, WireError> {
     Ok(match kind {
         Kind::Hello => Message::Hello(decode_offer(body)?),
-        Kind::Accept => Message::Accept { channels: channels(body)? },
+        Kind::Accept => Message::Accept { channels: channels(body)?, codecs: codecs(body)? },
         Kind::Refuse => Message::Refuse { reason: refuse_reason(body.u16("reason")?), detail: body.reason()? },
         Kind::Attach => Message::Attach { session: session(body)?, token: token(body)?, channel: channel(body)? },
         Kind::Attached => Message::Attached { channel: channel(body)? },
@@ -161,6 +166,7 @@ fn encode_offer(offer: &Offer, body: &mut BodyWriter<'_>) -> Result<(), WireErro
     body.bytes(&offer.session.0);
     body.bytes(&offer.token.0);
     body.u16(offer.channels);
+    body.u32(offer.codecs.bits());
     body.count("number of regions", offer.layout.regions().len(), MAX_REGIONS)?;
     for region in offer.layout.regions() {
         body.u64(region.start.0);
@@ -171,7 +177,7 @@ fn encode_offer(offer: &Offer, body: &mut BodyWriter<'_>) -> Result<(), WireErro
 }
 
 fn decode_offer(body: &mut BodyReader<'_>) -> Result<Offer, WireError> {
-    let (session, token, channels) = (session(body)?, token(body)?, channels(body)?);
+    let (session, token, channels, codecs) = (session(body)?, token(body)?, channels(body)?, codecs(body)?);
     let count = body.u16("number of regions")?;
     if usize::from(count) > MAX_REGIONS {
         return Err(body.bad("number of regions"));
@@ -181,7 +187,7 @@ fn decode_offer(body: &mut BodyReader<'_>) -> Result<Offer, WireError> {
     let layout = MemoryLayout::new(regions).map_err(|_| body.bad("memory layout"))?;
     let guest_kind = body.string("guest kind", MAX_GUEST_KIND_BYTES)?;
     let description = body.string("description", MAX_DESCRIPTION_BYTES)?;
-    Ok(Offer { session, token, channels, layout, guest_kind, description })
+    Ok(Offer { session, token, channels, codecs, layout, guest_kind, description })
 }
 
 fn session(body: &mut BodyReader<'_>) -> Result<SessionId, WireError> {
@@ -195,6 +201,10 @@ fn token(body: &mut BodyReader<'_>) -> Result<Token, WireError> {
 fn channels(body: &mut BodyReader<'_>) -> Result<u16, WireError> {
     let count = body.u16("number of channels")?;
     if (1..=MAX_CHANNELS).contains(&count) { Ok(count) } else { Err(body.bad("number of channels")) }
+}
+
+fn codecs(body: &mut BodyReader<'_>) -> Result<Codecs, WireError> {
+    body.u32("forms of pages").map(Codecs::from_bits)
 }
 
 fn channel(body: &mut BodyReader<'_>) -> Result<u16, WireError> {

@@ -144,6 +144,22 @@ pub enum FrameError {
         /// The chunk.
         chunk: ChunkIndex,
     },
+    /// A way to pack deltas that this version does not have.
+    #[error("the deltas of chunk {} are packed in way {code}, which does not exist", chunk.0)]
+    DeltaPacking {
+        /// The chunk.
+        chunk: ChunkIndex,
+        /// The way's number.
+        code: u8,
+    },
+    /// A form of page that the two ends did not agree on.
+    #[error("page {bit} of chunk {} comes in a form that was not agreed on", chunk.0)]
+    NotAgreed {
+        /// The chunk.
+        chunk: ChunkIndex,
+        /// The first such page's position in it.
+        bit: u32,
+    },
     /// A number of meta bytes that the masks do not allow.
     #[error("chunk {} comes with {length} meta bytes, which its masks do not allow", chunk.0)]
     MetaLength {

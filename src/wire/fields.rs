@@ -28,6 +28,10 @@ impl<'o> BodyWriter<'o> {
         self.bytes(&value.to_le_bytes());
     }
 
+    pub(super) fn u32(&mut self, value: u32) {
+        self.bytes(&value.to_le_bytes());
+    }
+
     pub(super) fn u64(&mut self, value: u64) {
         self.bytes(&value.to_le_bytes());
     }
@@ -80,6 +84,10 @@ impl<'b> BodyReader<'b> {
 
     pub(super) fn u16(&mut self, field: &'static str) -> Result<u16, WireError> {
         self.array(field).map(u16::from_le_bytes)
+    }
+
+    pub(super) fn u32(&mut self, field: &'static str) -> Result<u32, WireError> {
+        self.array(field).map(u32::from_le_bytes)
     }
 
     pub(super) fn u64(&mut self, field: &'static str) -> Result<u64, WireError> {

@@ -9,12 +9,12 @@ use super::checksum::{Checksum, checksum as checksum_of};
 use super::error::{FrameError, WireError};
 use super::fields::{get, put};
 use super::{ChannelTotals, channel_of};
-use crate::memory::{Chunk, MemoryLayout, Placement};
-use crate::page::{Decoder, Encoder, Masks};
+use crate::memory::{MemoryLayout, Placement};
+use crate::page::{Codecs, Decoder, DeltaPacking, Encoded, Encoder, Form, Masks, Pages, Work};
 use crate::units::{ByteCount, ChunkIndex, PageCount};
 
 /// Bytes of a frame's header.
-pub const FRAME_HEADER_BYTES: usize = 72;
+pub const FRAME_HEADER_BYTES: usize = 96;
 
 /// The most meta bytes a frame can have.
 pub const MAX_META_BYTES: usize = 64 * (2 + crate::page::MAX_PACKED_BYTES);
@@ -27,9 +27,7 @@ pub enum FrameBody {
         /// Which chunk.
         chunk: ChunkIndex,
         /// How its pages travel.
-        masks: Masks,
-        /// Bytes after the raw pages.
-        meta_bytes: u32,
+        pages: Pages,
     },
     /// All frames of the round have been sent on this channel.
     RoundEnd,
@@ -52,7 +50,7 @@ impl FrameHeader {
     #[must_use]
     pub fn raw_bytes(&self) -> usize {
         match self.body {
-            FrameBody::Chunk { masks, .. } => masks.raw_bytes(),
+            FrameBody::Chunk { pages, .. } => pages.masks.raw_bytes(),
             FrameBody::RoundEnd => 0,
         }
     }
@@ -61,7 +59,7 @@ impl FrameHeader {
     #[must_use]
     pub fn meta_bytes(&self) -> usize {
         match self.body {
-            FrameBody::Chunk { meta_bytes, .. } => meta_bytes as usize,
+            FrameBody::Chunk { pages, .. } => pages.meta_bytes as usize,
             FrameBody::RoundEnd => 0,
         }
     }
@@ -74,7 +72,7 @@ impl FrameHeader {
 
     fn pages(&self) -> PageCount {
         match self.body {
-            FrameBody::Chunk { masks, .. } => masks.pages(),
+            FrameBody::Chunk { pages, .. } => pages.masks.pages(),
             FrameBody::RoundEnd => PageCount(0),
         }
     }
@@ -94,18 +92,17 @@ impl FrameWriter {
         Self { encoder, totals: ChannelTotals::default() }
     }
 
-    /// Appends to `out` a frame with the pages of `mask`, copied out of `memory`, which is chunk `chunk`; says how the
-    /// pages travel.
+    /// Appends to `out` a frame with the pages of `work`, copied out of its memory; says how the pages travel.
     ///
     /// # Panics
-    /// When `mask` is empty or names pages that the chunk does not have.
-    pub fn push_chunk(&mut self, out: &mut Vec<u8>, round: u16, chunk: ChunkIndex, memory: Chunk<'_>, mask: u64) -> Masks {
-        assert!(mask != 0, "a frame has at least one page");
+    /// When the mask is empty or names pages that the chunk does not have.
+    pub fn push_chunk(&mut self, out: &mut Vec<u8>, work: Work<'_>) -> Encoded {
+        assert!(work.mask != 0, "a frame has at least one page");
         let start = out.len();
         out.extend_from_slice(&[0; FRAME_HEADER_BYTES]);
-        let encoded = self.encoder.encode(chunk, memory, mask, out);
-        self.finish(&mut out[start..], round, FrameBody::Chunk { chunk, masks: encoded.masks, meta_bytes: encoded.meta_bytes });
-        encoded.masks
+        let encoded = self.encoder.encode(work, out);
+        self.finish(&mut out[start..], work.round, FrameBody::Chunk { chunk: work.chunk, pages: encoded.pages });
+        encoded
     }
 
     /// Appends the frame that ends a round.
@@ -128,11 +125,12 @@ impl FrameWriter {
         put(header, ROUND_AT, round.to_le_bytes());
         put(header, SEQUENCE_AT, self.totals.frames.to_le_bytes());
         let payload_checksum = match body {
-            FrameBody::Chunk { chunk, masks, meta_bytes } => {
+            FrameBody::Chunk { chunk, pages } => {
                 put(header, KIND_AT, [KIND_CHUNK]);
+                put(header, DELTA_PACKING_AT, [delta_packing_code(pages.delta_packing)]);
                 put(header, CHUNK_AT, chunk.0.to_le_bytes());
-                put(header, META_AT, meta_bytes.to_le_bytes());
-                for (at, mask) in MASKS_AT.into_iter().zip([masks.zero, masks.uniform, masks.lz4, masks.raw]) {
+                put(header, META_AT, pages.meta_bytes.to_le_bytes());
+                for (at, mask) in MASKS_AT.into_iter().zip(pages.masks.to_array()) {
                     put(header, at, mask.to_le_bytes());
                 }
                 checksum_of(payload)
@@ -158,6 +156,7 @@ impl FrameWriter {
 pub struct FrameReader {
     channel: u16,
     channels: u16,
+    codecs: Codecs,
     decoder: Decoder,
     totals: ChannelTotals,
     /// Round ends so far.
@@ -165,10 +164,10 @@ pub struct FrameReader {
 }
 
 impl FrameReader {
-    /// A reader for channel `channel` of `channels`, on which nothing has arrived.
+    /// A reader for channel `channel` of `channels`, on which nothing has arrived; `codecs` is what was agreed on.
     #[must_use]
-    pub fn new(channel: u16, channels: u16, decoder: Decoder) -> Self {
-        Self { channel, channels, decoder, totals: ChannelTotals::default(), rounds: 0 }
+    pub fn new(channel: u16, channels: u16, codecs: Codecs, decoder: Decoder) -> Self {
+        Self { channel, channels, codecs, decoder, totals: ChannelTotals::default(), rounds: 0 }
     }
 
     /// Checks a header on its own, against the memory and against the frames before it.
@@ -188,14 +187,15 @@ impl FrameReader {
     /// When `meta` is not [`FrameHeader::meta_bytes`] long, or the header was parsed against another layout.
     pub fn apply(&mut self, header: &FrameHeader, placement: &mut Placement<'_>, meta: &[u8]) -> Result<(), WireError> {
         assert_eq!(meta.len(), header.meta_bytes(), "exactly the meta bytes of the frame");
-        if let FrameBody::Chunk { chunk, masks, .. } = header.body {
+        if let FrameBody::Chunk { chunk, pages } = &header.body {
+            let chunk = *chunk;
             let mut checksum = Checksum::new();
-            placement.for_each_page(chunk, masks.raw, |page| checksum.update(page));
+            placement.for_each_page(chunk, pages.masks.raw, |page| checksum.update(page));
             checksum.update(meta);
             if checksum.finish() != header.payload_checksum {
                 return Err(self.frame_error(FrameError::PayloadChecksum { chunk }));
             }
-            let placed = self.decoder.place_meta(placement, chunk, &masks, meta);
+            let placed = self.decoder.place_meta(placement, chunk, pages, meta);
             placed.map_err(|source| self.frame_error(FrameError::Pages { chunk, source }))?;
         } else {
             self.rounds += 1;
@@ -213,8 +213,8 @@ impl FrameReader {
         let header = self.parse(header, placement.memory().layout())?;
         let Some(payload) = payload.get(..header.frame_bytes() - FRAME_HEADER_BYTES) else { return Ok(None) };
         let (raw, meta) = payload.split_at(header.raw_bytes());
-        if let FrameBody::Chunk { chunk, masks, .. } = header.body {
-            placement.write_front(chunk, masks.raw, raw);
+        if let FrameBody::Chunk { chunk, pages } = header.body {
+            placement.write_front(chunk, pages.masks.raw, raw);
         }
         self.apply(&header, placement, meta)?;
         Ok(Some(header))
@@ -240,11 +240,10 @@ impl FrameReader {
             return Err(FrameError::Sequence { found: sequence });
         }
         let round = u16::from_le_bytes(get(header, ROUND_AT));
-        let [reserved] = get(header, RESERVED_AT);
+        let [packing] = get(header, DELTA_PACKING_AT);
         let body = match get(header, KIND_AT) {
-            _ if reserved != 0 => return Err(FrameError::Reserved),
             [KIND_CHUNK] => self.parse_chunk(header, layout)?,
-            [KIND_ROUND_END] if header[CHUNK_AT..CHECKSUM_AT].iter().any(|&byte| byte != 0) => return Err(FrameError::Reserved),
+            [KIND_ROUND_END] if packing != 0 || header[CHUNK_AT..CHECKSUM_AT].iter().any(|&byte| byte != 0) => return Err(FrameError::Reserved),
             // In order, so there are no more of them than they have numbers.
             [KIND_ROUND_END] if u32::from(round) != self.rounds => return Err(FrameError::RoundEnd { found: round }),
             [KIND_ROUND_END] => FrameBody::RoundEnd,
@@ -264,16 +263,23 @@ impl FrameReader {
         if belongs != self.channel {
             return Err(FrameError::Channel { chunk, belongs });
         }
-        let [zero, uniform, lz4, raw] = MASKS_AT.map(|at| u64::from_le_bytes(get(header, at)));
-        let masks = Masks { zero, uniform, lz4, raw };
+        let masks = Masks::from_array(MASKS_AT.map(|at| u64::from_le_bytes(get(header, at))));
         if masks.all() == 0 || masks.all() & !valid != 0 || !masks.is_disjoint() {
             return Err(FrameError::Masks { chunk });
         }
-        let meta_bytes = u32::from_le_bytes(get(header, META_AT));
-        if !masks.meta_bounds().contains(&(meta_bytes as usize)) {
-            return Err(FrameError::MetaLength { chunk, length: meta_bytes });
+        let [code] = get(header, DELTA_PACKING_AT);
+        let delta_packing = delta_packing(code).ok_or(FrameError::DeltaPacking { chunk, code })?;
+        let pages = Pages { masks, delta_packing, meta_bytes: u32::from_le_bytes(get(header, META_AT)) };
+        if !self.codecs.contains(pages.codecs()) {
+            let form = [(Codecs::DELTA, masks.unchanged | masks.delta), (Codecs::LZ4, masks.lz4), (Codecs::ZSTD, masks.zstd)];
+            let unagreed = form.into_iter().find(|(codec, mask)| *mask != 0 && !self.codecs.contains(*codec));
+            let mask = unagreed.map_or(masks.delta, |(_, mask)| mask);
+            return Err(FrameError::NotAgreed { chunk, bit: mask.trailing_zeros() });
         }
-        Ok(FrameBody::Chunk { chunk, masks, meta_bytes })
+        if !pages.is_plausible() {
+            return Err(FrameError::MetaLength { chunk, length: pages.meta_bytes });
+        }
+        Ok(FrameBody::Chunk { chunk, pages })
     }
 
     fn frame_error(&self, source: FrameError) -> WireError {
@@ -292,6 +298,23 @@ fn count(totals: &mut ChannelTotals, header: &FrameHeader) {
     totals.digest = checksum_of(&link);
 }
 
+fn delta_packing_code(packing: DeltaPacking) -> u8 {
+    match packing {
+        DeltaPacking::Plain => 0,
+        DeltaPacking::Lz4 => 1,
+        DeltaPacking::Zstd => 2,
+    }
+}
+
+fn delta_packing(code: u8) -> Option<DeltaPacking> {
+    match code {
+        0 => Some(DeltaPacking::Plain),
+        1 => Some(DeltaPacking::Lz4),
+        2 => Some(DeltaPacking::Zstd),
+        _ => None,
+    }
+}
+
 const MAGIC: [u8; 4] = *b"PGFR";
 const KIND_CHUNK: u8 = 1;
 const KIND_ROUND_END: u8 = 2;
@@ -299,11 +322,11 @@ const KIND_ROUND_END: u8 = 2;
 // Offsets of the header's fields.
 const MAGIC_AT: usize = 0;
 const KIND_AT: usize = 4;
-const RESERVED_AT: usize = 5;
+const DELTA_PACKING_AT: usize = 5;
 const ROUND_AT: usize = 6;
 const SEQUENCE_AT: usize = 8;
 const CHUNK_AT: usize = 16;
 const META_AT: usize = 20;
-const MASKS_AT: [usize; 4] = [24, 32, 40, 48];
-const PAYLOAD_CHECKSUM_AT: usize = 56;
-const CHECKSUM_AT: usize = 64;
+const MASKS_AT: [usize; Form::ALL.len()] = [24, 32, 40, 48, 56, 64, 72];
+const PAYLOAD_CHECKSUM_AT: usize = 80;
+const CHECKSUM_AT: usize = 88;

@@ -98,8 +98,9 @@ impl Kind {
     /// The longest body of this kind: what a receiver has to make room for.
     pub(super) fn max_body_bytes(self) -> u32 {
         let bytes = match self {
-            Self::Hello => 16 + 16 + 2 + 2 + MAX_REGIONS * 16 + 2 + MAX_GUEST_KIND_BYTES + 2 + MAX_DESCRIPTION_BYTES,
-            Self::Accept | Self::Attached | Self::Answer => 2,
+            Self::Hello => 16 + 16 + 2 + 4 + 2 + MAX_REGIONS * 16 + 2 + MAX_GUEST_KIND_BYTES + 2 + MAX_DESCRIPTION_BYTES,
+            Self::Accept => 2 + 4,
+            Self::Attached | Self::Answer => 2,
             Self::Refuse => 2 + 2 + MAX_REASON_BYTES,
             Self::Attach => 16 + 16 + 2,
             Self::Progress => 8 + 8,

@@ -1,6 +1,7 @@
 //! The control messages.
 
 use crate::memory::MemoryLayout;
+use crate::page::Codecs;
 use crate::units::{ByteCount, PageCount};
 use std::time::Duration;
 
@@ -38,6 +39,8 @@ pub struct Offer {
     pub token: Token,
     /// Bulk channels wanted, 1 to [`MAX_CHANNELS`].
     pub channels: u16,
+    /// Forms of pages that the source would send.
+    pub codecs: Codecs,
     /// The guest's memory.
     pub layout: MemoryLayout,
     /// What kind of guest it is: the destination decides by it who builds the guest, and whether it may.
@@ -117,6 +120,8 @@ pub enum Message {
     Accept {
         /// Bulk channels granted: at most those wanted.
         channels: u16,
+        /// Forms of pages that the destination takes, of those offered.
+        codecs: Codecs,
     },
     /// Destination: no.
     Refuse {

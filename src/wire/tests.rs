@@ -7,6 +7,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::*;
 use crate::memory::{MemoryLayout, RegionSpec};
+use crate::page::Codecs;
 use crate::units::{ByteCount, GuestAddr, PageCount};
 
 fn encode(message: &Message) -> Vec<u8> {
@@ -38,6 +39,7 @@ fn offer() -> Offer {
         session: SessionId([0xa1; 16]),
         token: Token([0xb2; 16]),
         channels: 4,
+        codecs: Codecs::LZ4.or(Codecs::DELTA),
         layout: MemoryLayout::new(regions.to_vec()).unwrap(),
         guest_kind: "kvm".to_owned(),
         description: "memory=1MiB".to_owned(),
@@ -50,10 +52,10 @@ fn one_of_each() -> [(Message, String); 16] {
     let totals = ChannelTotals { frames: 1, pages: PageCount(2), bytes: ByteCount(3), digest: 4 };
     let numbers = ["0100000000000000", "0200000000000000", "0300000000000000", "0400000000000000"].concat();
     let regions = ["0000000000000000", "a000000000000000", "0000100000000000", "0100000000000000"].concat();
-    let hello = format!("{ids}04000200{regions}03006b766d0b006d656d6f72793d314d6942");
+    let hello = format!("{ids}0400050000000200{regions}03006b766d0b006d656d6f72793d314d6942");
     [
         (Message::Hello(offer()), hello),
-        (Message::Accept { channels: 2 }, "0200".to_owned()),
+        (Message::Accept { channels: 2, codecs: Codecs::LZ4 }, "020001000000".to_owned()),
         (Message::Refuse { reason: RefuseReason::Busy, detail: "no".to_owned() }, "070002006e6f".to_owned()),
         (Message::Attach { session, token, channel: 63 }, format!("{ids}3f00")),
         (Message::Attached { channel: 3 }, "0300".to_owned()),
@@ -86,12 +88,12 @@ fn a_whole_message_has_its_golden_bytes() {
     let golden = [
         "50474645525259 0a", // magic
         "0100 0200",         // version, kind
-        "02000000",          // length of the body
-        "0a1888e3e89cba93",  // xxh3 of the body
-        "d1654e280441f7a2",  // xxh3 of all this
-        "0200",              // channels
+        "06000000",          // length of the body
+        "866bfc7f74ab1c87",  // xxh3 of the body
+        "5314bddc750c72e3",  // xxh3 of all this
+        "0200 01000000",     // channels, forms of pages
     ];
-    let bytes: String = encode(&Message::Accept { channels: 2 }).iter().map(|byte| format!("{byte:02x}")).collect();
+    let bytes: String = encode(&Message::Accept { channels: 2, codecs: Codecs::LZ4 }).iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(bytes, golden.concat().replace(' ', ""));
 }
 
@@ -134,17 +136,18 @@ fn hostile_bodies_are_refused() {
     let cases = [
         (1, hello_with(32, &[0, 0]), field("Hello", "number of channels")),
         (1, hello_with(32, &[65, 0]), field("Hello", "number of channels")),
-        (1, hello_with(34, &[0, 0]), field("Hello", "memory layout")),
-        (1, hello_with(34, &[3, 0]), field("Hello", "memory layout")),
-        (1, hello_with(34, &[0xff, 0xff]), field("Hello", "number of regions")),
-        (1, hello_with(34, &[0, 4]), field("Hello", "region")),
-        (1, hello_with(36, &[1]), field("Hello", "memory layout")),
-        (1, hello_with(68, &[65]), field("Hello", "guest kind")),
-        (1, hello_with(70, &[0xff]), field("Hello", "guest kind")),
-        (1, hello_with(73, &[12]), field("Hello", "description")),
-        (1, hello_with(73, &[10]), field("Hello", "length")),
+        (1, hello_with(38, &[0, 0]), field("Hello", "memory layout")),
+        (1, hello_with(38, &[3, 0]), field("Hello", "memory layout")),
+        (1, hello_with(38, &[0xff, 0xff]), field("Hello", "number of regions")),
+        (1, hello_with(38, &[0, 4]), field("Hello", "region")),
+        (1, hello_with(40, &[1]), field("Hello", "memory layout")),
+        (1, hello_with(72, &[65]), field("Hello", "guest kind")),
+        (1, hello_with(74, &[0xff]), field("Hello", "guest kind")),
+        (1, hello_with(77, &[12]), field("Hello", "description")),
+        (1, hello_with(77, &[10]), field("Hello", "length")),
         (2, vec![1], field("Accept", "number of channels")),
         (2, vec![], field("Accept", "number of channels")),
+        (2, vec![1, 0, 1], field("Accept", "forms of pages")),
         (4, [[0; 32].as_slice(), &[64, 0]].concat(), field("Attach", "channel")),
         (6, vec![0], Err(WireError::MessageLength { message: "Ping", length: 1, limit: 0 })),
         (8, vec![2, 0, 1, 1], field("Finish", "totals")),

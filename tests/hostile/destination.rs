@@ -31,7 +31,7 @@ impl EvilDestination {
     }
 
     pub(crate) fn accept(&mut self) {
-        self.control.say(&Message::Accept { channels: self.offer.channels });
+        self.control.say(&Message::Accept { channels: self.offer.channels, codecs: self.offer.codecs });
     }
 
     /// The next connection, and the Attach that it begins with.

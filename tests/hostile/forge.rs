@@ -8,12 +8,13 @@ use xxhash_rust::xxh3::xxh3_64;
 #[derive(Clone, Default)]
 pub(crate) struct Frame {
     pub(crate) kind: u8,
-    pub(crate) reserved: u8,
+    /// Of a chunk: how its deltas are packed.
+    pub(crate) packing: u8,
     pub(crate) round: u16,
     pub(crate) sequence: u64,
     pub(crate) chunk: u32,
-    /// Zero, uniform, LZ4, raw.
-    pub(crate) masks: [u64; 4],
+    /// Zero, uniform, unchanged, delta, LZ4, Zstandard, raw.
+    pub(crate) masks: [u64; 7],
     pub(crate) raw: Vec<u8>,
     pub(crate) meta: Vec<u8>,
     /// Said in place of the true length.
@@ -23,14 +24,22 @@ pub(crate) struct Frame {
 impl Frame {
     /// One raw page, at the front of `chunk`.
     pub(crate) fn raw_page(chunk: u32) -> Self {
-        Self { kind: 1, chunk, masks: [0, 0, 0, 1], raw: vec![7; 4096], ..Self::default() }
+        Self { kind: 1, chunk, masks: [0, 0, 0, 0, 0, 0, 1], raw: vec![7; 4096], ..Self::default() }
     }
 
     /// Packed pages from the front of chunk 0: lengths and blocks as given.
     pub(crate) fn packed(blocks: &[(u16, &[u8])]) -> Self {
         let mut meta: Vec<u8> = blocks.iter().flat_map(|(length, _)| length.to_le_bytes()).collect();
         blocks.iter().for_each(|(_, block)| meta.extend_from_slice(block));
-        Self { kind: 1, masks: [0, 0, (1 << blocks.len()) - 1, 0], meta, ..Self::default() }
+        Self { kind: 1, masks: [0, 0, 0, 0, (1 << blocks.len()) - 1, 0, 0], meta, ..Self::default() }
+    }
+
+    /// Deltas of the pages of `mask` in chunk 0: their checks (made up), lengths and bytes.
+    pub(crate) fn deltas(mask: u64, lengths: &[u16], deltas: &[u8]) -> Self {
+        let mut meta = vec![0; 4 * lengths.len()];
+        meta.extend(lengths.iter().flat_map(|length| length.to_le_bytes()));
+        meta.extend_from_slice(deltas);
+        Self { kind: 1, masks: [0, 0, 0, mask, 0, 0, 0], meta, ..Self::default() }
     }
 
     pub(crate) fn round_end() -> Self {
@@ -40,7 +49,7 @@ impl Frame {
     pub(crate) fn bytes(&self) -> Vec<u8> {
         let payload = [self.raw.as_slice(), &self.meta].concat();
         let mut bytes = b"PGFR".to_vec();
-        bytes.extend([self.kind, self.reserved]);
+        bytes.extend([self.kind, self.packing]);
         bytes.extend(self.round.to_le_bytes());
         bytes.extend(self.sequence.to_le_bytes());
         bytes.extend(self.chunk.to_le_bytes());

@@ -52,15 +52,15 @@ fn before_a_session() -> Vec<Attack> {
         }),
         attack("no channels", Refused(RefuseReason::Other, "bad number of channels"), |evil| say_hello_with(evil, 32, &[0, 0])),
         attack("too many channels", Refused(RefuseReason::Other, "bad number of channels"), |evil| say_hello_with(evil, 32, &[65, 0])),
-        attack("more regions than there may be", Refused(RefuseReason::Other, "bad number of regions"), |evil| say_hello_with(evil, 34, &[1, 4])),
-        attack("a region of no pages", Refused(RefuseReason::Other, "bad memory layout"), |evil| say_hello_with(evil, 44, &[0; 8])),
-        attack("a region at the end of everything", Refused(RefuseReason::Other, "bad memory layout"), |evil| say_hello_with(evil, 36, &[0xff; 8])),
-        attack("a kind that is no text", Refused(RefuseReason::Other, "bad guest kind"), |evil| say_hello_with(evil, 54, &[0xff])),
+        attack("more regions than there may be", Refused(RefuseReason::Other, "bad number of regions"), |evil| say_hello_with(evil, 38, &[1, 4])),
+        attack("a region of no pages", Refused(RefuseReason::Other, "bad memory layout"), |evil| say_hello_with(evil, 48, &[0; 8])),
+        attack("a region at the end of everything", Refused(RefuseReason::Other, "bad memory layout"), |evil| say_hello_with(evil, 40, &[0xff; 8])),
+        attack("a kind that is no text", Refused(RefuseReason::Other, "bad guest kind"), |evil| say_hello_with(evil, 58, &[0xff])),
         attack("the largest memory there is", Refused(RefuseReason::Memory, "64 TiB"), |evil| {
-            say_hello_with(evil, 44, &(1u64 << 34).to_le_bytes());
+            say_hello_with(evil, 48, &(1u64 << 34).to_le_bytes());
         }),
         attack("a guest over the limit", Refused(RefuseReason::Memory, "the limit of this receiver"), |evil| {
-            say_hello_with(evil, 44, &(1u64 << 15).to_le_bytes());
+            say_hello_with(evil, 48, &(1u64 << 15).to_le_bytes());
         }),
         attack("a kind that is not allowed", Refused(RefuseReason::GuestKind, "\"spy\" are not allowed"), |evil| {
             evil.offer.guest_kind = "spy".into();
@@ -93,8 +93,8 @@ fn say_altered_hello(evil: &mut EvilSource, at: usize) {
     evil.control.say_bytes(&hello);
 }
 
-/// Says Hello with other bytes at `at` of its body: 32 channels, 34 regions, 36 the first one's address, 44 its pages,
-/// 52 the kind.
+/// Says Hello with other bytes at `at` of its body: 32 channels, 38 regions, 40 the first one's address, 48 its pages,
+/// 56 the kind.
 fn say_hello_with(evil: &mut EvilSource, at: usize, bytes: &[u8]) {
     let mut body = hello_body(evil);
     body[at..at + bytes.len()].copy_from_slice(bytes);
@@ -167,7 +167,7 @@ fn finish_with(evil: &mut EvilSource, change: fn(&mut u64, &mut u64, &mut u64)) 
 /// Frames with good checksums that make no sense, as the first one of channel 0.
 fn senseless_frames() -> Vec<(&'static str, &'static str, Frame)> {
     let page = || Frame::raw_page(0);
-    let zero_run = || Frame { masks: [1, 0, 0, 0], raw: Vec::new(), ..page() };
+    let zero_run = || Frame { masks: [1, 0, 0, 0, 0, 0, 0], raw: Vec::new(), ..page() };
     let last_chunk = u32::try_from(PAGES.0 / 64).unwrap();
     vec![
         ("outside the memory", "outside the memory", Frame::raw_page(last_chunk + 1)),
@@ -175,16 +175,34 @@ fn senseless_frames() -> Vec<(&'static str, &'static str, Frame)> {
         ("on the wrong channel", "belongs on channel 1", Frame::raw_page(1)),
         ("a sequence gap", "numbered 1", Frame { sequence: 1, ..page() }),
         ("a sequence far ahead", "numbered 18446744073709551615", Frame { sequence: u64::MAX, ..page() }),
-        ("masks that overlap", "masks", Frame { masks: [1, 0, 0, 1], ..page() }),
-        ("masks of no page", "masks", Frame { masks: [0; 4], raw: Vec::new(), ..page() }),
-        ("pages past the region's end", "masks", Frame { chunk: last_chunk, masks: [1 << 63, 0, 0, 0], raw: Vec::new(), ..page() }),
+        ("masks that overlap", "masks", Frame { masks: [1, 0, 0, 0, 0, 0, 1], ..page() }),
+        ("masks of no page", "masks", Frame { masks: [0; 7], raw: Vec::new(), ..page() }),
+        ("pages past the region's end", "masks", Frame { chunk: last_chunk, masks: [1 << 63, 0, 0, 0, 0, 0, 0], raw: Vec::new(), ..page() }),
         ("an unknown kind", "kind 3", Frame { kind: 3, ..page() }),
         ("kind 0", "kind 0", Frame { kind: 0, ..page() }),
-        ("a reserved byte", "reserved", Frame { reserved: 1, ..page() }),
+        ("an unknown packing of deltas", "way 3", Frame { packing: 3, ..page() }),
+        ("packed deltas and no delta", "meta", Frame { packing: 1, ..page() }),
+        ("a round end with packed deltas", "reserved", Frame { packing: 1, ..Frame::round_end() }),
+        (
+            "a Zstandard frame nobody agreed on",
+            "page 3 of chunk 0 comes in a form that was not agreed on",
+            Frame { masks: [0, 0, 0, 0, 0, 8, 0], meta: vec![1; 9], raw: Vec::new(), ..page() },
+        ),
+        (
+            "deltas packed in a way nobody agreed on",
+            "page 0 of chunk 0 comes in a form that was not agreed on",
+            Frame { packing: 2, ..Frame::deltas(1, &[10], &[0; 10]) },
+        ),
+        (
+            "an unchanged page that was never sent",
+            "page 1 refers to contents that were never sent",
+            Frame { masks: [0, 0, 2, 0, 0, 0, 0], raw: Vec::new(), ..page() },
+        ),
+        ("a delta of a page that was never sent", "page 2 refers to contents that were never sent", Frame::deltas(4, &[10], &[0; 10])),
         ("a round end with a chunk", "reserved", Frame { chunk: 1, ..Frame::round_end() }),
         ("meta where none belongs", "meta", Frame { meta: vec![0; 8], ..zero_run() }),
         ("huge meta", "meta", Frame { meta_bytes: Some(u32::MAX), ..zero_run() }),
-        ("a uniform page without its word", "meta", Frame { masks: [0, 1, 0, 0], raw: Vec::new(), ..page() }),
+        ("a uniform page without its word", "meta", Frame { masks: [0, 1, 0, 0, 0, 0, 0], raw: Vec::new(), ..page() }),
         ("an empty LZ4 block", "LZ4 block of page 0 has 0 bytes", Frame::packed(&[(0, &[]), (2, &[0, 0])])),
         ("an LZ4 block past the end", "meta bytes", Frame::packed(&[(100, &[0; 10])])),
         ("bytes after the LZ4 block", "meta bytes", Frame::packed(&[(26, &[LZ4_PAGE, &[0; 30]].concat())])),

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use pageferry::Error;
 use pageferry::memory::MemoryLayout;
+use pageferry::page::Codecs;
 use pageferry::protocol::ProtocolError;
 use pageferry::source::{Failure, Migration};
 use pageferry::stats::{GuestOwner, Outcome};
@@ -51,11 +52,11 @@ fn on_the_way() -> Vec<Attack> {
             evil.control.last_words()
         }),
         attack("an altered envelope", "header has a wrong checksum", Some("checksum"), |evil| {
-            evil.control.say_bytes(&forge::altered(&Message::Accept { channels: 1 }, 10));
+            evil.control.say_bytes(&forge::altered(&Message::Accept { channels: 1, codecs: Codecs::LZ4 }, 10));
             evil.control.last_words()
         }),
         attack("an altered body", "Accept message has a wrong checksum", Some("checksum"), |evil| {
-            evil.control.say_bytes(&forge::altered(&Message::Accept { channels: 1 }, 32));
+            evil.control.say_bytes(&forge::altered(&Message::Accept { channels: 1, codecs: Codecs::LZ4 }, 32));
             evil.control.last_words()
         }),
         attack("a huge message", "more than", Some("more than"), |evil| {
@@ -67,7 +68,7 @@ fn on_the_way() -> Vec<Attack> {
             evil.control.last_words()
         }),
         attack("more channels than wanted", "5 channels granted, 2 were asked for", Some("5 channels granted"), |evil| {
-            evil.control.say(&Message::Accept { channels: 5 });
+            evil.control.say(&Message::Accept { channels: 5, codecs: Codecs::LZ4 });
             evil.control.last_words()
         }),
         attack("Ready for a start", "Ready to an end that was offering", Some("Ready to an end"), |evil| {

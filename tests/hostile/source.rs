@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use pageferry::memory::{GuestMemory, MemoryLayout};
-use pageferry::page::{Compression, Encoder};
+use pageferry::page::{Codecs, Encoder, EncoderSettings, Method, PageKey, Work};
 use pageferry::transport::{Endpoint, Stream};
-use pageferry::units::ChunkIndex;
+use pageferry::units::{ByteCount, ChunkIndex};
 use pageferry::wire::{ChannelTotals, FrameWriter, Message, Offer, SessionId, Token, channel_of};
 
 use crate::guest::filled;
@@ -30,6 +30,8 @@ pub(crate) enum Stage {
 type Step = (Stage, fn(&mut EvilSource));
 
 pub(crate) const CHANNELS: u16 = 2;
+/// Not Zstandard, so that it can be sent without having been agreed on.
+pub(crate) const CODECS: Codecs = Codecs::LZ4.or(Codecs::DELTA);
 
 pub(crate) struct EvilSource {
     pub(crate) endpoint: Endpoint,
@@ -46,9 +48,11 @@ impl EvilSource {
         let session = SessionId(u128::from(SESSIONS.fetch_add(1, Ordering::SeqCst)).to_le_bytes());
         let layout = MemoryLayout::flat(PAGES).unwrap();
         let memory = filled(layout.clone());
-        let writer = || FrameWriter::new(Encoder::new(Compression::Lz4, layout.chunks()));
+        let token = Token([9; 16]);
+        let settings = EncoderSettings { codecs: CODECS, key: PageKey::derive(&token.0), delta_cache: ByteCount(1 << 20) };
+        let writer = || FrameWriter::new(Encoder::new(settings.clone(), layout.chunks()));
         let frames = (0..CHANNELS).map(|_| writer()).collect();
-        let offer = Offer { session, token: Token([9; 16]), channels: CHANNELS, layout, guest_kind: "stamper".into(), description: String::new() };
+        let offer = Offer { session, token, channels: CHANNELS, codecs: CODECS, layout, guest_kind: "stamper".into(), description: String::new() };
         let mut source = Self { endpoint: endpoint.clone(), offer, control: Talk::to(endpoint), bulk: Vec::new(), frames, memory };
         let steps: [Step; 5] = [
             (Stage::Accepted, Self::say_hello),
@@ -63,7 +67,7 @@ impl EvilSource {
 
     fn say_hello(&mut self) {
         self.control.say(&Message::Hello(self.offer.clone()));
-        assert_eq!(self.control.hear(), Some(Message::Accept { channels: CHANNELS }));
+        assert_eq!(self.control.hear(), Some(Message::Accept { channels: CHANNELS, codecs: CODECS }));
     }
 
     fn attach_all(&mut self) {
@@ -91,7 +95,8 @@ impl EvilSource {
         for channel in 0..CHANNELS {
             let mut bytes = Vec::new();
             for chunk in (0..self.offer.layout.chunks()).map(ChunkIndex).filter(|chunk| channel_of(*chunk, CHANNELS) == channel) {
-                self.frames[usize::from(channel)].push_chunk(&mut bytes, 0, chunk, self.memory.chunk(chunk), self.offer.layout.valid_mask(chunk));
+                let work = Work { round: 0, chunk, memory: self.memory.chunk(chunk), mask: self.offer.layout.valid_mask(chunk), method: Method::Lz4 };
+                self.frames[usize::from(channel)].push_chunk(&mut bytes, work);
             }
             self.frames[usize::from(channel)].push_round_end(&mut bytes, 0);
             self.send(channel, &bytes);
@@ -101,8 +106,8 @@ impl EvilSource {
     /// A good frame of `chunk`, which is counted as sent.
     pub(crate) fn frame(&mut self, chunk: u32) -> Vec<u8> {
         let (mut bytes, chunk) = (Vec::new(), ChunkIndex(chunk));
-        let frames = &mut self.frames[usize::from(channel_of(chunk, CHANNELS))];
-        frames.push_chunk(&mut bytes, 0, chunk, self.memory.chunk(chunk), self.offer.layout.valid_mask(chunk));
+        let work = Work { round: 0, chunk, memory: self.memory.chunk(chunk), mask: self.offer.layout.valid_mask(chunk), method: Method::Lz4 };
+        self.frames[usize::from(channel_of(chunk, CHANNELS))].push_chunk(&mut bytes, work);
         bytes
     }
 

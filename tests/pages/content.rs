@@ -52,6 +52,11 @@ pub(crate) fn content() -> impl Strategy<Value = Content> {
     ]
 }
 
+/// Words that change: page, word, value.
+pub(crate) fn changes() -> impl Strategy<Value = Vec<(u32, usize, u64)>> {
+    prop::collection::vec((0u32..64, 0..PAGE_WORDS, any::<u64>()), 0..120)
+}
+
 /// Memory of `pages` pages, all zeros.
 pub(crate) fn memory(pages: usize) -> GuestMemory {
     GuestMemory::allocate(MemoryLayout::flat(PageCount(pages as u64)).unwrap(), Backing::Anonymous).unwrap()

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 
 use pageferry::bitmap::PageBitmap;
 use pageferry::memory::{GuestMemory, MemoryLayout, RegionSpec};
-use pageferry::page::{Compression, Decoder, Encoder, Masks};
+use pageferry::page::{Codecs, Decoder, Encoder, EncoderSettings, Masks, Method, PageKey, Pages, Work};
 use pageferry::units::{ByteCount, ChunkIndex, GuestAddr, PAGE_SIZE, PageCount};
 use pageferry::wire::{FRAME_HEADER_BYTES, FrameBody, FrameError, FrameReader, FrameWriter, WireError, channel_of};
 use proptest::prelude::*;
@@ -20,11 +20,21 @@ const CHUNK: ChunkIndex = ChunkIndex(0);
 const CONTENTS: [Content; 4] = [Content::Zero, Content::Uniform(0x0102_0304_0506_0708), Content::Records(9), Content::Random(5)];
 
 fn writer(chunks: u32) -> FrameWriter {
-    FrameWriter::new(Encoder::new(Compression::Lz4, chunks))
+    let settings = EncoderSettings { codecs: Codecs::built_in(), key: PageKey::derive(&[3; 16]), delta_cache: ByteCount(1 << 20) };
+    FrameWriter::new(Encoder::new(settings, chunks))
 }
 
 fn reader(memory: &GuestMemory) -> FrameReader {
-    FrameReader::new(0, 1, Decoder::new(PageBitmap::new(memory.layout().chunks())))
+    FrameReader::new(0, 1, Codecs::built_in(), decoder(memory.layout().chunks()))
+}
+
+fn decoder(chunks: u32) -> Decoder {
+    Decoder::new(PageKey::derive(&[3; 16]), PageBitmap::new(chunks))
+}
+
+/// Appends a frame with the pages of `mask`; how they go.
+fn push(writer: &mut FrameWriter, bytes: &mut Vec<u8>, round: u16, memory: &GuestMemory, chunk: ChunkIndex, mask: u64) -> Masks {
+    writer.push_chunk(bytes, Work { round, chunk, memory: memory.chunk(chunk), mask, method: Method::Lz4 }).pages.masks
 }
 
 /// The frame of a chunk of four pages that hold [`CONTENTS`].
@@ -32,8 +42,8 @@ fn frame() -> Vec<u8> {
     let memory = memory(4);
     fill(&memory, CHUNK, &CONTENTS, 0b1111);
     let mut bytes = Vec::new();
-    let masks = writer(1).push_chunk(&mut bytes, 7, CHUNK, memory.chunk(CHUNK), 0b1111);
-    assert_eq!(masks, Masks { zero: 1, uniform: 2, lz4: 4, raw: 8 });
+    let masks = push(&mut writer(1), &mut bytes, 7, &memory, CHUNK, 0b1111);
+    assert_eq!(masks, Masks { zero: 1, uniform: 2, lz4: 4, raw: 8, ..Masks::default() });
     bytes
 }
 
@@ -41,10 +51,10 @@ fn frame() -> Vec<u8> {
 fn sign(frame: &mut [u8]) {
     let payload = xxh3_64(&frame[FRAME_HEADER_BYTES..]);
     if frame[4] == 1 {
-        frame[56..64].copy_from_slice(&payload.to_le_bytes());
+        frame[80..88].copy_from_slice(&payload.to_le_bytes());
     }
-    let header = xxh3_64(&frame[..64]);
-    frame[64..72].copy_from_slice(&header.to_le_bytes());
+    let header = xxh3_64(&frame[..88]);
+    frame[88..96].copy_from_slice(&header.to_le_bytes());
 }
 
 /// What a reader with nothing behind it says of `bytes`.
@@ -63,26 +73,29 @@ fn frames_have_their_golden_bytes() {
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let mut writer = writer(1);
     let mut bytes = Vec::new();
-    writer.push_chunk(&mut bytes, 7, CHUNK, memory.chunk(CHUNK), 0b1011);
+    push(&mut writer, &mut bytes, 7, &memory, CHUNK, 0b1011);
     let golden = [
-        "50474652 01 00 0700", // magic, kind, zero, round
+        "50474652 01 00 0700", // magic, kind, packing of deltas, round
         "0000000000000000",    // sequence
         "00000000 08000000",   // chunk, meta bytes
         "0100000000000000",    // zero
         "0200000000000000",    // uniform
+        "0000000000000000",    // unchanged
+        "0000000000000000",    // delta
         "0000000000000000",    // LZ4
+        "0000000000000000",    // Zstandard
         "0800000000000000",    // raw
         "c4d1f9be6f1e4eab",    // xxh3 of the payload
-        "261aeea9ae15c66a",    // xxh3 of all this
+        "dcab2762696d066a",    // xxh3 of all this
     ];
     assert_eq!(hex(&bytes[..FRAME_HEADER_BYTES]), golden.concat().replace(' ', ""));
     assert_eq!(hex(&bytes[FRAME_HEADER_BYTES + PAGE_SIZE..]), "0807060504030201", "the word");
 
     bytes.clear();
     writer.push_round_end(&mut bytes, 7);
-    let golden = ["50474652 02 00 0700", "0100000000000000", &"00".repeat(48), "5f4b44a268593553"];
+    let golden = ["50474652 02 00 0700", "0100000000000000", &"00".repeat(72), "53bd7d9306427c46"];
     assert_eq!(hex(&bytes), golden.concat().replace(' ', ""));
-    assert_eq!(writer.totals().digest, 2944426539478896116, "the digest");
+    assert_eq!(writer.totals().digest, 9113925833668630640, "the digest");
 }
 
 #[test]
@@ -92,7 +105,8 @@ fn a_block_made_by_hand_decompresses_to_its_page() {
     let masks = Masks { lz4: 1, ..Masks::default() };
     let meta = [&u16::try_from(block.len()).unwrap().to_le_bytes(), block.as_slice()].concat();
     let memory = memory(1);
-    Decoder::new(PageBitmap::new(1)).place_meta(&mut memory.placement(), CHUNK, &masks, &meta).unwrap();
+    let pages = Pages { masks, meta_bytes: u32::try_from(meta.len()).unwrap(), ..Pages::default() };
+    decoder(1).place_meta(&mut memory.placement(), CHUNK, &pages, &meta).unwrap();
     let mut page = [b'a'; PAGE_SIZE];
     page[PAGE_SIZE - 1] = b'b';
     assert!(pages_of(&memory, CHUNK) == [page]);
@@ -120,12 +134,14 @@ fn hostile_headers_are_refused() {
     let chunk = CHUNK;
     let masks = FrameError::Masks { chunk };
     let length = |length| FrameError::MetaLength { chunk, length };
-    let cases: [(usize, &[u8], FrameError); 14] = [
+    let block_bytes = u32::from(u16::from_le_bytes([whole[FRAME_HEADER_BYTES + PAGE_SIZE + 8], whole[FRAME_HEADER_BYTES + PAGE_SIZE + 9]]));
+    let cases: [(usize, &[u8], FrameError); 15] = [
         (0, b"HTTP", FrameError::Magic { first: *b"HTTP" }),
         (4, &[0], FrameError::UnknownKind { kind: 0 }),
         (4, &[3], FrameError::UnknownKind { kind: 3 }),
         (4, &[2], FrameError::Reserved),
-        (5, &[1], FrameError::Reserved),
+        (5, &[1], length(8 + 2 + block_bytes)),
+        (5, &[3], FrameError::DeltaPacking { chunk, code: 3 }),
         (8, &[1], FrameError::Sequence { found: 1 }),
         (16, &[1], FrameError::Outside { chunk: ChunkIndex(1) }),
         (20, &[0, 0], length(0)),
@@ -134,7 +150,7 @@ fn hostile_headers_are_refused() {
         (20, &[0xff; 4], length(u32::MAX)),
         (24, &[0b10000], masks.clone()),
         (24, &[0b11], masks.clone()),
-        (24, &[0; 32], masks),
+        (24, &[0; 56], masks),
     ];
     for (at, bytes, expected) in cases {
         let mut frame = whole.clone();
@@ -169,7 +185,7 @@ fn a_chunk_on_the_wrong_channel_is_refused() {
     let belongs = channel_of(CHUNK, 4);
     let memory = memory(4);
     for channel in (0..4).filter(|&channel| channel != belongs) {
-        let mut reader = FrameReader::new(channel, 4, Decoder::new(PageBitmap::new(1)));
+        let mut reader = FrameReader::new(channel, 4, Codecs::built_in(), decoder(1));
         let source = FrameError::Channel { chunk: CHUNK, belongs };
         assert_eq!(reader.apply_bytes(&frame, &mut memory.placement()), Err(WireError::Frame { channel, sequence: 0, source }));
     }
@@ -182,7 +198,7 @@ fn lost_doubled_and_swapped_frames_are_noticed() {
     let frames: Vec<Vec<u8>> = (0..3)
         .map(|_| {
             let mut bytes = Vec::new();
-            writer.push_chunk(&mut bytes, 0, CHUNK, memory.chunk(CHUNK), 1);
+            push(&mut writer, &mut bytes, 0, &memory, CHUNK, 1);
             bytes
         })
         .collect();
@@ -205,7 +221,7 @@ fn zero_frames_do_not_populate_memory() {
     let mut bytes = Vec::new();
     for chunk in [ChunkIndex(0), ChunkIndex(1)] {
         bytes.clear();
-        writer.push_chunk(&mut bytes, 0, chunk, source.chunk(chunk), u64::MAX);
+        push(&mut writer, &mut bytes, 0, &source, chunk, u64::MAX);
         assert_eq!(bytes.len(), FRAME_HEADER_BYTES);
         reader.apply_bytes(&bytes, &mut destination.placement()).unwrap().unwrap();
     }
@@ -222,7 +238,7 @@ fn pages_that_become_zero_again_are_cleared() {
     for contents in [CONTENTS, [Content::Zero; 4], CONTENTS, [Content::Zero; 4]] {
         fill(&source, CHUNK, &contents, 0b1111);
         let mut bytes = Vec::new();
-        writer.push_chunk(&mut bytes, 0, CHUNK, source.chunk(CHUNK), 0b1111);
+        push(&mut writer, &mut bytes, 0, &source, CHUNK, 0b1111);
         reader.apply_bytes(&bytes, &mut destination.placement()).unwrap().unwrap();
         assert!(pages_of(&source, CHUNK) == pages_of(&destination, CHUNK));
     }
@@ -237,9 +253,9 @@ fn receive(reader: &mut FrameReader, memory: &GuestMemory, stream: &mut UnixStre
     let mut placement = memory.placement();
     let mut meta = vec![0; header.meta_bytes()];
     let (mut pages_there, mut meta_there) = (0, 0);
-    if let FrameBody::Chunk { chunk, masks, .. } = header.body {
+    if let FrameBody::Chunk { chunk, pages } = header.body {
         while pages_there < header.raw_bytes() || meta_there < meta.len() {
-            let progress = placement.read_from(stream.as_fd(), chunk, masks.raw, pages_there, &mut meta[meta_there..]).unwrap();
+            let progress = placement.read_from(stream.as_fd(), chunk, pages.masks.raw, pages_there, &mut meta[meta_there..]).unwrap();
             pages_there += progress.pages_bytes;
             meta_there += progress.tail_bytes;
         }
@@ -265,7 +281,7 @@ proptest! {
             for (chunk, (contents, mask)) in (0..).map(ChunkIndex).zip(chunks) {
                 let mask = mask & layout.valid_mask(chunk) | 1;
                 fill(&source, chunk, &contents, mask);
-                writer.push_chunk(&mut bytes, round, chunk, source.chunk(chunk), mask);
+                push(&mut writer, &mut bytes, round, &source, chunk, mask);
             }
             writer.push_round_end(&mut bytes, round);
             let (mut near, mut far) = UnixStream::pair().unwrap();

@@ -8,7 +8,7 @@ use pageferry::protocol::{
 use pageferry::units::ByteCount;
 use pageferry::wire::{AnswerStatus, MAX_REASON_BYTES, Message, RefuseReason, SessionId, Token};
 
-use crate::pair::{CHANNELS, Pair, Point, SESSION, TOKEN, offer, totals};
+use crate::pair::{CHANNELS, CODECS, Pair, Point, SESSION, TOKEN, offer, totals};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -134,7 +134,7 @@ fn a_session_may_have_as_many_channels_as_the_protocol_allows() {
     let now = Instant::now();
     let mut destination = Destination::new(now, Timeouts::default());
     destination.handle_message(now, Message::Hello(wide));
-    destination.accept(now, 64);
+    destination.accept(now, 64, CODECS);
     (0..64).for_each(|channel| destination.attach(now, TOKEN, channel).unwrap());
     assert_eq!(destination.attach(now, TOKEN, 0), Err(AttachError::State { state: "receiving" }));
 }
@@ -152,7 +152,7 @@ fn drivers_that_come_too_late_change_nothing() {
     pair.source.reconnected(now);
     pair.source.reconnect_failed(now);
     assert!(!pair.source.abort(now, "late".into()));
-    pair.destination.accept(now, CHANNELS);
+    pair.destination.accept(now, CHANNELS, CODECS);
     pair.destination.refuse(now, RefuseReason::Busy, String::new());
     pair.destination.ready(now);
     assert!(!pair.destination.fail(now, "late".into()));

@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use pageferry::page::Codecs;
 use pageferry::protocol::{Destination, DestinationEvent, GuestOwner, ProtocolError, Source, SourceEnd, SourceEvent, Timeouts};
 use pageferry::units::ByteCount;
 use pageferry::wire::{AnswerStatus, Message, RefuseReason};
 use proptest::prelude::*;
 
-use crate::pair::{CHANNELS, Pair, Point, SESSION, TOKEN, offer, totals};
+use crate::pair::{CHANNELS, CODECS, Pair, Point, SESSION, TOKEN, offer, totals};
 
 /// Each message there is, and the variants that differ in what they may do.
 fn messages() -> Vec<Message> {
@@ -16,9 +17,10 @@ fn messages() -> Vec<Message> {
     vec![
         Message::Hello(offer()),
         Message::Hello(greedy),
-        Message::Accept { channels: CHANNELS },
-        Message::Accept { channels: 0 },
-        Message::Accept { channels: CHANNELS + 1 },
+        Message::Accept { channels: CHANNELS, codecs: CODECS },
+        Message::Accept { channels: 0, codecs: CODECS },
+        Message::Accept { channels: CHANNELS + 1, codecs: CODECS },
+        Message::Accept { channels: CHANNELS, codecs: CODECS.or(Codecs::ZSTD) },
         Message::Refuse { reason: RefuseReason::Busy, detail: "full".into() },
         Message::Attach { session: SESSION, token: TOKEN, channel: 0 },
         Message::Attached { channel: 0 },
@@ -42,7 +44,7 @@ fn messages() -> Vec<Message> {
 fn is_legal_for_source(point: Point, message: &Message) -> bool {
     match message {
         Message::Failed { .. } => true,
-        Message::Accept { channels } => point == Point::Offered && *channels == CHANNELS,
+        Message::Accept { channels, codecs } => point == Point::Offered && *channels == CHANNELS && *codecs == CODECS,
         Message::Refuse { .. } => point == Point::Offered,
         Message::Progress { .. } => point > Point::Offered,
         Message::Ready => point == Point::Finishing,

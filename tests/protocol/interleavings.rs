@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use pageferry::protocol::{Destination, DestinationEvent, GuestOwner, Source, SourceEnd, SourceEvent, Timeouts};
 use pageferry::wire::{AnswerStatus, Message};
 
-use crate::pair::{CHANNELS, TOKEN, offer, totals};
+use crate::pair::{CHANNELS, CODECS, TOKEN, offer, totals};
 
 /// One thing that happens next, where it can.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -235,7 +235,7 @@ impl Node {
 
     fn destination_acts(&mut self, now: Instant) -> Option<()> {
         match self.destination_task.take()? {
-            Task::Accept => self.destination.accept(now, CHANNELS),
+            Task::Accept => self.destination.accept(now, CHANNELS, CODECS),
             Task::Load => self.destination.ready(now),
             Task::Resume => self.destination.running(now),
             task => unreachable!("{task:?} is not the destination's"),

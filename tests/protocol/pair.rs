@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use pageferry::memory::MemoryLayout;
+use pageferry::page::Codecs;
 use pageferry::protocol::{Destination, DestinationEvent, Source, SourceEvent, Timeouts};
 use pageferry::units::PageCount;
 use pageferry::wire::{ChannelTotals, Message, Offer, SessionId, Token};
@@ -10,12 +11,14 @@ use pageferry::wire::{ChannelTotals, Message, Offer, SessionId, Token};
 pub(crate) const SESSION: SessionId = SessionId([7; 16]);
 pub(crate) const TOKEN: Token = Token([9; 16]);
 pub(crate) const CHANNELS: u16 = 2;
+pub(crate) const CODECS: Codecs = Codecs::LZ4;
 
 pub(crate) fn offer() -> Offer {
     Offer {
         session: SESSION,
         token: TOKEN,
         channels: CHANNELS,
+        codecs: CODECS,
         layout: MemoryLayout::flat(PageCount(64)).unwrap(),
         guest_kind: "workload".into(),
         description: "memory=256KiB".into(),
@@ -82,7 +85,7 @@ impl Pair {
         let now = self.now;
         match step {
             Point::Offered => {}
-            Point::Accepted => self.destination.accept(now, CHANNELS),
+            Point::Accepted => self.destination.accept(now, CHANNELS, CODECS),
             Point::Copying => {
                 (0..CHANNELS).for_each(|channel| self.destination.attach(now, TOKEN, channel).unwrap());
                 self.source.attached(now);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use pageferry::protocol::{DestinationEnd, DestinationEvent, GuestOwner, ProtocolError, SourceEnd, SourceEvent, Timeouts};
 use pageferry::wire::{AnswerStatus, Message, RefuseReason, Token};
 
-use crate::pair::{CHANNELS, Pair, Point, SESSION, TOKEN, offer, totals};
+use crate::pair::{CHANNELS, CODECS, Pair, Point, SESSION, TOKEN, offer, totals};
 
 const COMMIT: Message = Message::Commit { paused_for: Duration::ZERO };
 
@@ -14,7 +14,12 @@ fn a_session_without_trouble_moves_the_guest() {
     let pair = Pair::at(Point::Released);
     assert_eq!(
         pair.source_events,
-        [SourceEvent::Accepted { channels: CHANNELS }, SourceEvent::Ready, SourceEvent::Running, SourceEvent::Ended(SourceEnd::Completed)]
+        [
+            SourceEvent::Accepted { channels: CHANNELS, codecs: CODECS },
+            SourceEvent::Ready,
+            SourceEvent::Running,
+            SourceEvent::Ended(SourceEnd::Completed)
+        ]
     );
     assert_eq!(
         pair.destination_events,

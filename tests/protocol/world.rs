@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use pageferry::protocol::{Destination, DestinationEvent, GuestOwner, Source, SourceEnd, SourceEvent, Timeouts, Tombstones};
 use pageferry::wire::{AnswerStatus, Message};
 
-use crate::pair::{CHANNELS, SESSION, TOKEN, offer, totals};
+use crate::pair::{CHANNELS, CODECS, SESSION, TOKEN, offer, totals};
 
 /// What happens in a session beside the session.
 #[derive(Clone, Copy, Debug)]
@@ -230,7 +230,7 @@ impl World {
             match due {
                 Due::ToDestination(message) => destination.handle_message(now, message),
                 Due::DestinationClosed => destination.handle_closed(now),
-                Due::Accept => destination.accept(now, CHANNELS),
+                Due::Accept => destination.accept(now, CHANNELS, CODECS),
                 Due::Load => destination.ready(now),
                 Due::Resume if self.plan.resume == Resume::Fails => assert!(destination.fail(now, "no vCPU".into())),
                 Due::Resume => {

@@ -37,6 +37,11 @@ impl UsageError {
     fn not_built_in(flag: &'static str, value: &dyn std::fmt::Display, instead: &str) -> Self {
         Self { flag, value: value.to_string(), problem: format!("not built in; {instead}") }
     }
+
+    /// A value that another flag leaves no place for.
+    fn contradiction(flag: &'static str, value: &dyn std::fmt::Display, why: &str) -> Self {
+        Self { flag, value: value.to_string(), problem: why.to_owned() }
+    }
 }
 
 /// Where a report goes.

@@ -9,7 +9,7 @@ use super::{BackingFlag, LimitArgs, Output, SecurityArgs, UsageError, check_plai
 use crate::cli::units::{Exact, number_in, parse_rate, parse_size, parse_time};
 use crate::dirty::TrackerKind;
 use crate::memory::Backing;
-use crate::page::Compression;
+use crate::page::{Codecs, Compression, DeltaCache};
 use crate::policy::Limits;
 use crate::transport::Endpoint;
 use crate::units::{ByteCount, BytesPerSec};
@@ -35,7 +35,7 @@ pub struct SendArgs {
     #[arg(long, value_enum, value_name = "METHOD", default_value = "auto")]
     compress: CompressFlag,
     /// Whether pages that were sent before go as differences
-    #[arg(long, value_enum, value_name = "WHEN", default_value = "off", hide = true)]
+    #[arg(long, value_enum, value_name = "WHEN", default_value = "auto")]
     delta: DeltaFlag,
     /// Bytes a second over all channels together [default: all there is]
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
@@ -43,8 +43,8 @@ pub struct SendArgs {
     /// What the guest's memory is made of
     #[arg(long, value_enum, value_name = "KIND", default_value = "anonymous")]
     backing: BackingFlag,
-    /// Memory for pages kept to make differences from
-    #[arg(long, value_name = "SIZE", value_parser = parse_size, hide = true)]
+    /// Memory for making differences from [default: a tenth of the guest, at most 1GiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     delta_cache: Option<ByteCount>,
     /// How long to keep trying when the connection breaks in post-copy
     #[arg(long, value_name = "TIME", value_parser = parse_time, hide = true)]
@@ -81,8 +81,10 @@ pub struct SendSettings {
     pub tracker: Option<TrackerKind>,
     /// Bulk channels.
     pub channels: u16,
-    /// Whether to compress.
+    /// How to compress.
     pub compression: Compression,
+    /// Memory for making differences from.
+    pub delta_cache: DeltaCache,
     /// When to stop.
     pub limits: Limits,
     /// Over all channels; `None` is unpaced.
@@ -104,7 +106,8 @@ impl SendArgs {
     /// When they ask for what is not built in, or for plain text beyond loopback without saying so.
     pub fn settings(self) -> Result<SendSettings, UsageError> {
         let limits = self.limits.limits()?;
-        let compression = self.check_built_in()?;
+        self.check_built_in()?;
+        let (compression, delta_cache) = (self.compress.into(), self.delta_cache()?);
         let insecure = self.security.check()?;
         let (Some(endpoint), Some(guest)) = (self.to, self.guest) else {
             unreachable!("clap requires --to and --guest unless --batch is there, and that is not built in");
@@ -116,6 +119,7 @@ impl SendArgs {
             tracker: self.tracker.kind(),
             channels: self.channels,
             compression,
+            delta_cache,
             limits,
             bandwidth: self.bandwidth,
             backing: self.backing.into(),
@@ -125,15 +129,9 @@ impl SendArgs {
         })
     }
 
-    fn check_built_in(&self) -> Result<Compression, UsageError> {
+    fn check_built_in(&self) -> Result<(), UsageError> {
         if let Some(file) = &self.batch {
             return Err(UsageError::not_built_in("--batch", &file.display(), "start one sender for each guest"));
-        }
-        if self.delta == DeltaFlag::Auto {
-            return Err(UsageError::not_built_in("--delta", &"auto", "use off"));
-        }
-        if let Some(size) = self.delta_cache {
-            return Err(UsageError::not_built_in("--delta-cache", &Exact(size), "leave it out"));
         }
         if let Some(time) = self.recover_for {
             return Err(UsageError::not_built_in("--recover-for", &Exact(time), "leave it out"));
@@ -143,10 +141,18 @@ impl SendArgs {
             PostCopyFlag::Auto => return Err(UsageError::not_built_in("--post-copy", &"auto", "use never")),
             PostCopyFlag::After(rounds) => return Err(UsageError::not_built_in("--post-copy", &rounds, "use never")),
         }
-        match self.compress {
-            CompressFlag::Auto | CompressFlag::Lz4 => Ok(Compression::Lz4),
-            CompressFlag::None => Ok(Compression::None),
-            CompressFlag::Zstd => Err(UsageError::not_built_in("--compress", &"zstd", "use auto, none or lz4")),
+        if self.compress == CompressFlag::Zstd && !Codecs::built_in().contains(Codecs::ZSTD) {
+            return Err(UsageError::not_built_in("--compress", &"zstd", "use auto, none or lz4"));
+        }
+        Ok(())
+    }
+
+    fn delta_cache(&self) -> Result<DeltaCache, UsageError> {
+        match (self.delta, self.delta_cache) {
+            (DeltaFlag::Auto, None) => Ok(DeltaCache::Auto),
+            (DeltaFlag::Auto, Some(size)) => Ok(DeltaCache::Bytes(size)),
+            (DeltaFlag::Off, None) => Ok(DeltaCache::Off),
+            (DeltaFlag::Off, Some(size)) => Err(UsageError::contradiction("--delta-cache", &Exact(size), "--delta off makes no differences")),
         }
     }
 }
@@ -179,15 +185,25 @@ impl TrackerFlag {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum CompressFlag {
-    /// Whatever pays off: now LZ4, page by page
+    /// Whatever the link and the pages make pay off, as it goes
     Auto,
     /// Not at all; zero and uniform pages are still recognised
     None,
     /// LZ4 where it helps
     Lz4,
-    /// Zstandard
-    #[value(hide = true)]
+    /// Zstandard where it helps
     Zstd,
+}
+
+impl From<CompressFlag> for Compression {
+    fn from(flag: CompressFlag) -> Self {
+        match flag {
+            CompressFlag::Auto => Self::Auto,
+            CompressFlag::None => Self::None,
+            CompressFlag::Lz4 => Self::Lz4,
+            CompressFlag::Zstd => Self::Zstd,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

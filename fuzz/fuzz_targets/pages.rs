@@ -1,0 +1,79 @@
+//! Bytes into the decoder of a chunk's pages: deltas, packed deltas, LZ4 blocks and Zstandard frames; no panic, whatever
+//! comes. And pages into the encoder: what it makes comes out again as it went in.
+//!
+//! The input says which pages come in which form; what is left are the meta bytes, or words that change.
+#![no_main]
+
+use std::sync::LazyLock;
+
+use libfuzzer_sys::fuzz_target;
+use pageferry::bitmap::PageBitmap;
+use pageferry::memory::{Backing, GuestMemory, MemoryLayout};
+use pageferry::page::{Codecs, Decoder, DeltaPacking, Encoder, EncoderSettings, Form, Masks, Method, PageKey, Pages, Work};
+use pageferry::units::{ByteCount, ChunkIndex, PAGE_WORDS, PageCount};
+
+static SOURCE: LazyLock<GuestMemory> = LazyLock::new(chunk);
+static DESTINATION: LazyLock<GuestMemory> = LazyLock::new(chunk);
+
+const CHUNK: ChunkIndex = ChunkIndex(0);
+
+fuzz_target!(|bytes: &[u8]| {
+    decode(bytes);
+    there_and_back(bytes);
+});
+
+/// Two bytes give each page of a few its form, the rest is meta.
+fn decode(bytes: &[u8]) {
+    let Some((forms, rest)) = bytes.split_first_chunk::<4>() else { return };
+    let Some((packing, meta)) = rest.split_first() else { return };
+    let mut masks = [0; Form::ALL.len()];
+    for (bit, form) in forms.iter().enumerate() {
+        if let Some(mask) = masks.get_mut(usize::from(form % 8)) {
+            *mask |= 1 << bit;
+        }
+    }
+    let delta_packing = [DeltaPacking::Plain, DeltaPacking::Lz4, DeltaPacking::Zstd][usize::from(packing % 3)];
+    let pages = Pages { masks: Masks::from_array(masks), delta_packing, meta_bytes: u32::try_from(meta.len()).expect("a short input") };
+    let mut everything = PageBitmap::new(1);
+    everything.insert_word(CHUNK, u64::MAX);
+    let _ = decoder(everything).place_meta(&mut DESTINATION.placement(), CHUNK, &pages, meta);
+}
+
+/// Rounds of four bytes: a method, a page, and the word that changes, or all of them.
+fn there_and_back(bytes: &[u8]) {
+    for memory in [&*SOURCE, &*DESTINATION] {
+        (0..4).for_each(|bit| (0..PAGE_WORDS).for_each(|index| memory.chunk(CHUNK).store_word(bit, index, 0)));
+    }
+    let settings = EncoderSettings { codecs: Codecs::built_in(), key: PageKey::derive(&[7; 16]), delta_cache: ByteCount(64 << 10) };
+    let (mut encoder, mut decoder) = (Encoder::new(settings, 1), decoder(PageBitmap::new(1)));
+    let mut payload = Vec::new();
+    for (round, &[method, bit, index, value]) in (0..64).zip(bytes.as_chunks::<4>().0) {
+        let (bit, source) = (u32::from(bit % 4), SOURCE.chunk(CHUNK));
+        if method & 0x10 == 0 {
+            source.store_word(bit, usize::from(index) * 2, u64::from(value));
+        } else {
+            let word = |at: usize| u64::from(value).wrapping_mul((at / (usize::from(index) + 1)) as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            (0..PAGE_WORDS).for_each(|at| source.store_word(bit, at, word(at)));
+        }
+        let method = [Method::Raw, Method::Lz4, Method::Zstd(1)][usize::from(method % 3)];
+        payload.clear();
+        let pages = encoder.encode(Work { round, chunk: CHUNK, memory: source, mask: 0b1111, method }, &mut payload).pages;
+        assert!(pages.is_plausible() && pages.masks.all() == 0b1111 && pages.masks.is_disjoint());
+        let (raw, meta) = payload.split_at(pages.masks.raw_bytes());
+        let mut placement = DESTINATION.placement();
+        placement.write_front(CHUNK, pages.masks.raw, raw);
+        decoder.place_meta(&mut placement, CHUNK, &pages, meta).expect("the encoder's own");
+        for bit in 0..4 {
+            let same = |index| SOURCE.chunk(CHUNK).load_word(bit, index) == DESTINATION.chunk(CHUNK).load_word(bit, index);
+            assert!((0..PAGE_WORDS).all(same), "page {bit} in round {round}");
+        }
+    }
+}
+
+fn decoder(occupied: PageBitmap) -> Decoder {
+    Decoder::new(PageKey::derive(&[7; 16]), occupied)
+}
+
+fn chunk() -> GuestMemory {
+    GuestMemory::allocate(MemoryLayout::flat(PageCount(64)).expect("a layout"), Backing::Anonymous).expect("memory")
+}

@@ -1,0 +1,101 @@
+//! What the destination holds, as far as the source remembers: a hash of every page it sent, and of its blocks.
+//!
+//! The hash of a page (8 bytes) says whether a page that was written is still what it was. The hashes of its blocks
+//! (64 bytes) say where it has changed, which is enough for a delta without a copy of the page; they count against the
+//! memory for deltas and are kept for the chunks that are sent first. Both are allocated for a chunk at a time, when it
+//! is first sent: empty memory costs a pointer for each 256 KiB.
+
+use super::key::BlockHashes;
+use crate::units::{CHUNK_PAGES, ChunkIndex};
+
+/// What one worker remembers.
+pub(super) struct Known {
+    chunks: Vec<Option<Box<ChunkHashes>>>,
+    block_bytes: usize,
+}
+
+struct ChunkHashes {
+    /// 0: never sent, or zeros.
+    pages: [u64; CHUNK_PAGES],
+    blocks: Option<Box<[BlockHashes; CHUNK_PAGES]>>,
+}
+
+impl Known {
+    /// Of memory of `chunks` chunks, nothing sent yet.
+    pub(super) fn new(chunks: u32) -> Self {
+        let mut none = Vec::new();
+        none.resize_with(chunks as usize, || None);
+        Self { chunks: none, block_bytes: 0 }
+    }
+
+    /// The hash of the page as it was last sent; 0 if it never was, or as zeros.
+    pub(super) fn page(&self, chunk: ChunkIndex, bit: u32) -> u64 {
+        self.chunks[chunk.as_usize()].as_ref().map_or(0, |hashes| hashes.pages[bit as usize])
+    }
+
+    /// The blocks in which a page with `new` blocks differs from what was last sent, if that is known. Only for a page
+    /// that was sent.
+    pub(super) fn changed_blocks(&self, chunk: ChunkIndex, bit: u32, new: &BlockHashes) -> Option<u8> {
+        let old = &self.chunks[chunk.as_usize()].as_ref()?.blocks.as_ref()?[bit as usize];
+        Some((0..).zip(old.iter().zip(new)).fold(0, |mask, (index, (old, new))| mask | u8::from(old != new) << index))
+    }
+
+    /// A page with these hashes is sent. Block hashes of a chunk are kept if they were from the beginning, and begun to
+    /// be kept while they all take less than `limit` bytes.
+    pub(super) fn remember(&mut self, chunk: ChunkIndex, bit: u32, page: u64, blocks: &BlockHashes, limit: usize) {
+        let hashes = self.chunks[chunk.as_usize()].get_or_insert_with(|| {
+            let room = self.block_bytes + BLOCKS_OF_A_CHUNK <= limit;
+            self.block_bytes += if room { BLOCKS_OF_A_CHUNK } else { 0 };
+            Box::new(ChunkHashes { pages: [0; CHUNK_PAGES], blocks: room.then(|| Box::new([BlockHashes::default(); CHUNK_PAGES])) })
+        });
+        hashes.pages[bit as usize] = page;
+        if let Some(all) = &mut hashes.blocks {
+            all[bit as usize] = *blocks;
+        }
+    }
+
+    /// A page is sent as zeros.
+    pub(super) fn remember_zero(&mut self, chunk: ChunkIndex, bit: u32) {
+        if let Some(hashes) = &mut self.chunks[chunk.as_usize()] {
+            hashes.pages[bit as usize] = 0;
+        }
+    }
+
+    /// Bytes that block hashes take.
+    pub(super) fn block_bytes(&self) -> usize {
+        self.block_bytes
+    }
+}
+
+const BLOCKS_OF_A_CHUNK: usize = size_of::<[BlockHashes; CHUNK_PAGES]>();
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHUNK: ChunkIndex = ChunkIndex(1);
+
+    #[test]
+    fn changed_blocks_are_named() {
+        let mut known = Known::new(2);
+        let old = [1, 2, 3, 4, 5, 6, 7, 8];
+        known.remember(CHUNK, 5, 99, &old, usize::MAX);
+        assert_eq!((known.page(CHUNK, 5), known.page(CHUNK, 6), known.page(ChunkIndex(0), 5)), (99, 0, 0));
+        assert_eq!(known.changed_blocks(CHUNK, 5, &old), Some(0));
+        assert_eq!(known.changed_blocks(CHUNK, 5, &[0, 2, 3, 4, 5, 6, 7, 0]), Some(0b1000_0001));
+        known.remember_zero(CHUNK, 5);
+        assert_eq!(known.page(CHUNK, 5), 0);
+    }
+
+    #[test]
+    fn block_hashes_stay_within_their_limit_and_page_hashes_do_not_need_it() {
+        let mut known = Known::new(4);
+        for chunk in (0..4).map(ChunkIndex) {
+            known.remember(chunk, 0, 7, &[0; 8], 2 * BLOCKS_OF_A_CHUNK);
+        }
+        assert_eq!(known.block_bytes(), 2 * BLOCKS_OF_A_CHUNK);
+        let have = |chunk| known.changed_blocks(ChunkIndex(chunk), 0, &[0; 8]).is_some();
+        assert_eq!([0, 1, 2, 3].map(have), [true, true, false, false]);
+        assert!((0..4).all(|chunk| known.page(ChunkIndex(chunk), 0) == 7));
+    }
+}
