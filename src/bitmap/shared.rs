@@ -53,6 +53,14 @@ impl SharedBitmap {
         }
     }
 
+    /// The pages of `chunk` that are marked, without taking them: a look that may come too early to see a mark. Panics if
+    /// `chunk` is out of range.
+    #[must_use]
+    pub fn word(&self, chunk: ChunkIndex) -> u64 {
+        // Relaxed: nothing is inferred from a mark about the page's contents.
+        self.words[chunk.as_usize()].load(Ordering::Relaxed)
+    }
+
     /// Moves all marks into `into`. Panics if the sizes differ.
     pub fn drain_into(&self, into: &mut PageBitmap) {
         assert_eq!(self.chunks(), into.chunks(), "bitmaps of two layouts");

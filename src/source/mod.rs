@@ -17,6 +17,7 @@ mod driver;
 mod event;
 mod handover;
 mod hold;
+mod order;
 mod outcome;
 mod pump;
 mod rounds;

@@ -164,7 +164,9 @@ impl Driver<'_> {
         // Relaxed: the job queue orders these stores before the workers' round.
         session.live.halt.store(false, Ordering::Relaxed);
         session.live.pages.store(0, Ordering::Relaxed);
-        let job = Job { round: u16::try_from(index).expect("bounded by MAX_ROUNDS and the escapes"), pages: Arc::new(pages) };
+        let order = pages.occupied().map(|(chunk, _)| chunk).collect();
+        let round = u16::try_from(index).expect("bounded by MAX_ROUNDS and the escapes");
+        let job = Job { round, pages: Arc::new(pages), order, skip: None };
         let began = Instant::now();
         for queue in &session.jobs {
             // A worker is only gone after a failure, which waits in `results`.

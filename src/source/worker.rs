@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, Sender};
 use crossbeam::utils::CachePadded;
 
-use crate::bitmap::PageBitmap;
+use crate::bitmap::{PageBitmap, SharedBitmap};
 use crate::error::Error;
 use crate::memory::GuestMemory;
 use crate::page::{Chooser, Encoded, LinkSample, Work};
 use crate::stats::Encodings;
 use crate::transport::{Pacer, Stream, StreamControl, TransportError};
-use crate::units::{ByteCount, CHUNK_SIZE, PageCount};
+use crate::units::{ByteCount, CHUNK_SIZE, ChunkIndex, PageCount};
 use crate::wire::{ChannelTotals, FrameWriter, channel_of};
 
 /// A round to send: every worker gets the same one and picks its own chunks.
@@ -25,6 +25,11 @@ use crate::wire::{ChannelTotals, FrameWriter, channel_of};
 pub(super) struct Job {
     pub(super) round: u16,
     pub(super) pages: Arc<PageBitmap>,
+    /// The chunks of `pages`, in the order to go by.
+    pub(super) order: Arc<[ChunkIndex]>,
+    /// Pages that turned out to have been written meanwhile, and are pending again: to send them now would be in vain. It
+    /// grows during the round.
+    pub(super) skip: Option<Arc<SharedBitmap>>,
 }
 
 /// What a worker did of a round.
@@ -83,7 +88,11 @@ impl Worker<'_> {
         let mut encodings = Encodings::default();
         let mut unsent = None;
         let (channel, channels) = (self.channel, self.channels);
-        for (chunk, word) in job.pages.occupied().filter(|&(chunk, _)| channel_of(chunk, channels) == channel) {
+        for chunk in job.order.iter().copied().filter(|&chunk| channel_of(chunk, channels) == channel) {
+            let word = job.pages.word(chunk) & !job.skip.as_ref().map_or(0, |skip| skip.word(chunk));
+            if word == 0 {
+                continue;
+            }
             // Relaxed: a late look at the flag sends a chunk more, nothing else.
             if unsent.is_none() && self.live.halt.load(Ordering::Relaxed) {
                 unsent = Some(PageBitmap::new(job.pages.chunks()));

@@ -65,8 +65,14 @@ enum Special {
     Hold,
     /// Paused from the start.
     Cold,
-    /// Raw pages.
+    /// No compression.
     Uncompressed,
+    /// Every chunk by Zstandard.
+    Zstd,
+    /// Every page by LZ4, and no differences.
+    Lz4NoDelta,
+    /// Room for the differences of a few pages only.
+    SmallCache,
     /// A guest that writes as fast as it can.
     Unpaced,
 }
@@ -91,6 +97,9 @@ fn cases() -> Vec<Case> {
             Special::Hold,
             Special::Cold,
             Special::Uncompressed,
+            Special::Zstd,
+            Special::Lz4NoDelta,
+            Special::SmallCache,
             Special::Unpaced,
         ];
         for (index, special) in specials.into_iter().enumerate() {
@@ -119,6 +128,9 @@ impl Case {
             Some(Special::Hold) => " hold",
             Some(Special::Cold) => " cold",
             Some(Special::Uncompressed) => " uncompressed",
+            Some(Special::Zstd) => " zstd",
+            Some(Special::Lz4NoDelta) => " lz4-no-delta",
+            Some(Special::SmallCache) => " small-cache",
             Some(Special::Unpaced) => " unpaced",
         };
         let Self { guest, pattern, tracker, channels, .. } = self;
@@ -149,6 +161,9 @@ impl Case {
             Some(Special::Hold) => receive = "--hold".into(),
             Some(Special::Cold) => rounds = 0,
             Some(Special::Uncompressed) => send = "--compress none".into(),
+            Some(Special::Zstd) => send = "--compress zstd".into(),
+            Some(Special::Lz4NoDelta) => send = "--compress lz4 --delta off".into(),
+            Some(Special::SmallCache) => send = "--delta-cache 1MiB".into(),
             Some(Special::Unpaced) => rate = "max".into(),
         }
         let receiver = Listening::start(&listen, &format!("--max-sessions 1 --dump {} {receive}", destination.display()))?;
@@ -181,6 +196,9 @@ impl Case {
         ensure!(source.tracker.as_deref() == Some(self.tracker), "tracked by {:?}", source.tracker);
         let crossed = |report: &Report| (report.pages_transferred, report.wire_bytes, report.pages_by_encoding, report.rounds.len());
         ensure!(crossed(&source) == crossed(&destination), "sent {:?}, received {:?}", crossed(&source), crossed(&destination));
+        let sent = source.pages_by_encoding;
+        let no_differences = [Special::Lz4NoDelta, Special::Cold].map(Some).contains(&self.special);
+        ensure!((sent.delta.0 == 0) == no_differences, "{sent:?}");
         let cold = self.special == Some(Special::Cold);
         ensure!((source.rounds.len() == 1) == cold, "{} rounds", source.rounds.len());
         Ok(source)
