@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Decision, Limits, MAX_ROUNDS, Policy, Reason, RoundFacts, Verdict};
+use super::{Bottleneck, Decision, Limits, MAX_ROUNDS, Policy, Reason, RoundFacts, Verdict};
 use crate::units::{ByteCount, BytesPerSec, PAGE_SIZE, PageCount, PagesPerSec};
 
 /// What a prediction is made from.
@@ -184,7 +184,10 @@ impl Model {
             elapsed: at.elapsed,
             duration,
             pages,
+            empty: PageCount(0),
             wire_bytes: pages.bytes(),
+            arrived: pages.bytes(),
+            bottleneck: Bottleneck::Link,
             memory_sent_total: at.sent,
             dirty_after: at.pending,
             fixed_cost: self.fixed_cost,
@@ -422,7 +425,10 @@ mod tests {
             elapsed: first.duration,
             duration: first.duration,
             pages: first.pages,
+            empty: PageCount(0),
             wire_bytes: first.pages.bytes(),
+            arrived: first.pages.bytes(),
+            bottleneck: Bottleneck::Link,
             memory_sent_total: first.pages.bytes(),
             dirty_after: first.dirty_after,
             fixed_cost: Duration::ZERO,

@@ -35,6 +35,8 @@ pub(super) struct Driver<'d> {
     pub(super) report: Report,
     pub(super) started: Instant,
     pub(super) timeouts: Timeouts,
+    /// The quickest answer that the destination gave.
+    pub(super) round_trip: Duration,
     identity: Option<(SessionId, Token)>,
 }
 
@@ -65,6 +67,7 @@ pub(super) fn run(migration: Migration<'_>, outgoing: Outgoing<'_>) -> Result<Co
         report,
         started: Instant::now(),
         timeouts,
+        round_trip: Duration::MAX,
         identity: None,
     };
     let result = driver.migrate(&endpoint, channels, GuestWords { kind, description }, compression);
@@ -138,13 +141,16 @@ impl Driver<'_> {
     }
 
     /// Opens one bulk connection.
-    fn attach(&self, endpoint: &Endpoint, pump: &Pump, session: SessionId, token: Token, channel: u16) -> Result<Stream, Error> {
+    fn attach(&mut self, endpoint: &Endpoint, pump: &Pump, session: SessionId, token: Token, channel: u16) -> Result<Stream, Error> {
         let stream = Stream::connect(endpoint, self.timeouts.handshake)?;
         let broken = |source| Error::System { action: "prepare a bulk connection", source };
         stream.prepare_bulk().map_err(broken)?;
         pump.adopt(stream.control());
+        let asked = Instant::now();
         MessageWriter::new(stream.share()).send(&Message::Attach { session, token, channel })?;
-        match MessageReader::new(stream.share()).next_within(self.timeouts.handshake)? {
+        let answer = MessageReader::new(stream.share()).next_within(self.timeouts.handshake)?;
+        self.round_trip = self.round_trip.min(asked.elapsed());
+        match answer {
             Message::Attached { channel: granted } if granted == channel => Ok(stream),
             Message::Refuse { reason, detail } => Err(Error::Refused { reason, detail }),
             _ => Err(Error::Refused { reason: crate::wire::RefuseReason::Other, detail: "an answer out of place to a bulk connection".into() }),

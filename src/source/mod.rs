@@ -20,6 +20,7 @@ mod hold;
 mod outcome;
 mod pump;
 mod rounds;
+mod settle;
 mod steering;
 mod worker;
 

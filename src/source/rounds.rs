@@ -17,7 +17,7 @@ use crate::bitmap::PageBitmap;
 use crate::error::Error;
 use crate::policy::{Decision, MAX_ROUNDS, PauseFacts, Policy, RoundFacts, Verdict};
 use crate::protocol::SourceEvent;
-use crate::stats::{Predicted, RoundKind, RoundReport};
+use crate::stats::{DowntimeParts, Laps, Predicted, RoundKind, RoundReport};
 use crate::units::{ByteCount, BytesPerSec, PageCount};
 use crate::wire::ChannelTotals;
 
@@ -27,6 +27,9 @@ pub(super) struct LastRound {
     pub(super) kind: RoundKind,
     pub(super) remainder: PageBitmap,
     pub(super) paused_at: Instant,
+    /// Downtime so far, and where it continues.
+    pub(super) parts: DowntimeParts,
+    pub(super) laps: Laps,
     pub(super) verdict: Verdict,
 }
 
@@ -34,6 +37,8 @@ pub(super) struct LastRound {
 pub(super) struct Round {
     pub(super) pages: PageCount,
     pub(super) bytes: ByteCount,
+    /// Pages that were all zeros.
+    empty: PageCount,
     pub(super) duration: Duration,
     pub(super) totals: Vec<ChannelTotals>,
     unsent: Option<PageBitmap>,
@@ -45,9 +50,11 @@ impl Driver<'_> {
         let mut policy = Policy::new(self.steering.limits(), self.memory.layout().bytes());
         let verdict = policy.start();
         if verdict.decision == Decision::StopAndCopy {
-            let paused_at = self.pause()?;
+            let (paused_at, mut laps) = self.pause()?;
+            let mut parts = DowntimeParts { pause: laps.end(Instant::now()), ..DowntimeParts::default() };
             let remainder = self.memory.populated()?;
-            return Ok(LastRound { index: 0, kind: RoundKind::Cold, remainder, paused_at, verdict });
+            parts.harvest = laps.end(Instant::now());
+            return Ok(LastRound { index: 0, kind: RoundKind::Cold, remainder, paused_at, parts, laps, verdict });
         }
         self.phase(Phase::PreCopy);
         // Round 0 is what is populated at the start: a page populated later is reported as written.
@@ -56,7 +63,7 @@ impl Driver<'_> {
         let mut last_verdict = None;
         let mut index = 0;
         loop {
-            let (verdict, backlog) = self.pre_copy_round(session, &mut policy, index, &mut pending, last_verdict)?;
+            let verdict = self.pre_copy_round(session, &mut policy, index, &mut pending, last_verdict)?;
             index += 1;
             last_verdict = Some(verdict);
             match verdict.decision {
@@ -64,20 +71,21 @@ impl Driver<'_> {
                 Decision::Abort => return Err(Error::Limit(verdict.reason)),
                 Decision::StopAndCopy => {}
             }
-            let paused_at = self.pause()?;
+            let (paused_at, mut laps) = self.pause()?;
+            let mut parts = DowntimeParts { pause: laps.end(Instant::now()), ..DowntimeParts::default() };
             self.tracker.harvest(&mut pending)?;
-            let facts =
-                PauseFacts { paused_for: self.hold.paused_for(), remaining: pending.count(), fixed_cost: backlog.saturating_add(HANDOVER_COST) };
+            parts.harvest = laps.end(Instant::now());
+            let facts = PauseFacts { paused_for: self.hold.paused_for(), remaining: pending.count(), fixed_cost: self.fixed_cost(session) };
             let confirmed = policy.after_pause(&facts);
             if confirmed.decision == Decision::StopAndCopy {
-                return Ok(LastRound { index, kind: RoundKind::StopAndCopy, remainder: pending, paused_at, verdict });
+                return Ok(LastRound { index, kind: RoundKind::StopAndCopy, remainder: pending, paused_at, parts, laps, verdict });
             }
             self.hold.resume()?;
             (self.observer)(&Event::PauseUndone { remainder: facts.remaining, stalled: paused_at.elapsed() });
         }
     }
 
-    /// One round and the decision after it; and for how long the network will be busy with what was written.
+    /// One round and the decision after it.
     fn pre_copy_round(
         &mut self,
         session: &Session<'_>,
@@ -85,26 +93,30 @@ impl Driver<'_> {
         index: u32,
         pending: &mut PageBitmap,
         last_verdict: Option<Verdict>,
-    ) -> Result<(Verdict, Duration), Error> {
+    ) -> Result<Verdict, Error> {
         let began = Instant::now();
+        let under_way_before = self.under_way(session);
         let taken = std::mem::replace(pending, PageBitmap::new(self.memory.layout().chunks()));
         let round = self.send(session, index, taken, last_verdict)?;
         if let Some(unsent) = &round.unsent {
             pending.union_with(unsent);
         }
+        let settled = self.settle(session)?;
         let harvest = Instant::now();
         self.harvest(pending)?;
         let harvest = harvest.elapsed();
-        let backlog = self.backlog(session);
         let facts = RoundFacts {
             index,
             elapsed: self.started.elapsed(),
             duration: began.elapsed(),
             pages: round.pages,
+            empty: round.empty,
             wire_bytes: round.bytes,
+            arrived: ByteCount((under_way_before + round.bytes).0.saturating_sub(settled.under_way.0)),
+            bottleneck: settled.bottleneck,
             memory_sent_total: self.report.pages_transferred.bytes(),
             dirty_after: pending.count(),
-            fixed_cost: backlog.saturating_add(harvest + HANDOVER_COST),
+            fixed_cost: self.fixed_cost(session).saturating_add(harvest),
         };
         policy.set_limits(self.steering.limits());
         let verdict = policy.after_round(&facts);
@@ -121,16 +133,12 @@ impl Driver<'_> {
             dirty_after: facts.dirty_after,
             verdict,
         });
-        Ok((verdict, backlog))
+        Ok(verdict)
     }
 
-    /// How long it takes until what was written has arrived: the next round waits behind it. By the rate at which things
-    /// have arrived so far; a round that fits into the sockets' buffers says nothing about the link.
-    /// [`Duration::MAX`] while nothing has.
-    fn backlog(&self, session: &Session<'_>) -> Duration {
-        let under_way = ByteCount(session.bulk.iter().map(|connection| connection.under_way().0).sum());
-        let arrived = self.report.wire_bytes.0.saturating_sub(under_way.0);
-        BytesPerSec(arrived as f64 / self.started.elapsed().as_secs_f64()).time_for(under_way)
+    /// What a handover costs besides pages and harvest: what is under way comes first, Finish and Commit are answered.
+    fn fixed_cost(&self, session: &Session<'_>) -> Duration {
+        self.backlog(session).saturating_add(self.round_trip.saturating_mul(2)).saturating_add(SWITCH_COST)
     }
 
     /// Harvests, with the guest paused where the tracker needs it.
@@ -144,12 +152,12 @@ impl Driver<'_> {
         Ok(harvested?)
     }
 
-    fn pause(&mut self) -> Result<Instant, Error> {
+    fn pause(&mut self) -> Result<(Instant, Laps), Error> {
         // From when it was told to: it may stop a little later, but it does not run on for longer than that.
         let paused_at = Instant::now();
         self.hold.pause()?;
         self.report.preparation = paused_at - self.started;
-        Ok(paused_at)
+        Ok((paused_at, Laps::from(paused_at)))
     }
 
     /// Has the workers send `pages` and waits until they are done.
@@ -185,6 +193,7 @@ impl Driver<'_> {
         let mut round = Round {
             pages: PageCount(0),
             bytes: ByteCount(0),
+            empty: PageCount(0),
             duration: Duration::ZERO,
             totals: vec![ChannelTotals::default(); session.jobs.len()],
             unsent: None,
@@ -205,8 +214,7 @@ impl Driver<'_> {
                 recv(ticker) -> _ => {
                     let progress = meter.progress(session, index, total, verdict);
                     (self.observer)(&progress);
-                    let timeout = self.steering.limits().timeout;
-                    if self.hold.paused_for().is_zero() && timeout.is_some_and(|timeout| self.started.elapsed() >= timeout) {
+                    if self.hold.paused_for().is_zero() && self.is_late() {
                         session.live.halt.store(true, Ordering::Relaxed);
                     }
                 }
@@ -219,6 +227,7 @@ impl Driver<'_> {
     fn merge(&mut self, round: &mut Round, sent: Sent) {
         round.pages += sent.pages;
         round.bytes += sent.bytes;
+        round.empty += sent.encodings.zero;
         round.totals[usize::from(sent.channel)] = sent.totals;
         if let Some(unsent) = sent.unsent {
             match &mut round.unsent {
@@ -275,5 +284,5 @@ impl Meter {
 
 const _: () = assert!(MAX_ROUNDS < u16::MAX as u32 - 16, "round numbers, escapes included, fit the wire");
 
-/// What a handover costs besides harvest and pages: state, two round trips, the resume. A guess that errs high.
-const HANDOVER_COST: Duration = Duration::from_millis(5);
+/// What a handover costs besides harvest, pages and round trips: the state out and in, the resume. A guess that errs high.
+const SWITCH_COST: Duration = Duration::from_millis(2);

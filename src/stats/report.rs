@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{GuestOwner, Metrics, millis};
+use super::{DowntimeParts, GuestOwner, Metrics, millis};
 use crate::units::{ByteCount, PageCount};
 
 /// The version of the JSON form.
@@ -60,6 +60,9 @@ pub struct Report {
     /// Receiver: downtime as the guest felt it.
     #[serde(rename = "guest_gap_ms", with = "millis::optional", default, skip_serializing_if = "Option::is_none")]
     pub guest_gap: Option<Duration>,
+    /// Where downtime went, as far as this end saw it; missing where there was none.
+    #[serde(rename = "downtime_parts_ms", default, skip_serializing_if = "Option::is_none")]
+    pub downtime_parts: Option<DowntimeParts>,
 }
 
 impl Report {
@@ -85,6 +88,7 @@ impl Report {
             guest_owner: GuestOwner::Source,
             guest_check: None,
             guest_gap: None,
+            downtime_parts: None,
         }
     }
 
@@ -234,6 +238,12 @@ mod tests {
             predicted: Some(Predicted { total: Duration::from_millis(2340), downtime: Duration::from_millis(140) }),
             stall: Duration::ZERO,
             guest_owner: GuestOwner::Destination,
+            downtime_parts: Some(DowntimeParts {
+                pause: Some(Duration::from_micros(4000)),
+                send: Some(Duration::from_micros(140_500)),
+                run: Some(Duration::from_micros(578)),
+                ..DowntimeParts::default()
+            }),
             ..Report::new()
         }
     }
@@ -247,15 +257,22 @@ mod tests {
             r#""decision":"stop-and-copy: downtime-limit"},"#,
             r#"{"index":1,"kind":"stop-and-copy","pages":4000,"wire_bytes":10000000,"duration_ms":140.5,"dirty_after":0,"decision":null}],"#,
             r#""pages_by_encoding":{"zero":1000,"uniform":2000,"lz4":30000,"raw":37000},"tracker":"write-protect","channels":2,"#,
-            r#""predicted":{"total_ms":2340.0,"downtime_ms":140.0},"stall_ms":0.0,"guest_owner":"destination"}"#,
+            r#""predicted":{"total_ms":2340.0,"downtime_ms":140.0},"stall_ms":0.0,"guest_owner":"destination","#,
+            r#""downtime_parts_ms":{"pause":4.0,"send":140.5,"run":0.578}}"#,
         );
         assert_eq!(sender().to_json(), golden);
     }
 
     #[test]
     fn the_receivers_json_says_what_the_guest_felt() {
-        let report =
-            Report { tracker: None, predicted: None, guest_check: Some("ok".into()), guest_gap: Some(Duration::from_micros(146_250)), ..sender() };
+        let report = Report {
+            tracker: None,
+            predicted: None,
+            downtime_parts: None,
+            guest_check: Some("ok".into()),
+            guest_gap: Some(Duration::from_micros(146_250)),
+            ..sender()
+        };
         let json = report.to_json();
         assert!(json.contains(r#""tracker":null"#) && json.contains(r#""predicted":null"#), "{json}");
         assert!(json.ends_with(r#""guest_owner":"destination","guest_check":"ok","guest_gap_ms":146.25}"#), "{json}");

@@ -1,0 +1,174 @@
+//! The decision after each round.
+//!
+//! The order of the questions matters: first whether the guest may be stopped within what was promised, and only then
+//! whether a limit is reached, so that a migration that just converged is never aborted for being late. And a guest that
+//! may be stopped is not always stopped at once: see [`tightening`](super::tightening).
+
+use std::time::Duration;
+
+use super::history::{History, Trend};
+use super::tightening::Tightening;
+use super::{Decision, Estimator, Limits, MAX_ROUNDS, OnLimit, PauseFacts, Plateau, Reason, RoundFacts, Verdict};
+use crate::units::{ByteCount, PageCount};
+
+/// Decides after each round of one migration.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    limits: Limits,
+    guest: ByteCount,
+    estimator: Estimator,
+    history: History,
+    tightening: Tightening,
+    /// Times the guest was let go again after a pause.
+    escapes: u32,
+    /// Why the guest was last said to be stopped.
+    stopped_by: Option<Reason>,
+}
+
+impl Policy {
+    /// For a guest with `guest` bytes of memory.
+    #[must_use]
+    pub fn new(limits: Limits, guest: ByteCount) -> Self {
+        Self {
+            limits,
+            guest,
+            estimator: Estimator::default(),
+            history: History::default(),
+            tightening: Tightening::default(),
+            escapes: 0,
+            stopped_by: None,
+        }
+    }
+
+    /// The limits in force.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Replaces the limits; they hold from the next decision on.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
+    /// The rates as known so far.
+    #[must_use]
+    pub fn estimator(&self) -> &Estimator {
+        &self.estimator
+    }
+
+    /// The guest's memory.
+    pub(super) fn guest(&self) -> ByteCount {
+        self.guest
+    }
+
+    /// Before anything is sent: round 0, or the cold migration when no rounds are allowed.
+    pub fn start(&mut self) -> Verdict {
+        if self.limits.max_rounds == 0 {
+            self.verdict(Decision::StopAndCopy, Reason::MaxRounds, Duration::MAX)
+        } else {
+            self.verdict(Decision::Round, Reason::Converging, Duration::MAX)
+        }
+    }
+
+    /// After a round and the harvest that followed it. Call it once for every round, in order.
+    pub fn after_round(&mut self, facts: &RoundFacts) -> Verdict {
+        self.estimator.observe(facts);
+        let remainder = self.estimator.time_for(facts.dirty_after);
+        self.history.note(remainder);
+        let expected = remainder.saturating_add(facts.fixed_cost);
+        let limit = self.reached_limit(facts);
+        let (decision, reason) = if facts.dirty_after <= self.limits.dirty_threshold {
+            (Decision::StopAndCopy, Reason::DirtyThreshold)
+        } else if expected <= self.limits.downtime_limit {
+            let is_worth_it = limit.is_none() && self.is_worth_a_round(facts, remainder);
+            if is_worth_it { (Decision::Round, Reason::Tightening) } else { (Decision::StopAndCopy, Reason::DowntimeLimit) }
+        } else if let Some(reason) = limit {
+            (self.at_limit(), reason)
+        } else {
+            self.without_limit(facts)
+        };
+        self.verdict(decision, reason, expected)
+    }
+
+    /// After the guest was paused and harvested for the last time: go through with it, or let the guest run on and send
+    /// another round, because more is left than the downtime limit allows.
+    ///
+    /// Only a stop that promised to fit is taken back, and only three times in a migration.
+    pub fn after_pause(&mut self, facts: &PauseFacts) -> Verdict {
+        let expected = facts.paused_for.saturating_add(self.estimator.time_for(facts.remaining)).saturating_add(facts.fixed_cost);
+        let reason = self.stopped_by.unwrap_or(Reason::MaxRounds);
+        let promised = matches!(reason, Reason::DowntimeLimit | Reason::DirtyThreshold);
+        let over = expected > self.limits.downtime_limit && facts.remaining > self.limits.dirty_threshold;
+        if promised && over && self.escapes < MAX_ESCAPES {
+            self.escapes += 1;
+            return self.verdict(Decision::Round, Reason::OverBudget, expected);
+        }
+        self.verdict(Decision::StopAndCopy, reason, expected)
+    }
+
+    /// Whether a short round more leaves clearly less to stop for.
+    fn is_worth_a_round(&mut self, facts: &RoundFacts, remainder: Duration) -> bool {
+        let dirtied = self.estimator.dirty_rate().0 * remainder.as_secs_f64();
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a float to integer cast saturates")]
+        let next = self.estimator.time_for(PageCount(dirtied.ceil() as u64));
+        self.tightening.is_worth_it(remainder, next, facts.elapsed)
+    }
+
+    /// The hard limits: rounds, volume, time.
+    fn reached_limit(&self, facts: &RoundFacts) -> Option<Reason> {
+        let limits = &self.limits;
+        if limits.timeout.is_some_and(|timeout| facts.elapsed >= timeout) {
+            Some(Reason::Timeout)
+        } else if facts.memory_sent_total > limits.max_volume.for_guest(self.guest) {
+            Some(Reason::MaxVolume)
+        } else if facts.index + 1 >= limits.max_rounds.min(MAX_ROUNDS) {
+            Some(Reason::MaxRounds)
+        } else {
+            None
+        }
+    }
+
+    /// Too much is left to stop for and no hard limit is reached: do rounds still help?
+    fn without_limit(&mut self, facts: &RoundFacts) -> (Decision, Reason) {
+        if self.limits.plateau == Plateau::Ignore || facts.index < PLATEAU_FROM_ROUND {
+            return (Decision::Round, Reason::Converging);
+        }
+        match self.history.trend() {
+            Trend::Falling => (Decision::Round, Reason::Converging),
+            Trend::High if self.limits.on_limit == OnLimit::Stop => {
+                self.history.wait();
+                (Decision::Round, Reason::Oscillating)
+            }
+            Trend::Low => (self.at_limit(), Reason::LocalMinimum),
+            Trend::High | Trend::Flat => (self.at_limit(), Reason::Plateau),
+        }
+    }
+
+    fn at_limit(&self) -> Decision {
+        match self.limits.on_limit {
+            OnLimit::Stop => Decision::StopAndCopy,
+            OnLimit::Abort => Decision::Abort,
+        }
+    }
+
+    fn verdict(&mut self, decision: Decision, reason: Reason, expected_downtime: Duration) -> Verdict {
+        self.stopped_by = (decision == Decision::StopAndCopy).then_some(reason);
+        Verdict {
+            decision,
+            reason,
+            expected_downtime,
+            dirty_rate: self.estimator.dirty_rate(),
+            page_rate: self.estimator.page_rate(),
+            bandwidth: self.estimator.bandwidth(),
+        }
+    }
+}
+
+/// Rounds are not given up before this one: the first ones differ from the rest in size.
+const PLATEAU_FROM_ROUND: u32 = 3;
+/// How often a pause may be taken back; each one is a stall to the guest.
+const MAX_ESCAPES: u32 = 3;
+
+#[cfg(test)]
+mod tests;
