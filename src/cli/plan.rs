@@ -290,8 +290,8 @@ downtime      0.7 ms  whatever the guest does: 0.0 ms to 8.590 s
     #[test]
     fn what_is_not_built_in_is_a_usage_error() {
         let command =
-            Command::try_parse_from(["plan", "--memory", "1MiB", "--dirty-rate", "0", "--bandwidth", "1MB/s", "--on-limit", "throttle"]).unwrap();
+            Command::try_parse_from(["plan", "--memory", "1MiB", "--dirty-rate", "0", "--bandwidth", "1MB/s", "--on-limit", "post-copy"]).unwrap();
         let error = run(&command.plan, &mut Vec::new()).unwrap_err();
-        assert_eq!(error.to_string(), "--on-limit throttle: not built in; use stop or abort");
+        assert_eq!(error.to_string(), "--on-limit post-copy: not built in; use stop, throttle or abort");
     }
 }

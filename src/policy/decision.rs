@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::guest::RunShare;
 use crate::units::{BytesPerSec, PagesPerSec};
 
 /// What to do next, why, and the numbers behind it.
@@ -23,12 +24,17 @@ pub struct Verdict {
     pub page_rate: PagesPerSec,
     /// Bytes on the wire a second, smoothed.
     pub bandwidth: BytesPerSec,
+    /// How much of the time the guest may run.
+    pub share: RunShare,
 }
 
 impl fmt::Display for Verdict {
-    /// As in a report: `stop-and-copy: downtime-limit`.
+    /// As in a report: `stop-and-copy: downtime-limit`, `throttle to 40 %: plateau`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.decision, self.reason)
+        match self.decision {
+            Decision::Throttle => write!(f, "throttle to {}: {}", self.share, self.reason),
+            decision => write!(f, "{decision}: {}", self.reason),
+        }
     }
 }
 
@@ -41,8 +47,18 @@ pub enum Decision {
     Round,
     /// Stop the guest and send the rest.
     StopAndCopy,
+    /// Slow the guest down to [`Verdict::share`], then another round.
+    Throttle,
     /// Give up; the guest runs on at the source.
     Abort,
+}
+
+impl Decision {
+    /// Whether another round follows.
+    #[must_use]
+    pub fn goes_on(self) -> bool {
+        matches!(self, Self::Round | Self::Throttle)
+    }
 }
 
 impl fmt::Display for Decision {
@@ -50,6 +66,7 @@ impl fmt::Display for Decision {
         f.pad(match self {
             Self::Round => "round",
             Self::StopAndCopy => "stop-and-copy",
+            Self::Throttle => "throttle",
             Self::Abort => "abort",
         })
     }

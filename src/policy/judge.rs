@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use super::history::{History, Trend};
+use super::throttling::{Step, Throttling};
 use super::tightening::Tightening;
 use super::{Decision, Estimator, Limits, MAX_ROUNDS, OnLimit, PauseFacts, Plateau, Reason, RoundFacts, Verdict};
 use crate::units::{ByteCount, PageCount};
@@ -19,6 +20,7 @@ pub struct Policy {
     estimator: Estimator,
     history: History,
     tightening: Tightening,
+    throttling: Throttling,
     /// Times the guest was let go again after a pause.
     escapes: u32,
     /// Why the guest was last said to be stopped.
@@ -35,6 +37,7 @@ impl Policy {
             estimator: Estimator::default(),
             history: History::default(),
             tightening: Tightening::default(),
+            throttling: Throttling::new(),
             escapes: 0,
             stopped_by: None,
         }
@@ -84,11 +87,17 @@ impl Policy {
             let is_worth_it = limit.is_none() && self.is_worth_a_round(facts, remainder);
             if is_worth_it { (Decision::Round, Reason::Tightening) } else { (Decision::StopAndCopy, Reason::DowntimeLimit) }
         } else if let Some(reason) = limit {
-            (self.at_limit(), reason)
+            self.at_limit(facts, reason)
         } else {
             self.without_limit(facts)
         };
         self.verdict(decision, reason, expected)
+    }
+
+    /// The guest cannot be slowed down, as the last verdict asked: what to do instead.
+    pub fn cannot_throttle(&mut self, asked: Verdict) -> Verdict {
+        self.throttling.forgo();
+        self.verdict(Decision::StopAndCopy, asked.reason, asked.expected_downtime)
     }
 
     /// After the guest was paused and harvested for the last time: go through with it, or let the guest run on and send
@@ -134,21 +143,30 @@ impl Policy {
         if self.limits.plateau == Plateau::Ignore || facts.index < PLATEAU_FROM_ROUND {
             return (Decision::Round, Reason::Converging);
         }
+        if self.throttling.has_begun() {
+            return self.at_limit(facts, Reason::Plateau);
+        }
         match self.history.trend() {
             Trend::Falling => (Decision::Round, Reason::Converging),
             Trend::High if self.limits.on_limit == OnLimit::Stop => {
                 self.history.wait();
                 (Decision::Round, Reason::Oscillating)
             }
-            Trend::Low => (self.at_limit(), Reason::LocalMinimum),
-            Trend::High | Trend::Flat => (self.at_limit(), Reason::Plateau),
+            Trend::Low if self.limits.on_limit == OnLimit::Stop => self.at_limit(facts, Reason::LocalMinimum),
+            Trend::Low | Trend::High | Trend::Flat => self.at_limit(facts, Reason::Plateau),
         }
     }
 
-    fn at_limit(&self) -> Decision {
+    /// What to do at a limit. A throttled guest gets some rounds more to converge.
+    fn at_limit(&mut self, facts: &RoundFacts, reason: Reason) -> (Decision, Reason) {
         match self.limits.on_limit {
-            OnLimit::Stop => Decision::StopAndCopy,
-            OnLimit::Abort => Decision::Abort,
+            OnLimit::Stop => (Decision::StopAndCopy, reason),
+            OnLimit::Abort => (Decision::Abort, reason),
+            OnLimit::Throttle => match self.throttling.step(facts.dirty_after, facts.duration, self.estimator.page_rate()) {
+                Step::Lower => (Decision::Throttle, reason),
+                Step::Enough => (Decision::Round, Reason::Converging),
+                Step::GiveUp => (Decision::StopAndCopy, reason),
+            },
         }
     }
 
@@ -161,6 +179,7 @@ impl Policy {
             dirty_rate: self.estimator.dirty_rate(),
             page_rate: self.estimator.page_rate(),
             bandwidth: self.estimator.bandwidth(),
+            share: self.throttling.share(),
         }
     }
 }

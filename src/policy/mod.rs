@@ -22,6 +22,7 @@ mod history;
 mod judge;
 mod limits;
 mod model;
+mod throttling;
 mod tightening;
 
 pub use decision::{Decision, Reason, Verdict};

@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{Bottleneck, Decision, Limits, MAX_ROUNDS, Policy, Reason, RoundFacts, Verdict};
+use crate::guest::RunShare;
 use crate::units::{ByteCount, BytesPerSec, PAGE_SIZE, PageCount, PagesPerSec};
 
 /// What a prediction is made from.
@@ -146,8 +147,8 @@ impl Model {
     fn run(&self, policy: &mut Policy, mut verdict: Verdict, mut at: Progress) -> Prediction {
         let mut rounds = Vec::new();
         // Ends: a policy allows at most `MAX_ROUNDS`.
-        while verdict.decision == Decision::Round {
-            let facts = self.round(&mut at);
+        while verdict.decision.goes_on() {
+            let facts = self.round(&mut at, verdict.share);
             verdict = policy.after_round(&facts);
             rounds.push(PredictedRound {
                 index: facts.index,
@@ -172,13 +173,13 @@ impl Model {
         }
     }
 
-    fn round(&self, at: &mut Progress) -> RoundFacts {
+    fn round(&self, at: &mut Progress, share: RunShare) -> RoundFacts {
         let (index, pages) = (at.next_index, at.pending);
         let duration = self.page_rate.time_for(pages);
         at.next_index += 1;
         at.elapsed = at.elapsed.saturating_add(duration);
         at.sent = ByteCount(at.sent.0.saturating_add(pages.bytes().0));
-        at.pending = self.dirtied_in(duration);
+        at.pending = self.dirtied_in(duration, share);
         RoundFacts {
             index,
             elapsed: at.elapsed,
@@ -194,8 +195,8 @@ impl Model {
         }
     }
 
-    fn dirtied_in(&self, duration: Duration) -> PageCount {
-        let pages = (self.dirty_rate.0 * duration.as_secs_f64() - ROUNDING).ceil();
+    fn dirtied_in(&self, duration: Duration, share: RunShare) -> PageCount {
+        let pages = (self.dirty_rate.0 * share.value() * duration.as_secs_f64() - ROUNDING).ceil();
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates at both ends, and the working set bounds it")]
         PageCount(pages as u64).min(self.dirty_most)
     }

@@ -159,6 +159,7 @@ impl Driver<'_> {
 
     /// Something went wrong before the guest changed hands (or it is in doubt): the guest first, then everything else.
     fn give_up(&mut self, session: Session<'_>, error: Error) -> Error {
+        self.hold.lift_throttle();
         if let Err(resume) = self.hold.resume() {
             tracing::error!(error = %resume, "the guest could not be resumed at the source");
         }
@@ -172,6 +173,7 @@ impl Driver<'_> {
 
     /// Ends tracking and completes the report.
     fn conclude(mut self, result: &Result<(), Error>) -> Report {
+        self.hold.lift_throttle();
         // Every way out of the phases has resumed or released the guest; this is for the ways before them.
         if let Err(error) = self.hold.resume() {
             tracing::error!(%error, "the guest could not be resumed at the source");
@@ -185,6 +187,7 @@ impl Driver<'_> {
             tracing::warn!(%error, "tracking could not be ended");
         }
         report.stall = self.hold.stalled();
+        report.throttle = self.hold.throttle_report();
         (report.outcome, report.guest_owner) = match result {
             Ok(()) => (Outcome::Completed, GuestOwner::Destination),
             Err(Error::Cancelled | Error::Limit(_)) => (Outcome::Aborted, GuestOwner::Source),

@@ -15,6 +15,7 @@ use super::event::{Event, Phase};
 use super::worker::{Job, Sent};
 use crate::bitmap::PageBitmap;
 use crate::error::Error;
+use crate::guest::RunShare;
 use crate::policy::{Decision, MAX_ROUNDS, PauseFacts, Policy, RoundFacts, Verdict};
 use crate::protocol::SourceEvent;
 use crate::stats::{DowntimeParts, Laps, Predicted, RoundKind, RoundReport};
@@ -67,7 +68,7 @@ impl Driver<'_> {
             index += 1;
             last_verdict = Some(verdict);
             match verdict.decision {
-                Decision::Round => continue,
+                Decision::Round | Decision::Throttle => continue,
                 Decision::Abort => return Err(Error::Limit(verdict.reason)),
                 Decision::StopAndCopy => {}
             }
@@ -120,6 +121,7 @@ impl Driver<'_> {
         };
         policy.set_limits(self.steering.limits());
         let verdict = policy.after_round(&facts);
+        let verdict = self.throttle_as_told(policy, verdict);
         if index == 0 {
             let prediction = policy.predict_rest(&facts, verdict);
             self.report.predicted = Some(Predicted { total: prediction.total, downtime: prediction.downtime });
@@ -134,6 +136,20 @@ impl Driver<'_> {
             verdict,
         });
         Ok(verdict)
+    }
+
+    /// Slows the guest down if the verdict says so; what is decided in the end.
+    fn throttle_as_told(&mut self, policy: &mut Policy, verdict: Verdict) -> Verdict {
+        if verdict.decision != Decision::Throttle {
+            return verdict;
+        }
+        match self.hold.throttle(verdict.share) {
+            Ok(()) => verdict,
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "the guest is stopped instead of being slowed down");
+                policy.cannot_throttle(verdict)
+            }
+        }
     }
 
     /// What a handover costs besides pages and harvest: what is under way comes first, Finish and Commit are answered.
@@ -278,6 +294,7 @@ impl Meter {
             pages,
             dirty_rate: verdict.map(|verdict| verdict.dirty_rate),
             expected_downtime: verdict.map(|verdict| verdict.expected_downtime),
+            share: verdict.map_or(RunShare::FULL, |verdict| verdict.share),
         }
     }
 }

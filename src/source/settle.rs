@@ -71,9 +71,9 @@ impl Driver<'_> {
         BytesPerSec(arrived as f64 / self.started.elapsed().as_secs_f64())
     }
 
-    /// Whether the time for pre-copy is over.
+    /// Whether the time for pre-copy is over. A guest that was slowed down because of that gets some rounds more.
     pub(super) fn is_late(&self) -> bool {
-        self.steering.limits().timeout.is_some_and(|timeout| self.started.elapsed() >= timeout)
+        !self.hold.is_throttled() && self.steering.limits().timeout.is_some_and(|timeout| self.started.elapsed() >= timeout)
     }
 }
 

@@ -9,9 +9,11 @@ mod metrics;
 mod millis;
 mod owner;
 mod report;
+mod throttle;
 
 pub use downtime::DowntimeParts;
 pub(crate) use downtime::Laps;
 pub use metrics::Metrics;
 pub use owner::GuestOwner;
 pub use report::{Encodings, Outcome, Predicted, Report, RoundKind, RoundReport, SCHEMA};
+pub use throttle::ThrottleReport;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DowntimeParts, GuestOwner, Metrics, millis};
+use super::{DowntimeParts, GuestOwner, Metrics, ThrottleReport, millis};
 use crate::units::{ByteCount, PageCount};
 
 /// The version of the JSON form.
@@ -63,6 +63,9 @@ pub struct Report {
     /// Where downtime went, as far as this end saw it; missing where there was none.
     #[serde(rename = "downtime_parts_ms", default, skip_serializing_if = "Option::is_none")]
     pub downtime_parts: Option<DowntimeParts>,
+    /// How the guest was slowed down; missing when it was not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub throttle: Option<ThrottleReport>,
 }
 
 impl Report {
@@ -89,6 +92,7 @@ impl Report {
             guest_check: None,
             guest_gap: None,
             downtime_parts: None,
+            throttle: None,
         }
     }
 

@@ -87,7 +87,6 @@ fn what_is_not_built_in_is_said() -> Result<()> {
         "--post-copy auto",
         "--post-copy 3",
         "--on-limit post-copy",
-        "--on-limit throttle",
         "--recover-for 5s",
         "--batch guests",
         "--tls /keys",

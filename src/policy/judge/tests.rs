@@ -224,3 +224,28 @@ fn a_cheaper_remainder_is_no_plateau() {
     assert_eq!(decisions, ["round: converging"; 4]);
     assert!(policy.estimator().bandwidth() >= BytesPerSec(39e6), "{:?}", policy.estimator());
 }
+
+#[test]
+fn a_guest_that_does_not_converge_is_slowed_down_where_that_is_wanted() {
+    let limits = Limits { on_limit: OnLimit::Throttle, ..Limits::default() };
+    // 9000 pages a second against 10 000.
+    let decisions = decide(limits, &[9000, 9000, 9000, 9000, 5000, 2000]);
+    assert_eq!(decisions[3], "throttle to 56 %: plateau");
+    assert_eq!(decisions[4..], ["round: converging", "round: tightening"]);
+    // A hard limit is no end either, as long as the throttle has not had its chance.
+    assert_eq!(decide(Limits { max_rounds: 1, ..limits }, &[9000, 5000]), ["throttle to 56 %: max-rounds", "round: converging"]);
+    // Bounded.
+    let decisions = decide(limits, &[9000; 40]);
+    let end = decisions.iter().position(|decision| decision == "stop-and-copy: plateau").expect("an end");
+    assert!((10..20).contains(&end), "{decisions:?}");
+}
+
+#[test]
+fn a_guest_that_cannot_be_slowed_down_is_stopped() {
+    let mut policy = Policy::new(Limits { on_limit: OnLimit::Throttle, max_rounds: 1, ..Limits::default() }, GUEST);
+    let verdict = policy.after_round(&round(0, 9000));
+    assert_eq!(verdict.decision, Decision::Throttle);
+    let instead = policy.cannot_throttle(verdict);
+    assert_eq!(instead.to_string(), "stop-and-copy: max-rounds");
+    assert_eq!(instead.share, crate::guest::RunShare::FULL);
+}
