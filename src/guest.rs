@@ -5,6 +5,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -65,6 +66,12 @@ impl RunShare {
     pub fn new(share: f64) -> Self {
         // Not a number: no reason to slow anything down.
         if share.is_nan() { Self::FULL } else { Self((share.clamp(Self::LEAST.0, Self::FULL.0) * 1e3).round() / 1e3) }
+    }
+
+    /// The part of `time` that a guest runs.
+    #[must_use]
+    pub fn of(self, time: Duration) -> Duration {
+        if self == Self::FULL { time } else { Duration::try_from_secs_f64(time.as_secs_f64() * self.0).unwrap_or(Duration::MAX) }
     }
 
     /// From 0.01 to 1.

@@ -79,6 +79,8 @@ impl fmt::Display for Decision {
 pub enum Reason {
     /// No limit is reached, and there is still too much to stop for.
     Converging,
+    /// [`SAMPLE_PAGES`](super::SAMPLE_PAGES) of the dirty pages go first, to see what pages cost that were sent before.
+    Sampling,
     /// The rest fits in the downtime limit, and one more short round makes it fit better at little cost.
     Tightening,
     /// No limit can be met and the rounds leave now more, now less: waiting for one that leaves little.
@@ -105,6 +107,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Converging => "converging",
+            Self::Sampling => "sampling",
             Self::Tightening => "tightening",
             Self::Oscillating => "oscillating",
             Self::DirtyThreshold => "dirty-threshold",

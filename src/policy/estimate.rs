@@ -9,8 +9,8 @@
 //! measured, of the other it is known that it is at least so much. That way a round of which little remains after
 //! encoding does not make the link look slow, and the first bulky round does not make the processors look slow.
 //!
-//! Each round replaces the estimate in proportion to its length, because a round of a few milliseconds mostly measures
-//! latency: after 100 ms it counts half.
+//! Each round replaces the rates in proportion to its length, because a round of a few milliseconds mostly measures
+//! latency: after 100 ms it counts half. What pages cost is replaced in proportion to the number of pages.
 
 use std::time::Duration;
 
@@ -46,7 +46,8 @@ impl Estimator {
         }
         let cost = if facts.index == 0 { &mut self.first } else { &mut self.again };
         cost.observe(facts);
-        self.dirty.add(facts.dirty_after.0 as f64, facts.duration, true);
+        let dirtied = facts.dirty_after.0.saturating_sub(facts.unsent.0);
+        self.dirty.add(dirtied as f64, facts.duration, true);
     }
 
     /// Pages moved a second when pages are sent again, whichever of link and processors is slower.
@@ -69,11 +70,28 @@ impl Estimator {
         BytesPerSec(self.link.value())
     }
 
+    /// Whether it is known what pages cost that are sent again.
+    pub(super) fn knows_resends(&self) -> bool {
+        self.again.bytes.is_some()
+    }
+
+    /// Wire bytes of a page that is sent again.
+    pub(super) fn page_bytes(&self) -> f64 {
+        self.cost().bytes.unwrap_or(0.0)
+    }
+
+    /// What the next round will wait for.
+    pub(super) fn bottleneck(&self) -> Bottleneck {
+        let cost = self.cost();
+        let by_link = cost.bytes.map_or(0.0, |bytes| self.link.value() / bytes);
+        if by_link <= cost.processor.value() { Bottleneck::Link } else { Bottleneck::Processor }
+    }
+
     /// Wire bytes of `pages` that are sent again.
     #[must_use]
     pub fn bytes_for(&self, pages: PageCount) -> ByteCount {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a float to integer cast saturates")]
-        ByteCount((pages.0 as f64 * self.cost().bytes.unwrap_or(0.0)) as u64)
+        ByteCount((pages.0 as f64 * self.page_bytes()) as u64)
     }
 
     /// How long it takes to move `pages`; [`Duration::MAX`] while no rate is known.
@@ -101,11 +119,11 @@ impl Cost {
         let bytes = facts.wire_bytes.0 as f64 / full as f64;
         let weight = full as f64 / (full as f64 + HALF_WEIGHT_PAGES);
         self.bytes = Some(self.bytes.map_or(bytes, |before| before + (bytes - before) * weight));
-        self.processor.add(full as f64, facts.duration, facts.bottleneck == Bottleneck::Processor);
+        self.processor.add_weighted(full as f64, facts.duration, facts.bottleneck == Bottleneck::Processor, weight);
     }
 }
 
-/// A moving average weighted by time, of something that is measured at times and at other times only known to be at
+/// A moving average, of something that is measured at times and at other times only known to be at
 /// least so much.
 #[derive(Clone, Copy, Debug, Default)]
 struct Rate {
@@ -116,12 +134,17 @@ struct Rate {
 impl Rate {
     fn add(&mut self, amount: f64, duration: Duration, is_measured: bool) {
         let seconds = duration.as_secs_f64().max(SHORTEST_SECONDS);
-        let rate = amount / seconds;
+        self.add_weighted(amount, duration, is_measured, seconds / (seconds + HALF_WEIGHT_SECONDS));
+    }
+
+    /// The new value counts as `weight`, from 0 to 1.
+    fn add_weighted(&mut self, amount: f64, duration: Duration, is_measured: bool, weight: f64) {
+        let rate = amount / duration.as_secs_f64().max(SHORTEST_SECONDS);
         self.value = Some(match self.value {
             None => rate,
             // The first measurement above a mere lower bound is better than any average with it.
             Some(before) if is_measured && !self.is_measured && rate > before => rate,
-            Some(before) if is_measured || rate > before => before + (rate - before) * (seconds / (seconds + HALF_WEIGHT_SECONDS)),
+            Some(before) if is_measured || rate > before => before + (rate - before) * weight,
             Some(before) => before,
         });
         self.is_measured |= is_measured;
@@ -134,7 +157,7 @@ impl Rate {
 
 /// A round of this length counts as much as all before it.
 const HALF_WEIGHT_SECONDS: f64 = 0.1;
-/// So many pages say as much about the bytes of a page as all before them.
+/// So many pages say as much about what a page costs as all before them.
 const HALF_WEIGHT_PAGES: f64 = 2048.0;
 /// No round is shorter than the clock can tell.
 const SHORTEST_SECONDS: f64 = 1e-6;
@@ -155,6 +178,7 @@ mod tests {
             bottleneck,
             memory_sent_total: ByteCount(0),
             dirty_after: PageCount(0),
+            unsent: PageCount(0),
             fixed_cost: Duration::ZERO,
         }
     }

@@ -25,8 +25,10 @@ pub struct RoundFacts {
     pub bottleneck: Bottleneck,
     /// `v_mig`: guest memory sent in all rounds so far, resends counted.
     pub memory_sent_total: ByteCount,
-    /// Pages the guest dirtied meanwhile: what a next round would send.
+    /// What a next round would send: pages the guest dirtied meanwhile, and those of this round that were not sent.
     pub dirty_after: PageCount,
+    /// Of them the ones that were not sent.
+    pub unsent: PageCount,
     /// What a pause costs besides the pages: what is still under way, last harvest, state, acknowledgements.
     pub fixed_cost: Duration,
 }

@@ -21,6 +21,9 @@ pub struct Policy {
     history: History,
     tightening: Tightening,
     throttling: Throttling,
+    /// Rounds that were only samples, and how many may be.
+    samples: u32,
+    most_samples: u32,
     /// Times the guest was let go again after a pause.
     escapes: u32,
     /// Why the guest was last said to be stopped.
@@ -38,9 +41,17 @@ impl Policy {
             history: History::default(),
             tightening: Tightening::default(),
             throttling: Throttling::new(),
+            samples: 0,
+            most_samples: 0,
             escapes: 0,
             stopped_by: None,
         }
+    }
+
+    /// Lets a few pages go first where it makes a difference what resent pages cost ([`Reason::Sampling`]).
+    #[must_use]
+    pub fn with_sample(self) -> Self {
+        Self { most_samples: 1, ..self }
     }
 
     /// The limits in force.
@@ -78,6 +89,10 @@ impl Policy {
     pub fn after_round(&mut self, facts: &RoundFacts) -> Verdict {
         self.estimator.observe(facts);
         let remainder = self.estimator.time_for(facts.dirty_after);
+        if self.wants_sample(facts) {
+            self.samples += 1;
+            return self.verdict(Decision::Round, Reason::Sampling, remainder.saturating_add(facts.fixed_cost));
+        }
         self.history.note(remainder);
         let expected = remainder.saturating_add(facts.fixed_cost);
         let limit = self.reached_limit(facts);
@@ -116,6 +131,18 @@ impl Policy {
         self.verdict(Decision::StopAndCopy, reason, expected)
     }
 
+    /// Whether a few pages should go first: what is left after round 0 may cost anything from next to nothing to what it
+    /// cost then, and it is so much that this makes a difference.
+    fn wants_sample(&self, facts: &RoundFacts) -> bool {
+        let many = facts.dirty_after.0 >= SAMPLE_FROM * SAMPLE_PAGES.0;
+        many && !self.estimator.knows_resends() && self.samples < self.most_samples && self.reached_limit(facts).is_none()
+    }
+
+    /// Rounds before this one, samples left out.
+    fn number(&self, facts: &RoundFacts) -> u32 {
+        facts.index.saturating_sub(self.samples)
+    }
+
     /// Whether a short round more leaves clearly less to stop for.
     fn is_worth_a_round(&mut self, facts: &RoundFacts, remainder: Duration) -> bool {
         let dirtied = self.estimator.dirty_rate().0 * remainder.as_secs_f64();
@@ -131,7 +158,7 @@ impl Policy {
             Some(Reason::Timeout)
         } else if facts.memory_sent_total > limits.max_volume.for_guest(self.guest) {
             Some(Reason::MaxVolume)
-        } else if facts.index + 1 >= limits.max_rounds.min(MAX_ROUNDS) {
+        } else if self.number(facts) + 1 >= limits.max_rounds.min(MAX_ROUNDS) {
             Some(Reason::MaxRounds)
         } else {
             None
@@ -140,7 +167,7 @@ impl Policy {
 
     /// Too much is left to stop for and no hard limit is reached: do rounds still help?
     fn without_limit(&mut self, facts: &RoundFacts) -> (Decision, Reason) {
-        if self.limits.plateau == Plateau::Ignore || facts.index < PLATEAU_FROM_ROUND {
+        if self.limits.plateau == Plateau::Ignore || self.number(facts) < PLATEAU_FROM_ROUND {
             return (Decision::Round, Reason::Converging);
         }
         if self.throttling.has_begun() {
@@ -184,6 +211,10 @@ impl Policy {
     }
 }
 
+/// Pages in a sample ([`Reason::Sampling`]).
+pub const SAMPLE_PAGES: PageCount = PageCount(1024);
+/// Samples are taken where there are so many times more.
+const SAMPLE_FROM: u64 = 4;
 /// Rounds are not given up before this one: the first ones differ from the rest in size.
 const PLATEAU_FROM_ROUND: u32 = 3;
 /// How often a pause may be taken back; each one is a stall to the guest.

@@ -15,6 +15,7 @@
 //! | `p_th` | [`Limits::dirty_threshold`] | so few dirty pages that one more round is not worth it |
 #![forbid(unsafe_code)]
 
+mod curve;
 mod decision;
 mod estimate;
 mod facts;
@@ -25,9 +26,11 @@ mod model;
 mod throttling;
 mod tightening;
 
+pub use curve::DirtyCurve;
 pub use decision::{Decision, Reason, Verdict};
 pub use estimate::Estimator;
 pub use facts::{Bottleneck, PauseFacts, RoundFacts};
 pub use judge::Policy;
+pub use judge::SAMPLE_PAGES;
 pub use limits::{Limits, MAX_ROUNDS, OnLimit, Plateau, VolumeLimit};
 pub use model::{Bounds, ModelInput, PredictedRound, Prediction, predict};

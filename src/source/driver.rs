@@ -189,7 +189,10 @@ impl Driver<'_> {
         report.stall = self.hold.stalled();
         report.throttle = self.hold.throttle_report();
         (report.outcome, report.guest_owner) = match result {
-            Ok(()) => (Outcome::Completed, GuestOwner::Destination),
+            Ok(()) => {
+                report.compare_prediction();
+                (Outcome::Completed, GuestOwner::Destination)
+            }
             Err(Error::Cancelled | Error::Limit(_)) => (Outcome::Aborted, GuestOwner::Source),
             Err(Error::Refused { .. }) => (Outcome::Refused, GuestOwner::Source),
             Err(Error::InDoubt(_)) => (Outcome::InDoubt, GuestOwner::InDoubt),

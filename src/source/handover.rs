@@ -40,7 +40,7 @@ impl Driver<'_> {
             step = at_pause(self.memory);
             parts.step = laps.end(Instant::now());
         }
-        let round = self.await_round(session, index, total, began, Some(verdict))?;
+        let round = self.await_round(session, index, total, began, None, Some(verdict))?;
         step.map_err(Error::AtPause)?;
         parts.send = laps.end(Instant::now());
         self.record(index, kind, &round, Some(crate::units::PageCount(0)), None);

@@ -22,6 +22,7 @@ mod pump;
 mod rounds;
 mod settle;
 mod steering;
+mod watch;
 mod worker;
 
 use std::time::Duration;

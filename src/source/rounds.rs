@@ -7,16 +7,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{select, tick};
+use crossbeam::channel::{never, select, tick};
 
 use super::PROGRESS_EVERY;
 use super::driver::{Driver, Session, session_error};
 use super::event::{Event, Phase};
+use super::watch::DirtyWatch;
 use super::worker::{Job, Sent};
 use crate::bitmap::PageBitmap;
 use crate::error::Error;
 use crate::guest::RunShare;
-use crate::policy::{Decision, MAX_ROUNDS, PauseFacts, Policy, RoundFacts, Verdict};
+use crate::policy::{Decision, MAX_ROUNDS, PauseFacts, Policy, Reason, RoundFacts, SAMPLE_PAGES, Verdict};
 use crate::protocol::SourceEvent;
 use crate::stats::{DowntimeParts, Laps, Predicted, RoundKind, RoundReport};
 use crate::units::{ByteCount, BytesPerSec, PageCount};
@@ -48,7 +49,7 @@ pub(super) struct Round {
 impl Driver<'_> {
     /// Sends rounds until the policy says stop, pauses the guest and harvests for the last time.
     pub(super) fn pre_copy(&mut self, session: &Session<'_>) -> Result<LastRound, Error> {
-        let mut policy = Policy::new(self.steering.limits(), self.memory.layout().bytes());
+        let mut policy = Policy::new(self.steering.limits(), self.memory.layout().bytes()).with_sample();
         let verdict = policy.start();
         if verdict.decision == Decision::StopAndCopy {
             let (paused_at, mut laps) = self.pause()?;
@@ -61,10 +62,11 @@ impl Driver<'_> {
         // Round 0 is what is populated at the start: a page populated later is reported as written.
         let mut pending = PageBitmap::new(self.memory.layout().chunks());
         self.tracker.start(&mut pending)?;
+        let mut watch = DirtyWatch::new(self.memory.layout().chunks());
         let mut last_verdict = None;
         let mut index = 0;
         loop {
-            let verdict = self.pre_copy_round(session, &mut policy, index, &mut pending, last_verdict)?;
+            let verdict = self.pre_copy_round(session, &mut policy, index, &mut pending, &mut watch, last_verdict)?;
             index += 1;
             last_verdict = Some(verdict);
             match verdict.decision {
@@ -93,19 +95,25 @@ impl Driver<'_> {
         policy: &mut Policy,
         index: u32,
         pending: &mut PageBitmap,
+        watch: &mut DirtyWatch,
         last_verdict: Option<Verdict>,
     ) -> Result<Verdict, Error> {
         let began = Instant::now();
         let under_way_before = self.under_way(session);
-        let taken = std::mem::replace(pending, PageBitmap::new(self.memory.layout().chunks()));
-        let round = self.send(session, index, taken, last_verdict)?;
+        let taken = take_round(pending, last_verdict);
+        let early = (index == 0 && !self.tracker.needs_pause()).then_some(&mut *watch);
+        let round = self.send(session, index, taken, early, last_verdict)?;
         if let Some(unsent) = &round.unsent {
             pending.union_with(unsent);
         }
+        let unsent = pending.count();
         let settled = self.settle(session)?;
         let harvest = Instant::now();
         self.harvest(pending)?;
         let harvest = harvest.elapsed();
+        if index == 0 {
+            watch.finish(pending);
+        }
         let facts = RoundFacts {
             index,
             elapsed: self.started.elapsed(),
@@ -117,13 +125,14 @@ impl Driver<'_> {
             bottleneck: settled.bottleneck,
             memory_sent_total: self.report.pages_transferred.bytes(),
             dirty_after: pending.count(),
+            unsent,
             fixed_cost: self.fixed_cost(session).saturating_add(harvest),
         };
         policy.set_limits(self.steering.limits());
         let verdict = policy.after_round(&facts);
         let verdict = self.throttle_as_told(policy, verdict);
-        if index == 0 {
-            let prediction = policy.predict_rest(&facts, verdict);
+        if self.report.predicted.is_none() && verdict.reason != Reason::Sampling {
+            let prediction = policy.predict_rest(&facts, verdict, watch.curve(), harvest + ROUND_COST);
             self.report.predicted = Some(Predicted { total: prediction.total, downtime: prediction.downtime });
         }
         self.record(index, RoundKind::PreCopy, &round, Some(facts.dirty_after), Some(verdict.to_string()));
@@ -177,10 +186,17 @@ impl Driver<'_> {
     }
 
     /// Has the workers send `pages` and waits until they are done.
-    pub(super) fn send(&mut self, session: &Session<'_>, index: u32, pages: PageBitmap, verdict: Option<Verdict>) -> Result<Round, Error> {
+    pub(super) fn send(
+        &mut self,
+        session: &Session<'_>,
+        index: u32,
+        pages: PageBitmap,
+        early: Option<&mut DirtyWatch>,
+        verdict: Option<Verdict>,
+    ) -> Result<Round, Error> {
         let total = pages.count();
         let began = self.begin(session, index, pages)?;
-        self.await_round(session, index, total, began, verdict)
+        self.await_round(session, index, total, began, early, verdict)
     }
 
     /// Hands `pages` to the workers.
@@ -204,6 +220,7 @@ impl Driver<'_> {
         index: u32,
         total: PageCount,
         began: Instant,
+        mut early: Option<&mut DirtyWatch>,
         verdict: Option<Verdict>,
     ) -> Result<Round, Error> {
         let mut round = Round {
@@ -216,6 +233,7 @@ impl Driver<'_> {
         };
         let mut meter = Meter::new(session);
         let ticker = tick(PROGRESS_EVERY);
+        let mut look = early.as_ref().map_or_else(never, |watch| watch.next_look());
         let mut waiting = session.jobs.len();
         while waiting > 0 {
             select! {
@@ -227,6 +245,10 @@ impl Driver<'_> {
                 recv(session.pump.ended()) -> ended => return Err(session_error(ended.ok())),
                 recv(session.pump.events()) -> event => if let Ok(SourceEvent::Reconnect) = event { self.phase(Phase::Resolving); },
                 recv(self.steering.cancelled()) -> _ => return Err(Error::Cancelled),
+                recv(look) -> _ => if let Some(watch) = &mut early {
+                    watch.look(self.tracker)?;
+                    look = watch.next_look();
+                },
                 recv(ticker) -> _ => {
                     let progress = meter.progress(session, index, total, verdict);
                     (self.observer)(&progress);
@@ -299,7 +321,22 @@ impl Meter {
     }
 }
 
-const _: () = assert!(MAX_ROUNDS < u16::MAX as u32 - 16, "round numbers, escapes included, fit the wire");
+/// Takes what the next round sends out of `pending`: all of it, or the sample that was asked for.
+fn take_round(pending: &mut PageBitmap, verdict: Option<Verdict>) -> PageBitmap {
+    let all = std::mem::replace(pending, PageBitmap::new(pending.chunks()));
+    if verdict.is_none_or(|verdict| verdict.reason != Reason::Sampling) {
+        return all;
+    }
+    let sample = all.spread(SAMPLE_PAGES);
+    *pending = all;
+    pending.subtract(&sample);
+    sample
+}
+
+const _: () = assert!(MAX_ROUNDS < u16::MAX as u32 - 64, "round numbers, with escapes, a sample and throttled rounds, fit the wire");
+
+/// What a round takes besides its harvest and pages: waking the workers and hearing from them.
+const ROUND_COST: Duration = Duration::from_micros(300);
 
 /// What a handover costs besides harvest, pages and round trips: the state out and in, the resume. A guess that errs high.
 const SWITCH_COST: Duration = Duration::from_millis(2);

@@ -15,5 +15,5 @@ pub use downtime::DowntimeParts;
 pub(crate) use downtime::Laps;
 pub use metrics::Metrics;
 pub use owner::GuestOwner;
-pub use report::{Encodings, Outcome, Predicted, Report, RoundKind, RoundReport, SCHEMA};
+pub use report::{Encodings, Outcome, Predicted, PredictionError, Report, RoundKind, RoundReport, SCHEMA};
 pub use throttle::ThrottleReport;

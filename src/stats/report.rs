@@ -66,6 +66,9 @@ pub struct Report {
     /// How the guest was slowed down; missing when it was not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub throttle: Option<ThrottleReport>,
+    /// How far off the prediction was; missing where there was none, or nothing came of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prediction_error: Option<PredictionError>,
 }
 
 impl Report {
@@ -93,7 +96,18 @@ impl Report {
             guest_gap: None,
             downtime_parts: None,
             throttle: None,
+            prediction_error: None,
         }
+    }
+
+    /// Compares what was predicted with what came of it.
+    pub(crate) fn compare_prediction(&mut self) {
+        let off = |fact: Duration, predicted: Duration| ((fact.as_secs_f64() / predicted.as_secs_f64() - 1.0) * 1e3).round() / 1e3;
+        let usable = |predicted: &Predicted| !predicted.total.is_zero() && !predicted.downtime.is_zero();
+        self.prediction_error = self
+            .predicted
+            .filter(usable)
+            .map(|predicted| PredictionError { total: off(self.total, predicted.total), downtime: off(self.downtime, predicted.downtime) });
     }
 
     /// The five metrics, as a table to print.
@@ -202,6 +216,15 @@ pub struct Predicted {
     pub downtime: Duration,
 }
 
+/// How far off a prediction was: 0.1 is a tenth more than predicted, -0.1 a tenth less.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PredictionError {
+    /// Of total migration time.
+    pub total: f64,
+    /// Of downtime.
+    pub downtime: f64,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -288,6 +311,17 @@ mod tests {
         for report in [Report::new(), sender(), receiver] {
             assert_eq!(serde_json::from_str::<Report>(&report.to_json()).unwrap(), report);
         }
+    }
+
+    #[test]
+    fn the_report_compares_prediction_and_fact() {
+        let mut report = sender();
+        report.compare_prediction();
+        assert_eq!(report.prediction_error, Some(PredictionError { total: 0.002, downtime: 0.036 }));
+        assert!(report.to_json().ends_with(r#","prediction_error":{"total":0.002,"downtime":0.036}}"#), "{}", report.to_json());
+        report.predicted = Some(Predicted { total: Duration::ZERO, downtime: Duration::ZERO });
+        report.compare_prediction();
+        assert_eq!(report.prediction_error, None);
     }
 
     #[test]

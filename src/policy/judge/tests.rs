@@ -19,6 +19,7 @@ fn round(index: u32, dirty: u64) -> RoundFacts {
         bottleneck: Bottleneck::Link,
         memory_sent_total: PageCount(10_000 * (u64::from(index) + 1)).bytes(),
         dirty_after: PageCount(dirty),
+        unsent: PageCount(0),
         fixed_cost: Duration::from_millis(20),
     }
 }
