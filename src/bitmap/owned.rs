@@ -104,6 +104,22 @@ impl PageBitmap {
         }
     }
 
+    /// About `count` of the pages, from chunks spread over all that hold any; all pages if there are no more.
+    #[must_use]
+    pub fn spread(&self, count: PageCount) -> Self {
+        let mut sample = Self::new(self.chunks());
+        let mut left = count.0;
+        let step = usize::try_from(self.count().0.div_ceil(count.0.max(1))).expect("64-bit host").max(1);
+        for (chunk, word) in self.occupied().step_by(step) {
+            if left == 0 {
+                break;
+            }
+            sample.insert_word(chunk, word);
+            left = left.saturating_sub(u64::from(word.count_ones()));
+        }
+        sample
+    }
+
     /// The chunks that hold at least one page, with their words, in order.
     pub fn occupied(&self) -> impl Iterator<Item = (ChunkIndex, u64)> + '_ {
         (0u32..).zip(self.words()).filter(|&(_, &word)| word != 0).map(|(chunk, &word)| (ChunkIndex(chunk), word))
@@ -126,6 +142,20 @@ mod tests {
 
     fn pages(bitmap: &PageBitmap) -> BTreeSet<u64> {
         bitmap.occupied().flat_map(|(chunk, word)| (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| chunk.page(bit).0)).collect()
+    }
+
+    #[test]
+    fn a_spread_sample_is_a_part_of_the_set() {
+        let mut all = PageBitmap::new(64);
+        all.insert_run(PageIndex(0), PageCount(64 * 64));
+        let sample = all.spread(PageCount(256));
+        assert_eq!(sample.count(), PageCount(256));
+        assert_eq!(sample.occupied().map(|(chunk, _)| chunk.0).collect::<Vec<_>>(), [0, 16, 32, 48]);
+        assert_eq!(all.spread(PageCount(1 << 20)), all);
+        assert!(PageBitmap::new(3).spread(PageCount(10)).is_empty());
+        let mut few = PageBitmap::new(8);
+        (0..8).for_each(|chunk| few.insert(ChunkIndex(chunk).page(3)));
+        assert_eq!(few.spread(PageCount(2)).count(), PageCount(2));
     }
 
     proptest! {

@@ -147,8 +147,8 @@ fn why(plan: &Prediction, input: &ModelInput) -> String {
         Reason::MaxRounds => format!("no more than {} rounds are allowed", limits.max_rounds),
         Reason::MaxVolume => format!("more than {} was moved", limits.max_volume.for_guest(input.memory)),
         Reason::Timeout => format!("pre-copy has taken {}", Exact(limits.timeout.unwrap_or_default())),
-        Reason::Plateau => "more rounds would not leave less".to_owned(),
-        Reason::Converging | Reason::OverBudget => unreachable!("these go on, and nothing ends with them"),
+        Reason::Plateau | Reason::LocalMinimum => "more rounds would not leave less".to_owned(),
+        _ => unreachable!("the others go on, and nothing ends with them"),
     };
     format!("{end} because {because}")
 }
@@ -242,13 +242,18 @@ mod tests {
         let text = plan("--memory 1GiB --dirty-rate 10000 --bandwidth 1Gbit/s --working-set 64MiB");
         let expected = "        round   pages     memory      time  dirty after  decision
             0  262144      1 GiB   8.590 s        16384  round: converging
-            1   16384     64 MiB  536.9 ms         5369  stop-and-copy: downtime-limit
-stop-and-copy    5369  20.97 MiB  175.9 ms
+            1   16384     64 MiB  536.9 ms         5369  round: tightening
+            2    5369  20.97 MiB  175.9 ms         1760  round: tightening
+            3    1760   6.88 MiB   57.7 ms          577  round: tightening
+            4     577   2.25 MiB   18.9 ms          190  round: tightening
+            5     190    760 KiB    6.2 ms           63  round: tightening
+            6      63    252 KiB    2.1 ms           21  stop-and-copy: dirty-threshold
+stop-and-copy      21     84 KiB    0.7 ms
 
-rounds             2  stops because the rest fits in the downtime limit of 300ms
-moved         283897  pages, 1.08 GiB of guest memory
-total        9.303 s  whatever the guest does: 8.590 s to 103.1 s
-downtime    175.9 ms  whatever the guest does: 0.0 ms to 8.590 s
+rounds             7  stops because at most 50 pages are dirty
+moved         286508  pages, 1.09 GiB of guest memory
+total        9.388 s  whatever the guest does: 8.590 s to 103.1 s
+downtime      0.7 ms  whatever the guest does: 0.0 ms to 8.590 s
 ";
         assert_eq!(text, expected);
     }
@@ -265,12 +270,12 @@ downtime    175.9 ms  whatever the guest does: 0.0 ms to 8.590 s
         let text = plan("--memory 1GiB --dirty-rate 4096 --bandwidth 160MiB/s --downtime-limit 10ms --fixed-cost 1ms --json");
         let json: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(json["schema"], 1);
-        assert_eq!(json["rounds"].as_array().unwrap().len(), 3);
+        assert_eq!(json["rounds"].as_array().unwrap().len(), 4);
         assert_eq!(json["rounds"][0]["pages"], 262_144);
-        assert_eq!(json["rounds"][2]["decision"], "stop-and-copy: downtime-limit");
-        assert_eq!((&json["decision"], &json["stopped_by"]), (&"stop-and-copy".into(), &"downtime-limit".into()));
-        assert_eq!(json["remainder_pages"], 263);
-        assert!((json["downtime_ms"].as_f64().unwrap() - (263.0 / 40.96 + 1.0)).abs() < 1e-2, "{text}");
+        assert_eq!(json["rounds"][2]["decision"], "round: tightening");
+        assert_eq!((&json["decision"], &json["stopped_by"]), (&"stop-and-copy".into(), &"dirty-threshold".into()));
+        assert_eq!(json["remainder_pages"], 27);
+        assert!((json["downtime_ms"].as_f64().unwrap() - (27.0 / 40.96 + 1.0)).abs() < 1e-2, "{text}");
         assert_eq!(json["bounds"]["downtime_ms"][0], 1.0);
     }
 
@@ -285,8 +290,8 @@ downtime    175.9 ms  whatever the guest does: 0.0 ms to 8.590 s
     #[test]
     fn what_is_not_built_in_is_a_usage_error() {
         let command =
-            Command::try_parse_from(["plan", "--memory", "1MiB", "--dirty-rate", "0", "--bandwidth", "1MB/s", "--on-limit", "throttle"]).unwrap();
+            Command::try_parse_from(["plan", "--memory", "1MiB", "--dirty-rate", "0", "--bandwidth", "1MB/s", "--on-limit", "post-copy"]).unwrap();
         let error = run(&command.plan, &mut Vec::new()).unwrap_err();
-        assert_eq!(error.to_string(), "--on-limit throttle: not built in; use stop or abort");
+        assert_eq!(error.to_string(), "--on-limit post-copy: not built in; use stop, throttle or abort");
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::guest::RunShare;
 use crate::source::{Event, Phase};
 use crate::units::{ByteCount, BytesPerSec, HumanTime, PageCount, PagesPerSec};
 
@@ -34,9 +35,13 @@ impl Progress {
             Event::Round { index, pages, bytes, duration, dirty_after, verdict } => {
                 self.line(&format!("round {index}: {pages}, {bytes} in {}, {dirty_after} dirty after; {verdict}", HumanTime(*duration)));
             }
-            Event::Progress { index, bytes, rate, pages_sent, pages, dirty_rate, expected_downtime } => {
+            Event::Progress { index, bytes, rate, pages_sent, pages, dirty_rate, expected_downtime, share } => {
                 if let Some(bar) = &self.bar {
-                    bar.set_message(live(*index, *bytes, *rate, *pages_sent, *pages, *dirty_rate, *expected_downtime));
+                    let mut line = live(*index, *bytes, *rate, *pages_sent, *pages, *dirty_rate, *expected_downtime);
+                    if *share < RunShare::FULL {
+                        line.push_str(&format!("  guest at {share}"));
+                    }
+                    bar.set_message(line);
                 }
             }
             Event::PauseUndone { remainder, stalled } => {

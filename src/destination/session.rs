@@ -19,7 +19,7 @@ use crate::control::{Connection, MessageReader};
 use crate::error::Error;
 use crate::page::{Codecs, PageKey};
 use crate::protocol::{Destination, DestinationEnd, DestinationEvent, ProtocolError};
-use crate::stats::{GuestOwner, Outcome, Report};
+use crate::stats::{DowntimeParts, GuestOwner, Laps, Outcome, Report};
 use crate::wire::{ChannelTotals, Message, Offer, RefuseReason};
 
 /// Serves the session that `hello` opens.
@@ -70,6 +70,7 @@ struct Guest {
 struct Times {
     paused_at: Option<Instant>,
     running_at: Option<Instant>,
+    parts: DowntimeParts,
 }
 
 impl Session<'_> {
@@ -147,7 +148,7 @@ impl Session<'_> {
                 },
             }
             if let Some((totals, state)) = finish.take_if(|(totals, _)| fault.is_none() && self.ledger.has_reached(totals))
-                && let Err(error) = self.settle(guest, &totals, &state)
+                && let Err(error) = self.settle(guest, &totals, &state, &mut times.parts)
             {
                 self.fail(Some(&error));
                 fault = Some(error);
@@ -156,7 +157,8 @@ impl Session<'_> {
     }
 
     /// Everything has arrived: closes the way into memory, checks, loads, and says so.
-    fn settle(&mut self, guest: &mut Guest, totals: &[ChannelTotals], state: &[u8]) -> Result<(), Error> {
+    fn settle(&mut self, guest: &mut Guest, totals: &[ChannelTotals], state: &[u8], parts: &mut DowntimeParts) -> Result<(), Error> {
+        let mut laps = Laps::from(Instant::now());
         // From here on nothing a peer sends can reach the memory.
         self.shared.shut_down_bulk();
         while !self.ledger.all_stopped() {
@@ -167,7 +169,9 @@ impl Session<'_> {
         }
         self.ledger.check(totals)?;
         guest.arrival.placed().map_err(Error::AtPause)?;
+        parts.settle = laps.end(Instant::now());
         guest.arrival.guest().load_state(state)?;
+        parts.load = laps.end(Instant::now());
         self.shared.feed(|machine| machine.ready(Instant::now()));
         Ok(())
     }
@@ -181,7 +185,9 @@ impl Session<'_> {
         }
         match guest.arrival.guest().resume() {
             Ok(()) => {
-                times.running_at = Some(Instant::now());
+                let running_at = Instant::now();
+                times.running_at = Some(running_at);
+                times.parts.resume = Some(running_at - committed);
                 self.shared.feed(|machine| machine.running(Instant::now()));
             }
             Err(error) => {
@@ -226,6 +232,7 @@ impl Session<'_> {
         if let (Some(paused_at), Some(running_at)) = (times.paused_at, times.running_at) {
             report.downtime = running_at.saturating_duration_since(paused_at);
             report.resume = now - running_at;
+            report.downtime_parts = Some(times.parts);
         }
         match result {
             Ok(()) => {

@@ -25,6 +25,7 @@ mod pages;
 mod pattern;
 mod spec;
 mod state;
+mod throttle;
 mod workload;
 
 use std::sync::Arc;

@@ -8,6 +8,8 @@
 //! costs little of the machine. What it could not do in time it makes up for 10 ms at most, and not at all after a
 //! pause.
 //!
+//! A throttled thread sleeps through the held part of each period.
+//!
 //! Every page is marked after the write to it, so this guest can be tracked by marks alone.
 
 use std::sync::Arc;
@@ -15,17 +17,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use nix::time::{ClockId, clock_gettime};
-
 use super::body::Body;
 use super::check::{CheckError, Program};
 use super::control::{self, BACKLOG_NS, Control, Field};
 use super::pattern::{Write, Writes, rewrite_word};
 use super::spec::GuestSpec;
-use super::state::nanos;
+use super::throttle::{Throttle, monotonic_ns};
 use super::{GuestBuildError, PROGRAM_PAGES, TestGuest};
 use crate::dirty::{Marks, Tracked};
-use crate::guest::{Guest, GuestError};
+use crate::guest::{Guest, GuestError, RunShare};
 use crate::memory::{Backing, GuestMemory};
 use crate::units::{PAGE_WORDS, PageCount, PageIndex};
 
@@ -33,6 +33,7 @@ use crate::units::{PAGE_WORDS, PageCount, PageIndex};
 #[derive(Debug)]
 pub struct Workload {
     body: Body,
+    throttle: Arc<Throttle>,
     running: Option<Running>,
 }
 
@@ -58,7 +59,7 @@ impl Workload {
     /// # Errors
     /// When the host does not give the memory.
     pub fn destination(spec: &GuestSpec, backing: Backing) -> Result<Self, GuestBuildError> {
-        Ok(Self { body: Body::empty(spec, backing)?, running: None })
+        Ok(Self { body: Body::empty(spec, backing)?, throttle: Arc::new(Throttle::none()), running: None })
     }
 }
 
@@ -83,6 +84,7 @@ impl Guest for Workload {
             writes: Writes::new(&self.body.spec),
             period_ns: self.body.spec.rate().period_ns(),
             clock_offset: self.body.control().load(Field::ClockOffset),
+            throttle: Arc::clone(&self.throttle),
             stop: Arc::clone(&stop),
         };
         let thread = thread::Builder::new().name("workload".into()).spawn(move || writer.run());
@@ -99,6 +101,11 @@ impl Guest for Workload {
 
     fn load_state(&mut self, state: &[u8]) -> Result<(), GuestError> {
         self.body.load(0, state).map(drop)
+    }
+
+    fn throttle(&mut self, share: RunShare) -> Result<(), GuestError> {
+        self.throttle.set(share);
+        Ok(())
     }
 }
 
@@ -138,6 +145,7 @@ struct Writer {
     writes: Writes,
     period_ns: u64,
     clock_offset: u64,
+    throttle: Arc<Throttle>,
     stop: Arc<AtomicBool>,
 }
 
@@ -147,6 +155,11 @@ impl Writer {
         let mut done = control.load(Field::Writes);
         let mut due = self.now();
         while !self.stop.load(Ordering::Relaxed) {
+            if let Some(hold) = self.throttle.hold(monotonic_ns()) {
+                thread::park_timeout(hold);
+                due = due.max(self.now());
+                continue;
+            }
             let now = self.now();
             if now < due {
                 thread::park_timeout(Duration::from_nanos(due - now).max(LEAST_SLEEP));
@@ -182,12 +195,6 @@ impl Writer {
     fn now(&self) -> u64 {
         monotonic_ns().wrapping_add(self.clock_offset)
     }
-}
-
-/// The local clock.
-fn monotonic_ns() -> u64 {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("Linux has this clock");
-    nanos(Duration::from(now))
 }
 
 /// A paced thread does not sleep for less: it would only burn time on timers.

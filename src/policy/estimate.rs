@@ -1,51 +1,97 @@
 //! How fast memory moves and how fast the guest dirties it, from the rounds so far.
 //!
-//! Rates of pages are compared with rates of pages: a page that went as eight bytes or compressed well counts as one
-//! page moved, so the remaining time is that of the wire as it is. Each round replaces the estimate in proportion to
-//! its length, because a round of a few milliseconds mostly measures latency: after 100 ms it counts half.
+//! What is left will be sent in rounds after the first, and pages that were sent before cost something else than pages
+//! that were not: a difference, or a bit that says "unchanged". So what a page costs on the wire is taken from the rounds
+//! that resent pages as soon as there is one; until then it is what round 0 told, its zero pages left out.
+//!
+//! A round is as long as its slower half: the bytes on the link, or the pages through the processors. Which one it was
+//! is known of each round ([`Bottleneck`]), so both rates are estimated apart: the one that was the bottleneck is
+//! measured, of the other it is known that it is at least so much. That way a round of which little remains after
+//! encoding does not make the link look slow, and the first bulky round does not make the processors look slow.
+//!
+//! Each round replaces the rates in proportion to its length, because a round of a few milliseconds mostly measures
+//! latency: after 100 ms it counts half. What pages cost is replaced in proportion to the number of pages.
 
 use std::time::Duration;
 
-use super::RoundFacts;
+use super::{Bottleneck, RoundFacts};
 use crate::units::{ByteCount, BytesPerSec, PageCount, PagesPerSec};
 
 /// Smoothed rates; nothing is known before the first round.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Estimator {
-    page_rate: Smoothed,
-    dirty_rate: Smoothed,
-    bandwidth: Smoothed,
+    /// Bytes a second on the link.
+    link: Rate,
+    dirty: Rate,
+    /// Pages that had not been sent before.
+    first: Cost,
+    /// Pages that had.
+    again: Cost,
+}
+
+/// What pages of one kind take.
+#[derive(Clone, Copy, Debug, Default)]
+struct Cost {
+    /// Wire bytes a page.
+    bytes: Option<f64>,
+    /// Pages a second through the processors.
+    processor: Rate,
 }
 
 impl Estimator {
-    /// Takes in a round.
+    /// Takes in a round. Round 0 sends pages for the first time, all others again.
     pub fn observe(&mut self, facts: &RoundFacts) {
-        // A round that moved nothing says nothing about the link.
-        if facts.pages > PageCount(0) {
-            self.page_rate.add(facts.pages.0, facts.duration);
+        if facts.arrived > ByteCount(0) {
+            self.link.add(facts.arrived.0 as f64, facts.duration, facts.bottleneck == Bottleneck::Link);
         }
-        if facts.wire_bytes > ByteCount(0) {
-            self.bandwidth.add(facts.wire_bytes.0, facts.duration);
-        }
-        self.dirty_rate.add(facts.dirty_after.0, facts.duration);
+        let cost = if facts.index == 0 { &mut self.first } else { &mut self.again };
+        cost.observe(facts);
+        let dirtied = facts.dirty_after.0.saturating_sub(facts.unsent.0);
+        self.dirty.add(dirtied as f64, facts.duration, true);
     }
 
-    /// Pages moved a second, in whatever encoding they went.
+    /// Pages moved a second when pages are sent again, whichever of link and processors is slower.
     #[must_use]
     pub fn page_rate(&self) -> PagesPerSec {
-        PagesPerSec(self.page_rate.value())
+        let cost = self.cost();
+        let by_link = cost.bytes.map_or(0.0, |bytes| self.link.value() / bytes);
+        PagesPerSec(by_link.min(cost.processor.value()))
     }
 
     /// Distinct pages dirtied a second. A guest that comes back to the same pages shows less in long rounds.
     #[must_use]
     pub fn dirty_rate(&self) -> PagesPerSec {
-        PagesPerSec(self.dirty_rate.value())
+        PagesPerSec(self.dirty.value())
     }
 
-    /// Bytes on the wire a second.
+    /// Bytes a second that the link carries, as far as it was put to the test.
     #[must_use]
     pub fn bandwidth(&self) -> BytesPerSec {
-        BytesPerSec(self.bandwidth.value())
+        BytesPerSec(self.link.value())
+    }
+
+    /// Whether it is known what pages cost that are sent again.
+    pub(super) fn knows_resends(&self) -> bool {
+        self.again.bytes.is_some()
+    }
+
+    /// Wire bytes of a page that is sent again.
+    pub(super) fn page_bytes(&self) -> f64 {
+        self.cost().bytes.unwrap_or(0.0)
+    }
+
+    /// What the next round will wait for.
+    pub(super) fn bottleneck(&self) -> Bottleneck {
+        let cost = self.cost();
+        let by_link = cost.bytes.map_or(0.0, |bytes| self.link.value() / bytes);
+        if by_link <= cost.processor.value() { Bottleneck::Link } else { Bottleneck::Processor }
+    }
+
+    /// Wire bytes of `pages` that are sent again.
+    #[must_use]
+    pub fn bytes_for(&self, pages: PageCount) -> ByteCount {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a float to integer cast saturates")]
+        ByteCount((pages.0 as f64 * self.page_bytes()) as u64)
     }
 
     /// How long it takes to move `pages`; [`Duration::MAX`] while no rate is known.
@@ -53,29 +99,66 @@ impl Estimator {
     pub fn time_for(&self, pages: PageCount) -> Duration {
         self.page_rate().time_for(pages)
     }
+
+    fn cost(&self) -> &Cost {
+        if self.again.bytes.is_some() { &self.again } else { &self.first }
+    }
 }
 
-/// A moving average weighted by time.
-#[derive(Clone, Copy, Debug, Default)]
-struct Smoothed(Option<f64>);
+impl Cost {
+    fn observe(&mut self, facts: &RoundFacts) {
+        // Where all were zeros there is nothing better to go by.
+        let full = match facts.pages.0.saturating_sub(facts.empty.0) {
+            0 => facts.pages.0,
+            full => full,
+        };
+        // A round that moved nothing says nothing about what moving costs.
+        if full == 0 || facts.wire_bytes == ByteCount(0) {
+            return;
+        }
+        let bytes = facts.wire_bytes.0 as f64 / full as f64;
+        let weight = full as f64 / (full as f64 + HALF_WEIGHT_PAGES);
+        self.bytes = Some(self.bytes.map_or(bytes, |before| before + (bytes - before) * weight));
+        self.processor.add_weighted(full as f64, facts.duration, facts.bottleneck == Bottleneck::Processor, weight);
+    }
+}
 
-impl Smoothed {
-    fn add(&mut self, amount: u64, duration: Duration) {
+/// A moving average, of something that is measured at times and at other times only known to be at
+/// least so much.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rate {
+    value: Option<f64>,
+    is_measured: bool,
+}
+
+impl Rate {
+    fn add(&mut self, amount: f64, duration: Duration, is_measured: bool) {
         let seconds = duration.as_secs_f64().max(SHORTEST_SECONDS);
-        let rate = amount as f64 / seconds;
-        self.0 = Some(match self.0 {
+        self.add_weighted(amount, duration, is_measured, seconds / (seconds + HALF_WEIGHT_SECONDS));
+    }
+
+    /// The new value counts as `weight`, from 0 to 1.
+    fn add_weighted(&mut self, amount: f64, duration: Duration, is_measured: bool, weight: f64) {
+        let rate = amount / duration.as_secs_f64().max(SHORTEST_SECONDS);
+        self.value = Some(match self.value {
             None => rate,
-            Some(before) => before + (rate - before) * (seconds / (seconds + HALF_WEIGHT_SECONDS)),
+            // The first measurement above a mere lower bound is better than any average with it.
+            Some(before) if is_measured && !self.is_measured && rate > before => rate,
+            Some(before) if is_measured || rate > before => before + (rate - before) * weight,
+            Some(before) => before,
         });
+        self.is_measured |= is_measured;
     }
 
     fn value(self) -> f64 {
-        self.0.unwrap_or(0.0)
+        self.value.unwrap_or(0.0)
     }
 }
 
 /// A round of this length counts as much as all before it.
 const HALF_WEIGHT_SECONDS: f64 = 0.1;
+/// So many pages say as much about what a page costs as all before them.
+const HALF_WEIGHT_PAGES: f64 = 2048.0;
 /// No round is shorter than the clock can tell.
 const SHORTEST_SECONDS: f64 = 1e-6;
 
@@ -83,17 +166,25 @@ const SHORTEST_SECONDS: f64 = 1e-6;
 mod tests {
     use super::*;
 
-    fn round(millis: u64, pages: u64, dirty: u64) -> RoundFacts {
+    fn round(index: u32, millis: u64, pages: u64, bytes_per_page: u64, bottleneck: Bottleneck) -> RoundFacts {
         RoundFacts {
-            index: 0,
+            index,
             elapsed: Duration::from_secs(1),
             duration: Duration::from_millis(millis),
             pages: PageCount(pages),
-            wire_bytes: PageCount(pages).bytes(),
+            empty: PageCount(0),
+            wire_bytes: ByteCount(pages * bytes_per_page),
+            arrived: ByteCount(pages * bytes_per_page),
+            bottleneck,
             memory_sent_total: ByteCount(0),
-            dirty_after: PageCount(dirty),
+            dirty_after: PageCount(0),
+            unsent: PageCount(0),
             fixed_cost: Duration::ZERO,
         }
+    }
+
+    fn linked(index: u32, millis: u64, pages: u64) -> RoundFacts {
+        round(index, millis, pages, 4096, Bottleneck::Link)
     }
 
     #[test]
@@ -106,19 +197,59 @@ mod tests {
     #[test]
     fn the_first_round_is_taken_as_it_is_and_later_ones_by_their_length() {
         let mut estimator = Estimator::default();
-        estimator.observe(&round(1000, 10_000, 1000));
+        estimator.observe(&RoundFacts { dirty_after: PageCount(1000), ..linked(0, 1000, 10_000) });
         assert_eq!((estimator.page_rate(), estimator.dirty_rate()), (PagesPerSec(10_000.0), PagesPerSec(1000.0)));
-        estimator.observe(&round(100, 2000, 300));
-        assert_eq!((estimator.page_rate(), estimator.dirty_rate()), (PagesPerSec(15_000.0), PagesPerSec(2000.0)), "100 ms count half");
-        estimator.observe(&round(0, 1, 0));
-        assert!((estimator.page_rate().0 - 15_000.0).abs() < 15.0, "an instant counts nearly nothing");
+        estimator.observe(&RoundFacts { dirty_after: PageCount(300), ..linked(1, 100, 2000) });
+        assert_eq!(estimator.bandwidth(), BytesPerSec(15_000.0 * 4096.0), "100 ms count half");
+        assert_eq!(estimator.dirty_rate(), PagesPerSec(2000.0));
+        estimator.observe(&linked(2, 0, 1));
+        assert!((estimator.bandwidth().0 / 4096.0 - 15_000.0).abs() < 15.0, "an instant counts nearly nothing");
     }
 
     #[test]
-    fn an_empty_round_leaves_the_rate_of_the_link_alone() {
+    fn an_empty_round_leaves_what_is_known_of_the_link_alone() {
         let mut estimator = Estimator::default();
-        estimator.observe(&round(1000, 10_000, 1000));
-        estimator.observe(&round(1000, 0, 1000));
+        estimator.observe(&linked(0, 1000, 10_000));
+        estimator.observe(&linked(1, 1000, 0));
         assert_eq!(estimator.page_rate(), PagesPerSec(10_000.0));
+    }
+
+    #[test]
+    fn what_is_left_costs_what_resent_pages_cost() {
+        let mut estimator = Estimator::default();
+        estimator.observe(&linked(0, 1000, 30_000));
+        assert_eq!(estimator.time_for(PageCount(3000)), Duration::from_millis(100), "as round 0 told");
+        // Ten bytes a page: the link idles, the processors manage 500 000 pages a second.
+        estimator.observe(&round(1, 20, 10_000, 10, Bottleneck::Processor));
+        assert_eq!(estimator.time_for(PageCount(5000)), Duration::from_millis(10));
+        assert_eq!(estimator.bytes_for(PageCount(5000)), ByteCount(50_000));
+        assert_eq!(estimator.bandwidth(), BytesPerSec(30_000.0 * 4096.0), "the link did not get slower by idling");
+    }
+
+    #[test]
+    fn zero_pages_do_not_make_the_others_cheap() {
+        let mut estimator = Estimator::default();
+        let facts = RoundFacts { pages: PageCount(100_000), empty: PageCount(90_000), ..linked(0, 1000, 10_000) };
+        estimator.observe(&facts);
+        assert_eq!(estimator.page_rate(), PagesPerSec(10_000.0));
+    }
+
+    #[test]
+    fn a_processor_that_was_never_the_bottleneck_is_not_blamed_for_the_link() {
+        let mut estimator = Estimator::default();
+        estimator.observe(&linked(0, 1000, 30_000));
+        estimator.observe(&linked(1, 100, 3000));
+        assert_eq!(estimator.page_rate(), PagesPerSec(30_000.0));
+        for index in 2..6 {
+            estimator.observe(&round(index, 10, 10_000, 16, Bottleneck::Processor));
+        }
+        assert!(estimator.page_rate().0 > 500_000.0, "{:?}", estimator.page_rate());
+    }
+
+    #[test]
+    fn what_has_not_arrived_does_not_count_for_the_link() {
+        let mut estimator = Estimator::default();
+        estimator.observe(&RoundFacts { arrived: ByteCount(1_000_000), ..linked(0, 100, 1000) });
+        assert_eq!(estimator.bandwidth(), BytesPerSec(1e7));
     }
 }

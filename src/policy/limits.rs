@@ -69,6 +69,8 @@ impl VolumeLimit {
 pub enum OnLimit {
     /// Stop the guest and copy the rest, however long that takes.
     Stop,
+    /// Slow the guest down until the rest fits. Where it cannot be, or that does not help, stop it as above.
+    Throttle,
     /// Give up; the guest runs on at the source.
     Abort,
 }

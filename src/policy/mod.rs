@@ -9,18 +9,28 @@
 //! |---|---|---|
 //! | `v_mem` | the guest's memory | moved whole in round 0 |
 //! | `d` | [`Estimator::dirty_rate`] | pages the guest dirties a second |
-//! | `b` | [`Estimator::page_rate`], [`Estimator::bandwidth`] | pages, and wire bytes, moved a second |
+//! | `b` | [`Estimator::page_rate`], [`Estimator::bandwidth`] | pages resent, and wire bytes moved, a second |
 //! | `n_th` | [`Limits::max_rounds`] | rounds before stop-and-copy |
 //! | `v_th` | [`Limits::max_volume`] | memory moved before stop-and-copy |
 //! | `p_th` | [`Limits::dirty_threshold`] | so few dirty pages that one more round is not worth it |
 #![forbid(unsafe_code)]
 
+mod curve;
 mod decision;
 mod estimate;
+mod facts;
+mod history;
+mod judge;
 mod limits;
 mod model;
+mod throttling;
+mod tightening;
 
-pub use decision::{Decision, PauseFacts, Policy, Reason, RoundFacts, Verdict};
+pub use curve::DirtyCurve;
+pub use decision::{Decision, Reason, Verdict};
 pub use estimate::Estimator;
+pub use facts::{Bottleneck, PauseFacts, RoundFacts};
+pub use judge::Policy;
+pub use judge::SAMPLE_PAGES;
 pub use limits::{Limits, MAX_ROUNDS, OnLimit, Plateau, VolumeLimit};
 pub use model::{Bounds, ModelInput, PredictedRound, Prediction, predict};

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Decision, Limits, MAX_ROUNDS, Policy, Reason, RoundFacts, Verdict};
+use super::{Bottleneck, Decision, DirtyCurve, Limits, MAX_ROUNDS, Policy, Reason, RoundFacts, Verdict};
+use crate::guest::RunShare;
 use crate::units::{ByteCount, BytesPerSec, PAGE_SIZE, PageCount, PagesPerSec};
 
 /// What a prediction is made from.
@@ -85,23 +86,32 @@ pub struct Bounds {
 pub fn predict(input: &ModelInput) -> Prediction {
     let mut policy = Policy::new(input.limits, input.memory);
     let verdict = policy.start();
-    let page_rate = PagesPerSec(input.bandwidth.0 / PAGE_SIZE as f64);
     let memory = input.memory.pages();
-    let model =
-        Model { page_rate, dirty_rate: input.dirty_rate, dirty_most: input.working_set.unwrap_or(memory).min(memory), fixed_cost: input.fixed_cost };
+    let model = Model {
+        page_rate: PagesPerSec(input.bandwidth.0 / PAGE_SIZE as f64),
+        page_bytes: PAGE_SIZE as f64,
+        bottleneck: Bottleneck::Link,
+        dirtying: Dirtying::Steady { rate: input.dirty_rate, most: input.working_set.unwrap_or(memory).min(memory) },
+        round_cost: Duration::ZERO,
+        fixed_cost: input.fixed_cost,
+    };
     model.run(&mut policy, verdict, Progress { next_index: 0, elapsed: Duration::ZERO, sent: ByteCount(0), pending: memory })
 }
 
 impl Policy {
     /// Predicts what is left of a migration after the round that `facts` describe and `verdict` judged, at the rates
-    /// measured so far. The total counts from the start of the migration, the rounds are those still to come.
+    /// measured so far, for a guest that goes on dirtying pages along `curve`. A round costs `round_cost` besides its
+    /// pages. The total counts from the start of the migration, the rounds are those still to come.
     #[must_use]
-    pub fn predict_rest(&self, facts: &RoundFacts, verdict: Verdict) -> Prediction {
+    pub fn predict_rest(&self, facts: &RoundFacts, verdict: Verdict, curve: &DirtyCurve, round_cost: Duration) -> Prediction {
         let estimator = self.estimator();
+        let most = self.guest().pages();
         let model = Model {
             page_rate: estimator.page_rate(),
-            dirty_rate: estimator.dirty_rate(),
-            dirty_most: self.guest().pages(),
+            page_bytes: estimator.page_bytes(),
+            bottleneck: estimator.bottleneck(),
+            dirtying: if curve.is_empty() { Dirtying::Steady { rate: estimator.dirty_rate(), most } } else { Dirtying::Along { curve, most } },
+            round_cost,
             fixed_cost: facts.fixed_cost,
         };
         let progress = Progress { next_index: facts.index + 1, elapsed: facts.elapsed, sent: facts.memory_sent_total, pending: facts.dirty_after };
@@ -127,11 +137,23 @@ impl ModelInput {
 }
 
 /// The rates of one prediction.
-struct Model {
+struct Model<'c> {
     page_rate: PagesPerSec,
-    dirty_rate: PagesPerSec,
-    dirty_most: PageCount,
+    /// On the wire.
+    page_bytes: f64,
+    bottleneck: Bottleneck,
+    dirtying: Dirtying<'c>,
+    /// What a round takes besides its pages.
+    round_cost: Duration,
     fixed_cost: Duration,
+}
+
+/// How the guest dirties pages.
+enum Dirtying<'c> {
+    /// At a rate, and never more than so many.
+    Steady { rate: PagesPerSec, most: PageCount },
+    /// As it was seen to, and never more than so many.
+    Along { curve: &'c DirtyCurve, most: PageCount },
 }
 
 /// Where a migration stands between two rounds.
@@ -142,12 +164,12 @@ struct Progress {
     pending: PageCount,
 }
 
-impl Model {
+impl Model<'_> {
     fn run(&self, policy: &mut Policy, mut verdict: Verdict, mut at: Progress) -> Prediction {
         let mut rounds = Vec::new();
         // Ends: a policy allows at most `MAX_ROUNDS`.
-        while verdict.decision == Decision::Round {
-            let facts = self.round(&mut at);
+        while verdict.decision.goes_on() {
+            let facts = self.round(&mut at, verdict.share);
             verdict = policy.after_round(&facts);
             rounds.push(PredictedRound {
                 index: facts.index,
@@ -172,29 +194,39 @@ impl Model {
         }
     }
 
-    fn round(&self, at: &mut Progress) -> RoundFacts {
+    fn round(&self, at: &mut Progress, share: RunShare) -> RoundFacts {
         let (index, pages) = (at.next_index, at.pending);
-        let duration = self.page_rate.time_for(pages);
+        let duration = self.page_rate.time_for(pages).saturating_add(self.round_cost);
         at.next_index += 1;
         at.elapsed = at.elapsed.saturating_add(duration);
         at.sent = ByteCount(at.sent.0.saturating_add(pages.bytes().0));
-        at.pending = self.dirtied_in(duration);
+        at.pending = self.dirtied_in(duration, share);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a float to integer cast saturates")]
+        let wire_bytes = ByteCount((pages.0 as f64 * self.page_bytes) as u64);
         RoundFacts {
             index,
             elapsed: at.elapsed,
             duration,
             pages,
-            wire_bytes: pages.bytes(),
+            empty: PageCount(0),
+            wire_bytes,
+            arrived: wire_bytes,
+            bottleneck: self.bottleneck,
             memory_sent_total: at.sent,
             dirty_after: at.pending,
+            unsent: PageCount(0),
             fixed_cost: self.fixed_cost,
         }
     }
 
-    fn dirtied_in(&self, duration: Duration) -> PageCount {
-        let pages = (self.dirty_rate.0 * duration.as_secs_f64() - ROUNDING).ceil();
+    fn dirtied_in(&self, duration: Duration, share: RunShare) -> PageCount {
+        let (pages, most) = match &self.dirtying {
+            Dirtying::Steady { rate, most } => (rate.0 * share.value() * duration.as_secs_f64(), *most),
+            // Half the time at full speed does as much as all of it at half speed.
+            Dirtying::Along { curve, most } => (curve.within(share.of(duration)), *most),
+        };
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates at both ends, and the working set bounds it")]
-        PageCount(pages as u64).min(self.dirty_most)
+        PageCount((pages - ROUNDING).ceil() as u64).min(most)
     }
 }
 
@@ -422,14 +454,18 @@ mod tests {
             elapsed: first.duration,
             duration: first.duration,
             pages: first.pages,
+            empty: PageCount(0),
             wire_bytes: first.pages.bytes(),
+            arrived: first.pages.bytes(),
+            bottleneck: Bottleneck::Link,
             memory_sent_total: first.pages.bytes(),
             dirty_after: first.dirty_after,
+            unsent: PageCount(0),
             fixed_cost: Duration::ZERO,
         };
         let mut policy = Policy::new(whole.limits, whole.memory);
         let verdict = policy.after_round(&facts);
-        let rest = policy.predict_rest(&facts, verdict);
+        let rest = policy.predict_rest(&facts, verdict, &DirtyCurve::default(), Duration::ZERO);
         assert_eq!(rest.rounds, expected.rounds[1..]);
         assert_eq!((rest.total, rest.downtime, rest.moved), (expected.total, expected.downtime, expected.moved));
     }

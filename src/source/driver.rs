@@ -36,6 +36,8 @@ pub(super) struct Driver<'d> {
     pub(super) report: Report,
     pub(super) started: Instant,
     pub(super) timeouts: Timeouts,
+    /// The quickest answer that the destination gave.
+    pub(super) round_trip: Duration,
     identity: Option<(SessionId, Token)>,
 }
 
@@ -66,6 +68,7 @@ pub(super) fn run(migration: Migration<'_>, outgoing: Outgoing<'_>) -> Result<Co
         report,
         started: Instant::now(),
         timeouts,
+        round_trip: Duration::MAX,
         identity: None,
     };
     let result = driver.migrate(&endpoint, channels, GuestWords { kind, description }, Encoding { compression, delta_cache });
@@ -152,13 +155,16 @@ impl Driver<'_> {
     }
 
     /// Opens one bulk connection.
-    fn attach(&self, endpoint: &Endpoint, pump: &Pump, session: SessionId, token: Token, channel: u16) -> Result<Stream, Error> {
+    fn attach(&mut self, endpoint: &Endpoint, pump: &Pump, session: SessionId, token: Token, channel: u16) -> Result<Stream, Error> {
         let stream = Stream::connect(endpoint, self.timeouts.handshake)?;
         let broken = |source| Error::System { action: "prepare a bulk connection", source };
         stream.prepare_bulk().map_err(broken)?;
         pump.adopt(stream.control());
+        let asked = Instant::now();
         MessageWriter::new(stream.share()).send(&Message::Attach { session, token, channel })?;
-        match MessageReader::new(stream.share()).next_within(self.timeouts.handshake)? {
+        let answer = MessageReader::new(stream.share()).next_within(self.timeouts.handshake)?;
+        self.round_trip = self.round_trip.min(asked.elapsed());
+        match answer {
             Message::Attached { channel: granted } if granted == channel => Ok(stream),
             Message::Refuse { reason, detail } => Err(Error::Refused { reason, detail }),
             _ => Err(Error::Refused { reason: crate::wire::RefuseReason::Other, detail: "an answer out of place to a bulk connection".into() }),
@@ -167,6 +173,7 @@ impl Driver<'_> {
 
     /// Something went wrong before the guest changed hands (or it is in doubt): the guest first, then everything else.
     fn give_up(&mut self, session: Session<'_>, error: Error) -> Error {
+        self.hold.lift_throttle();
         if let Err(resume) = self.hold.resume() {
             tracing::error!(error = %resume, "the guest could not be resumed at the source");
         }
@@ -180,6 +187,7 @@ impl Driver<'_> {
 
     /// Ends tracking and completes the report.
     fn conclude(mut self, result: &Result<(), Error>) -> Report {
+        self.hold.lift_throttle();
         // Every way out of the phases has resumed or released the guest; this is for the ways before them.
         if let Err(error) = self.hold.resume() {
             tracing::error!(%error, "the guest could not be resumed at the source");
@@ -193,8 +201,12 @@ impl Driver<'_> {
             tracing::warn!(%error, "tracking could not be ended");
         }
         report.stall = self.hold.stalled();
+        report.throttle = self.hold.throttle_report();
         (report.outcome, report.guest_owner) = match result {
-            Ok(()) => (Outcome::Completed, GuestOwner::Destination),
+            Ok(()) => {
+                report.compare_prediction();
+                (Outcome::Completed, GuestOwner::Destination)
+            }
             Err(Error::Cancelled | Error::Limit(_)) => (Outcome::Aborted, GuestOwner::Source),
             Err(Error::Refused { .. }) => (Outcome::Refused, GuestOwner::Source),
             Err(Error::InDoubt(_)) => (Outcome::InDoubt, GuestOwner::InDoubt),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::guest::RunShare;
 use crate::policy::Verdict;
 use crate::units::{ByteCount, BytesPerSec, PageCount, PagesPerSec};
 
@@ -58,6 +59,8 @@ pub enum Event {
         dirty_rate: Option<PagesPerSec>,
         /// Downtime to expect if it stopped after the last round.
         expected_downtime: Option<Duration>,
+        /// How much of the time the guest may run.
+        share: RunShare,
     },
     /// The remainder after the pause was over budget; the guest runs again and copying goes on.
     PauseUndone {

@@ -15,7 +15,7 @@ use super::rounds::LastRound;
 use crate::error::Error;
 use crate::guest::GuestError;
 use crate::protocol::{ProtocolError, SourceEnd, SourceEvent};
-use crate::stats::GuestOwner;
+use crate::stats::{DowntimeParts, GuestOwner, Laps};
 use crate::units::ByteCount;
 use crate::wire::MAX_STATE_BYTES;
 
@@ -24,23 +24,31 @@ impl Driver<'_> {
     pub(super) fn hand_over(&mut self, session: &Session<'_>, last: LastRound) -> Result<(), Error> {
         self.phase(Phase::StopAndCopy);
         self.report.reason = last.verdict.reason.to_string();
-        let LastRound { index, kind, remainder, paused_at, verdict } = last;
+        let LastRound { index, kind, remainder, paused_at, mut parts, mut laps, verdict } = last;
         let total = remainder.count();
         let began = self.begin(session, index, remainder)?;
         // The workers are busy with the remainder meanwhile.
+        parts.plan = laps.end(Instant::now());
         let state = self.hold.save_state()?;
         if state.len() > MAX_STATE_BYTES {
             let why = format!("{} bytes of state, more than {MAX_STATE_BYTES}", state.len());
             return Err(GuestError::new("hand over its state", why).into());
         }
-        let step = self.at_pause.take().map_or(Ok(()), |step| step(self.memory));
-        let round = self.await_round(session, index, total, began, Some(verdict))?;
+        parts.state = laps.end(Instant::now());
+        let mut step = Ok(());
+        if let Some(at_pause) = self.at_pause.take() {
+            step = at_pause(self.memory);
+            parts.step = laps.end(Instant::now());
+        }
+        let round = self.await_round(session, index, total, began, None, Some(verdict))?;
         step.map_err(Error::AtPause)?;
+        parts.send = laps.end(Instant::now());
         self.record(index, kind, &round, Some(crate::units::PageCount(0)), None);
         self.phase(Phase::Handover);
         session.pump.command(Command::Finish { totals: round.totals, state });
         self.await_ready(session)?;
-        self.commit(session, paused_at)
+        parts.ready = laps.end(Instant::now());
+        self.commit(session, paused_at, parts, laps)
     }
 
     /// Waits until the destination has everything in place.
@@ -73,7 +81,7 @@ impl Driver<'_> {
     }
 
     /// The point of no return, and what comes of it.
-    fn commit(&mut self, session: &Session<'_>, paused_at: Instant) -> Result<(), Error> {
+    fn commit(&mut self, session: &Session<'_>, paused_at: Instant, mut parts: DowntimeParts, mut laps: Laps) -> Result<(), Error> {
         self.hold.release();
         session.pump.command(Command::Commit { paused_for: self.hold.paused_for() });
         let mut running_at = None;
@@ -93,6 +101,8 @@ impl Driver<'_> {
         match ended {
             Some(Ended { end: SourceEnd::Completed, .. }) => {
                 let running_at = running_at.unwrap_or(now);
+                parts.run = laps.end(running_at);
+                self.report.downtime_parts = Some(parts);
                 self.report.downtime = running_at - paused_at;
                 self.report.resume = now - running_at;
                 self.report.total = now - self.started;

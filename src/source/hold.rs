@@ -1,11 +1,12 @@
 //! Who holds the guest: the one place that pauses it and lets it go on.
 //!
 //! Dropped without having been released, the hold resumes a paused guest. So every way out of the driver, a panic
-//! included, leaves the guest running here unless ownership was given up explicitly.
+//! included, leaves the guest running here, at full speed, unless ownership was given up explicitly.
 
 use std::time::{Duration, Instant};
 
-use crate::guest::{Guest, GuestError};
+use crate::guest::{Guest, GuestError, RunShare};
+use crate::stats::ThrottleReport;
 
 /// The source's grip on its guest.
 pub(super) struct Hold<'g> {
@@ -14,11 +15,14 @@ pub(super) struct Hold<'g> {
     released: bool,
     /// Time the guest stood still although it stayed here.
     stalled: Duration,
+    /// Since when the guest is slowed down.
+    throttled_at: Option<Instant>,
+    throttle: Option<ThrottleReport>,
 }
 
 impl<'g> Hold<'g> {
     pub(super) fn new(guest: &'g mut dyn Guest) -> Self {
-        Self { guest, paused_at: None, released: false, stalled: Duration::ZERO }
+        Self { guest, paused_at: None, released: false, stalled: Duration::ZERO, throttled_at: None, throttle: None }
     }
 
     /// Pauses the guest, if it is not paused.
@@ -48,6 +52,34 @@ impl<'g> Hold<'g> {
         self.guest.save_state()
     }
 
+    /// Slows the guest down.
+    pub(super) fn throttle(&mut self, share: RunShare) -> Result<(), GuestError> {
+        self.guest.throttle(share)?;
+        self.throttled_at.get_or_insert_with(Instant::now);
+        let throttle = self.throttle.get_or_insert(ThrottleReport { lowest_share: share, time: Duration::ZERO });
+        throttle.lowest_share = share;
+        Ok(())
+    }
+
+    /// Lets the guest run at full speed again, or once it is resumed.
+    pub(super) fn lift_throttle(&mut self) {
+        let (Some(since), Some(throttle)) = (self.throttled_at.take(), &mut self.throttle) else { return };
+        throttle.time += since.elapsed();
+        if let Err(error) = self.guest.throttle(RunShare::FULL) {
+            tracing::error!(%error, "the guest could not be given its full speed back");
+        }
+    }
+
+    /// Whether the guest is slowed down.
+    pub(super) fn is_throttled(&self) -> bool {
+        self.throttled_at.is_some()
+    }
+
+    /// How far, and for how long, the guest was slowed down, if it was.
+    pub(super) fn throttle_report(&self) -> Option<ThrottleReport> {
+        self.throttle
+    }
+
     /// From now on the guest is not resumed here, unless [`Hold::take_back`] says otherwise.
     pub(super) fn release(&mut self) {
         self.released = true;
@@ -71,6 +103,7 @@ impl<'g> Hold<'g> {
 
 impl Drop for Hold<'_> {
     fn drop(&mut self) {
+        self.lift_throttle();
         if let Err(error) = self.resume() {
             tracing::error!(error = %error, "the guest could not be resumed at the source");
         }

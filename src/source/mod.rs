@@ -21,7 +21,9 @@ mod order;
 mod outcome;
 mod pump;
 mod rounds;
+mod settle;
 mod steering;
+mod watch;
 mod worker;
 
 use std::time::Duration;

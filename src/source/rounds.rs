@@ -7,17 +7,19 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{select, tick};
+use crossbeam::channel::{never, select, tick};
 
 use super::PROGRESS_EVERY;
 use super::driver::{Driver, Session, session_error};
 use super::event::{Event, Phase};
+use super::watch::DirtyWatch;
 use super::worker::{Job, Sent};
 use crate::bitmap::PageBitmap;
 use crate::error::Error;
-use crate::policy::{Decision, MAX_ROUNDS, PauseFacts, Policy, RoundFacts, Verdict};
+use crate::guest::RunShare;
+use crate::policy::{Decision, MAX_ROUNDS, PauseFacts, Policy, Reason, RoundFacts, SAMPLE_PAGES, Verdict};
 use crate::protocol::SourceEvent;
-use crate::stats::{Predicted, RoundKind, RoundReport};
+use crate::stats::{DowntimeParts, Laps, Predicted, RoundKind, RoundReport};
 use crate::units::{ByteCount, BytesPerSec, PageCount};
 use crate::wire::ChannelTotals;
 
@@ -27,6 +29,9 @@ pub(super) struct LastRound {
     pub(super) kind: RoundKind,
     pub(super) remainder: PageBitmap,
     pub(super) paused_at: Instant,
+    /// Downtime so far, and where it continues.
+    pub(super) parts: DowntimeParts,
+    pub(super) laps: Laps,
     pub(super) verdict: Verdict,
 }
 
@@ -34,6 +39,8 @@ pub(super) struct LastRound {
 pub(super) struct Round {
     pub(super) pages: PageCount,
     pub(super) bytes: ByteCount,
+    /// Pages that were all zeros.
+    empty: PageCount,
     pub(super) duration: Duration,
     pub(super) totals: Vec<ChannelTotals>,
     unsent: Option<PageBitmap>,
@@ -42,74 +49,90 @@ pub(super) struct Round {
 impl Driver<'_> {
     /// Sends rounds until the policy says stop, pauses the guest and harvests for the last time.
     pub(super) fn pre_copy(&mut self, session: &Session<'_>) -> Result<LastRound, Error> {
-        let mut policy = Policy::new(self.steering.limits(), self.memory.layout().bytes());
+        let mut policy = Policy::new(self.steering.limits(), self.memory.layout().bytes()).with_sample();
         let verdict = policy.start();
         if verdict.decision == Decision::StopAndCopy {
-            let paused_at = self.pause()?;
+            let (paused_at, mut laps) = self.pause()?;
+            let mut parts = DowntimeParts { pause: laps.end(Instant::now()), ..DowntimeParts::default() };
             let remainder = self.memory.populated()?;
-            return Ok(LastRound { index: 0, kind: RoundKind::Cold, remainder, paused_at, verdict });
+            parts.harvest = laps.end(Instant::now());
+            return Ok(LastRound { index: 0, kind: RoundKind::Cold, remainder, paused_at, parts, laps, verdict });
         }
         self.phase(Phase::PreCopy);
         // Round 0 is what is populated at the start: a page populated later is reported as written.
         let mut pending = PageBitmap::new(self.memory.layout().chunks());
         self.tracker.start(&mut pending)?;
+        let mut watch = DirtyWatch::new(self.memory.layout().chunks());
         let mut last_verdict = None;
         let mut index = 0;
         loop {
-            let (verdict, backlog) = self.pre_copy_round(session, &mut policy, index, &mut pending, last_verdict)?;
+            let verdict = self.pre_copy_round(session, &mut policy, index, &mut pending, &mut watch, last_verdict)?;
             index += 1;
             last_verdict = Some(verdict);
             match verdict.decision {
-                Decision::Round => continue,
+                Decision::Round | Decision::Throttle => continue,
                 Decision::Abort => return Err(Error::Limit(verdict.reason)),
                 Decision::StopAndCopy => {}
             }
-            let paused_at = self.pause()?;
+            let (paused_at, mut laps) = self.pause()?;
+            let mut parts = DowntimeParts { pause: laps.end(Instant::now()), ..DowntimeParts::default() };
             self.tracker.harvest(&mut pending)?;
-            let facts =
-                PauseFacts { paused_for: self.hold.paused_for(), remaining: pending.count(), fixed_cost: backlog.saturating_add(HANDOVER_COST) };
+            parts.harvest = laps.end(Instant::now());
+            let facts = PauseFacts { paused_for: self.hold.paused_for(), remaining: pending.count(), fixed_cost: self.fixed_cost(session) };
             let confirmed = policy.after_pause(&facts);
             if confirmed.decision == Decision::StopAndCopy {
-                return Ok(LastRound { index, kind: RoundKind::StopAndCopy, remainder: pending, paused_at, verdict });
+                return Ok(LastRound { index, kind: RoundKind::StopAndCopy, remainder: pending, paused_at, parts, laps, verdict });
             }
             self.hold.resume()?;
             (self.observer)(&Event::PauseUndone { remainder: facts.remaining, stalled: paused_at.elapsed() });
         }
     }
 
-    /// One round and the decision after it; and for how long the network will be busy with what was written.
+    /// One round and the decision after it.
     fn pre_copy_round(
         &mut self,
         session: &Session<'_>,
         policy: &mut Policy,
         index: u32,
         pending: &mut PageBitmap,
+        watch: &mut DirtyWatch,
         last_verdict: Option<Verdict>,
-    ) -> Result<(Verdict, Duration), Error> {
+    ) -> Result<Verdict, Error> {
         let began = Instant::now();
-        let taken = std::mem::replace(pending, PageBitmap::new(self.memory.layout().chunks()));
-        let round = self.send(session, index, taken, last_verdict)?;
+        let under_way_before = self.under_way(session);
+        let taken = take_round(pending, last_verdict);
+        let early = (index == 0 && !self.tracker.needs_pause()).then_some(&mut *watch);
+        let round = self.send(session, index, taken, early, last_verdict)?;
         if let Some(unsent) = &round.unsent {
             pending.union_with(unsent);
         }
+        let unsent = pending.count();
+        let settled = self.settle(session)?;
         let harvest = Instant::now();
         self.harvest(pending)?;
         let harvest = harvest.elapsed();
-        let backlog = self.backlog(session);
+        if index == 0 {
+            watch.finish(pending);
+        }
         let facts = RoundFacts {
             index,
             elapsed: self.started.elapsed(),
             duration: began.elapsed(),
             pages: round.pages,
+            empty: round.empty,
             wire_bytes: round.bytes,
+            arrived: ByteCount((under_way_before + round.bytes).0.saturating_sub(settled.under_way.0)),
+            bottleneck: settled.bottleneck,
             memory_sent_total: self.report.pages_transferred.bytes(),
             dirty_after: pending.count(),
-            fixed_cost: backlog.saturating_add(harvest + HANDOVER_COST),
+            unsent,
+            fixed_cost: self.fixed_cost(session).saturating_add(harvest),
         };
         policy.set_limits(self.steering.limits());
         let verdict = policy.after_round(&facts);
-        if index == 0 {
-            let prediction = policy.predict_rest(&facts, verdict);
+        let verdict = self.throttle_as_told(policy, verdict);
+        if self.report.predicted.is_none() && verdict.reason != Reason::Sampling {
+            let prediction = policy.predict_rest(&facts, verdict, watch.curve(), harvest + ROUND_COST);
             self.report.predicted = Some(Predicted { total: prediction.total, downtime: prediction.downtime });
         }
         self.record(index, RoundKind::PreCopy, &round, Some(facts.dirty_after), Some(verdict.to_string()));
@@ -121,16 +144,26 @@ impl Driver<'_> {
             dirty_after: facts.dirty_after,
             verdict,
         });
-        Ok((verdict, backlog))
+        Ok(verdict)
     }
 
-    /// How long it takes until what was written has arrived: the next round waits behind it. By the rate at which things
-    /// have arrived so far; a round that fits into the sockets' buffers says nothing about the link.
-    /// [`Duration::MAX`] while nothing has.
-    fn backlog(&self, session: &Session<'_>) -> Duration {
-        let under_way = ByteCount(session.bulk.iter().map(|connection| connection.under_way().0).sum());
-        let arrived = self.report.wire_bytes.0.saturating_sub(under_way.0);
-        BytesPerSec(arrived as f64 / self.started.elapsed().as_secs_f64()).time_for(under_way)
+    /// Slows the guest down if the verdict says so; what is decided in the end.
+    fn throttle_as_told(&mut self, policy: &mut Policy, verdict: Verdict) -> Verdict {
+        if verdict.decision != Decision::Throttle {
+            return verdict;
+        }
+        match self.hold.throttle(verdict.share) {
+            Ok(()) => verdict,
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "the guest is stopped instead of being slowed down");
+                policy.cannot_throttle(verdict)
+            }
+        }
+    }
+
+    /// What a handover costs besides pages and harvest: what is under way comes first, Finish and Commit are answered.
+    fn fixed_cost(&self, session: &Session<'_>) -> Duration {
+        self.backlog(session).saturating_add(self.round_trip.saturating_mul(2)).saturating_add(SWITCH_COST)
     }
 
     /// Harvests, with the guest paused where the tracker needs it.
@@ -144,19 +177,26 @@ impl Driver<'_> {
         Ok(harvested?)
     }
 
-    fn pause(&mut self) -> Result<Instant, Error> {
+    fn pause(&mut self) -> Result<(Instant, Laps), Error> {
         // From when it was told to: it may stop a little later, but it does not run on for longer than that.
         let paused_at = Instant::now();
         self.hold.pause()?;
         self.report.preparation = paused_at - self.started;
-        Ok(paused_at)
+        Ok((paused_at, Laps::from(paused_at)))
     }
 
     /// Has the workers send `pages` and waits until they are done.
-    pub(super) fn send(&mut self, session: &Session<'_>, index: u32, pages: PageBitmap, verdict: Option<Verdict>) -> Result<Round, Error> {
+    pub(super) fn send(
+        &mut self,
+        session: &Session<'_>,
+        index: u32,
+        pages: PageBitmap,
+        early: Option<&mut DirtyWatch>,
+        verdict: Option<Verdict>,
+    ) -> Result<Round, Error> {
         let total = pages.count();
         let began = self.begin(session, index, pages)?;
-        self.await_round(session, index, total, began, verdict)
+        self.await_round(session, index, total, began, early, verdict)
     }
 
     /// Hands `pages` to the workers.
@@ -182,17 +222,20 @@ impl Driver<'_> {
         index: u32,
         total: PageCount,
         began: Instant,
+        mut early: Option<&mut DirtyWatch>,
         verdict: Option<Verdict>,
     ) -> Result<Round, Error> {
         let mut round = Round {
             pages: PageCount(0),
             bytes: ByteCount(0),
+            empty: PageCount(0),
             duration: Duration::ZERO,
             totals: vec![ChannelTotals::default(); session.jobs.len()],
             unsent: None,
         };
         let mut meter = Meter::new(session);
         let ticker = tick(PROGRESS_EVERY);
+        let mut look = early.as_ref().map_or_else(never, |watch| watch.next_look());
         let mut waiting = session.jobs.len();
         while waiting > 0 {
             select! {
@@ -204,11 +247,14 @@ impl Driver<'_> {
                 recv(session.pump.ended()) -> ended => return Err(session_error(ended.ok())),
                 recv(session.pump.events()) -> event => if let Ok(SourceEvent::Reconnect) = event { self.phase(Phase::Resolving); },
                 recv(self.steering.cancelled()) -> _ => return Err(Error::Cancelled),
+                recv(look) -> _ => if let Some(watch) = &mut early {
+                    watch.look(self.tracker)?;
+                    look = watch.next_look();
+                },
                 recv(ticker) -> _ => {
                     let progress = meter.progress(session, index, total, verdict);
                     (self.observer)(&progress);
-                    let timeout = self.steering.limits().timeout;
-                    if self.hold.paused_for().is_zero() && timeout.is_some_and(|timeout| self.started.elapsed() >= timeout) {
+                    if self.hold.paused_for().is_zero() && self.is_late() {
                         session.live.halt.store(true, Ordering::Relaxed);
                     }
                 }
@@ -221,6 +267,7 @@ impl Driver<'_> {
     fn merge(&mut self, round: &mut Round, sent: Sent) {
         round.pages += sent.pages;
         round.bytes += sent.bytes;
+        round.empty += sent.encodings.zero;
         round.totals[usize::from(sent.channel)] = sent.totals;
         if let Some(unsent) = sent.unsent {
             match &mut round.unsent {
@@ -271,11 +318,27 @@ impl Meter {
             pages,
             dirty_rate: verdict.map(|verdict| verdict.dirty_rate),
             expected_downtime: verdict.map(|verdict| verdict.expected_downtime),
+            share: verdict.map_or(RunShare::FULL, |verdict| verdict.share),
         }
     }
 }
 
-const _: () = assert!(MAX_ROUNDS < u16::MAX as u32 - 16, "round numbers, escapes included, fit the wire");
+/// Takes what the next round sends out of `pending`: all of it, or the sample that was asked for.
+fn take_round(pending: &mut PageBitmap, verdict: Option<Verdict>) -> PageBitmap {
+    let all = std::mem::replace(pending, PageBitmap::new(pending.chunks()));
+    if verdict.is_none_or(|verdict| verdict.reason != Reason::Sampling) {
+        return all;
+    }
+    let sample = all.spread(SAMPLE_PAGES);
+    *pending = all;
+    pending.subtract(&sample);
+    sample
+}
 
-/// What a handover costs besides harvest and pages: state, two round trips, the resume. A guess that errs high.
-const HANDOVER_COST: Duration = Duration::from_millis(5);
+const _: () = assert!(MAX_ROUNDS < u16::MAX as u32 - 64, "round numbers, with escapes, a sample and throttled rounds, fit the wire");
+
+/// What a round takes besides its harvest and pages: waking the workers and hearing from them.
+const ROUND_COST: Duration = Duration::from_micros(300);
+
+/// What a handover costs besides harvest, pages and round trips: the state out and in, the resume. A guess that errs high.
+const SWITCH_COST: Duration = Duration::from_millis(2);

@@ -4,11 +4,16 @@
 //! fields are added, never renamed, and [`SCHEMA`] counts the changes.
 #![forbid(unsafe_code)]
 
+mod downtime;
 mod metrics;
 mod millis;
 mod owner;
 mod report;
+mod throttle;
 
+pub use downtime::DowntimeParts;
+pub(crate) use downtime::Laps;
 pub use metrics::Metrics;
 pub use owner::GuestOwner;
-pub use report::{Encodings, Outcome, Predicted, Report, RoundKind, RoundReport, SCHEMA};
+pub use report::{Encodings, Outcome, Predicted, PredictionError, Report, RoundKind, RoundReport, SCHEMA};
+pub use throttle::ThrottleReport;

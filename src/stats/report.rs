@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{GuestOwner, Metrics, millis};
+use super::{DowntimeParts, GuestOwner, Metrics, ThrottleReport, millis};
 use crate::units::{ByteCount, PageCount};
 
 /// The version of the JSON form.
@@ -60,6 +60,15 @@ pub struct Report {
     /// Receiver: downtime as the guest felt it.
     #[serde(rename = "guest_gap_ms", with = "millis::optional", default, skip_serializing_if = "Option::is_none")]
     pub guest_gap: Option<Duration>,
+    /// Where downtime went, as far as this end saw it; missing where there was none.
+    #[serde(rename = "downtime_parts_ms", default, skip_serializing_if = "Option::is_none")]
+    pub downtime_parts: Option<DowntimeParts>,
+    /// How the guest was slowed down; missing when it was not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub throttle: Option<ThrottleReport>,
+    /// How far off the prediction was; missing where there was none, or nothing came of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prediction_error: Option<PredictionError>,
 }
 
 impl Report {
@@ -85,7 +94,20 @@ impl Report {
             guest_owner: GuestOwner::Source,
             guest_check: None,
             guest_gap: None,
+            downtime_parts: None,
+            throttle: None,
+            prediction_error: None,
         }
+    }
+
+    /// Compares what was predicted with what came of it.
+    pub(crate) fn compare_prediction(&mut self) {
+        let off = |fact: Duration, predicted: Duration| ((fact.as_secs_f64() / predicted.as_secs_f64() - 1.0) * 1e3).round() / 1e3;
+        let usable = |predicted: &Predicted| !predicted.total.is_zero() && !predicted.downtime.is_zero();
+        self.prediction_error = self
+            .predicted
+            .filter(usable)
+            .map(|predicted| PredictionError { total: off(self.total, predicted.total), downtime: off(self.downtime, predicted.downtime) });
     }
 
     /// The five metrics, as a table to print.
@@ -203,6 +225,15 @@ pub struct Predicted {
     pub downtime: Duration,
 }
 
+/// How far off a prediction was: 0.1 is a tenth more than predicted, -0.1 a tenth less.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PredictionError {
+    /// Of total migration time.
+    pub total: f64,
+    /// Of downtime.
+    pub downtime: f64,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -251,6 +282,12 @@ mod tests {
             predicted: Some(Predicted { total: Duration::from_millis(2340), downtime: Duration::from_millis(140) }),
             stall: Duration::ZERO,
             guest_owner: GuestOwner::Destination,
+            downtime_parts: Some(DowntimeParts {
+                pause: Some(Duration::from_micros(4000)),
+                send: Some(Duration::from_micros(140_500)),
+                run: Some(Duration::from_micros(578)),
+                ..DowntimeParts::default()
+            }),
             ..Report::new()
         }
     }
@@ -264,15 +301,22 @@ mod tests {
             r#""decision":"stop-and-copy: downtime-limit"},"#,
             r#"{"index":1,"kind":"stop-and-copy","pages":4000,"wire_bytes":10000000,"duration_ms":140.5,"dirty_after":0,"decision":null}],"#,
             r#""pages_by_encoding":{"zero":1000,"uniform":2000,"unchanged":10,"delta":20,"lz4":30000,"zstd":30,"raw":37000},"tracker":"write-protect","channels":2,"#,
-            r#""predicted":{"total_ms":2340.0,"downtime_ms":140.0},"stall_ms":0.0,"guest_owner":"destination"}"#,
+            r#""predicted":{"total_ms":2340.0,"downtime_ms":140.0},"stall_ms":0.0,"guest_owner":"destination","#,
+            r#""downtime_parts_ms":{"pause":4.0,"send":140.5,"run":0.578}}"#,
         );
         assert_eq!(sender().to_json(), golden);
     }
 
     #[test]
     fn the_receivers_json_says_what_the_guest_felt() {
-        let report =
-            Report { tracker: None, predicted: None, guest_check: Some("ok".into()), guest_gap: Some(Duration::from_micros(146_250)), ..sender() };
+        let report = Report {
+            tracker: None,
+            predicted: None,
+            downtime_parts: None,
+            guest_check: Some("ok".into()),
+            guest_gap: Some(Duration::from_micros(146_250)),
+            ..sender()
+        };
         let json = report.to_json();
         assert!(json.contains(r#""tracker":null"#) && json.contains(r#""predicted":null"#), "{json}");
         assert!(json.ends_with(r#""guest_owner":"destination","guest_check":"ok","guest_gap_ms":146.25}"#), "{json}");
@@ -284,6 +328,17 @@ mod tests {
         for report in [Report::new(), sender(), receiver] {
             assert_eq!(serde_json::from_str::<Report>(&report.to_json()).unwrap(), report);
         }
+    }
+
+    #[test]
+    fn the_report_compares_prediction_and_fact() {
+        let mut report = sender();
+        report.compare_prediction();
+        assert_eq!(report.prediction_error, Some(PredictionError { total: 0.002, downtime: 0.036 }));
+        assert!(report.to_json().ends_with(r#","prediction_error":{"total":0.002,"downtime":0.036}}"#), "{}", report.to_json());
+        report.predicted = Some(Predicted { total: Duration::ZERO, downtime: Duration::ZERO });
+        report.compare_prediction();
+        assert_eq!(report.prediction_error, None);
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! A guest made of one thread that stamps pages, and a factory that takes it in.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use pageferry::destination::{Arrival, Ending, GuestFactory, Refusal};
 use pageferry::dirty::Marks;
-use pageferry::guest::{Guest, GuestError};
+use pageferry::guest::{Guest, GuestError, RunShare};
 use pageferry::memory::{Backing, GuestMemory, MemoryLayout};
 use pageferry::units::{GuestAddr, PageCount, PageIndex};
 use pageferry::wire::Offer;
@@ -18,6 +18,11 @@ pub(crate) struct Stamper {
     pub(crate) marks: Marks,
     running: Option<Running>,
     pub(crate) fail_to_resume: bool,
+    /// Thousandths of the time that it may run, and whether it can be told to.
+    pub(crate) share: Arc<AtomicU32>,
+    pub(crate) can_be_throttled: bool,
+    /// Pages between two naps.
+    pub(crate) burst: u64,
 }
 
 struct Running {
@@ -28,7 +33,14 @@ struct Running {
 impl Stamper {
     pub(crate) fn new(memory: Arc<GuestMemory>) -> Self {
         let marks = Marks::new(memory.layout());
-        Self { memory, marks, running: None, fail_to_resume: false }
+        Self { memory, marks, running: None, fail_to_resume: false, share: Arc::new(AtomicU32::new(1000)), can_be_throttled: true, burst: 64 }
+    }
+
+    /// Goes on with `burst` pages between two naps.
+    pub(crate) fn pause_and_resume_with(&mut self, burst: u64) {
+        self.pause().unwrap();
+        self.burst = burst;
+        self.resume().unwrap();
     }
 
     pub(crate) fn is_running(&self) -> bool {
@@ -51,6 +63,7 @@ impl Guest for Stamper {
         }
         let stop = Arc::new(AtomicBool::new(false));
         let (memory, marks, stopped) = (Arc::clone(&self.memory), self.marks.clone(), Arc::clone(&stop));
+        let (share, burst) = (Arc::clone(&self.share), self.burst);
         let thread = std::thread::spawn(move || {
             let pages = memory.layout().pages().0;
             for n in 0.. {
@@ -60,8 +73,9 @@ impl Guest for Stamper {
                 let page = memory.layout().page_at(GuestAddr(n * 7 % pages * 4096)).unwrap();
                 memory.chunk(page.chunk()).store_word(page.bit(), 5, n);
                 marks.mark_pages(page, PageCount(1));
-                if n % 64 == 0 {
-                    std::thread::sleep(std::time::Duration::from_micros(200));
+                if n % burst == 0 {
+                    let share = u64::from(share.load(Ordering::Relaxed)).max(1);
+                    std::thread::sleep(std::time::Duration::from_micros(200 * 1000 / share));
                 }
             }
         });
@@ -71,6 +85,15 @@ impl Guest for Stamper {
 
     fn save_state(&mut self) -> Result<Vec<u8>, GuestError> {
         Ok(b"registers".to_vec())
+    }
+
+    fn throttle(&mut self, share: RunShare) -> Result<(), GuestError> {
+        if !self.can_be_throttled {
+            return Err(GuestError::new("be slowed down", "told to fail"));
+        }
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 10 to 1000")]
+        self.share.store((share.value() * 1000.0) as u32, Ordering::Relaxed);
+        Ok(())
     }
 
     fn load_state(&mut self, state: &[u8]) -> Result<(), GuestError> {

@@ -19,7 +19,7 @@ use pageferry::{Error, wire};
 use crate::guest::{Factory, Seen, Stamper, filled, image};
 
 /// A receiver of one session on a thread of its own.
-fn receiver(factory: Factory, options: &ReceiverOptions) -> (Endpoint, JoinHandle<Result<(), Error>>, Arc<Mutex<Seen>>) {
+pub(crate) fn receiver(factory: Factory, options: &ReceiverOptions) -> (Endpoint, JoinHandle<Result<(), Error>>, Arc<Mutex<Seen>>) {
     let seen = Arc::clone(&factory.seen);
     let timeouts = Timeouts { tombstone: Duration::from_secs(1), ..Timeouts::default() };
     let options = ReceiverOptions { max_sessions: Some(1), timeouts, ..options.clone() };
@@ -38,13 +38,13 @@ fn tracker(guest: &Stamper) -> Box<dyn dirty::DirtyTracker> {
     dirty::open(Choice::Only(TrackerKind::Marked), &tracked).unwrap()
 }
 
-fn migrate(migration: Migration<'_>, guest: &mut Stamper) -> Result<Completed, Box<Failure>> {
+pub(crate) fn migrate(migration: Migration<'_>, guest: &mut Stamper) -> Result<Completed, Box<Failure>> {
     let memory = Arc::clone(&guest.memory);
     let mut tracker = tracker(guest);
     migration.run(Outgoing { guest, memory: &memory, tracker: &mut *tracker, kind: "stamper".into(), description: String::new() })
 }
 
-fn running_guest() -> Stamper {
+pub(crate) fn running_guest() -> Stamper {
     let memory = filled(MemoryLayout::flat(PageCount(1700)).unwrap());
     let mut guest = Stamper::new(memory);
     guest.resume().unwrap();

@@ -81,9 +81,7 @@ fn a_receiver_says_which_flag_is_wrong_and_what_is_accepted() -> Result<()> {
 
 #[test]
 fn what_is_not_built_in_is_said() -> Result<()> {
-    for flags in
-        ["--post-copy auto", "--post-copy 3", "--on-limit post-copy", "--on-limit throttle", "--recover-for 5s", "--batch guests", "--tls /keys"]
-    {
+    for flags in ["--post-copy auto", "--post-copy 3", "--on-limit post-copy", "--recover-for 5s", "--batch guests", "--tls /keys"] {
         is_wrong(SEND, &format!("{TO} {GUEST} {flags}"), &[flags, "not built in"])?;
     }
     for flags in ["--tls /keys", "--recover-for 5s"] {

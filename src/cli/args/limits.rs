@@ -42,8 +42,8 @@ impl LimitArgs {
         let on_limit = match self.on_limit {
             OnLimitFlag::Stop => OnLimit::Stop,
             OnLimitFlag::Abort => OnLimit::Abort,
-            OnLimitFlag::PostCopy => return Err(UsageError::not_built_in("--on-limit", &"post-copy", "use stop or abort")),
-            OnLimitFlag::Throttle => return Err(UsageError::not_built_in("--on-limit", &"throttle", "use stop or abort")),
+            OnLimitFlag::PostCopy => return Err(UsageError::not_built_in("--on-limit", &"post-copy", "use stop, throttle or abort")),
+            OnLimitFlag::Throttle => OnLimit::Throttle,
         };
         Ok(Limits {
             max_rounds: self.max_rounds,
@@ -64,8 +64,7 @@ enum OnLimitFlag {
     /// Run the guest at the destination at once
     #[value(hide = true)]
     PostCopy,
-    /// Slow the guest down
-    #[value(hide = true)]
+    /// Slow the guest down until the rest fits
     Throttle,
     /// Give up; the guest runs on here
     Abort,

@@ -107,8 +107,7 @@ fn what_is_not_built_in_is_said_with_flag_and_value() {
         ("--tls keys", "--tls keys: not built in; use --insecure on a network you trust"),
         ("--post-copy auto", "--post-copy auto: not built in; use never"),
         ("--post-copy 2", "--post-copy 2: not built in; use never"),
-        ("--on-limit post-copy", "--on-limit post-copy: not built in; use stop or abort"),
-        ("--on-limit throttle", "--on-limit throttle: not built in; use stop or abort"),
+        ("--on-limit post-copy", "--on-limit post-copy: not built in; use stop, throttle or abort"),
         ("--recover-for 30s", "--recover-for 30s: not built in; leave it out"),
         ("--batch guests", "--batch guests: not built in; start one sender for each guest"),
     ];
@@ -116,12 +115,13 @@ fn what_is_not_built_in_is_said_with_flag_and_value() {
         let error = parse::<SendArgs>(&format!("{SEND} {flags}")).unwrap().settings().unwrap_err();
         assert_eq!(error.to_string(), message);
     }
-    for (flags, message) in [table[0], table[5]] {
+    let row = |flag| *table.iter().find(|(flags, _)| flags.starts_with(flag)).expect("in the table");
+    for (flags, message) in [row("--tls"), row("--recover-for")] {
         let error = parse::<ReceiveArgs>(&format!("{RECEIVE} {flags}")).unwrap().settings().unwrap_err();
         assert_eq!(error.to_string(), message);
     }
     let batch_alone = parse::<SendArgs>("--batch guests").unwrap().settings().unwrap_err();
-    assert_eq!(batch_alone.to_string(), table[6].1);
+    assert_eq!(batch_alone.to_string(), row("--batch").1);
 }
 
 #[test]

@@ -7,24 +7,26 @@
 //! A thread owns the vCPU while the guest runs and gives it back when it ends, so a paused vCPU is one that only the
 //! VMM holds. Pausing is telling the thread to end and kicking it (see `sys/kvm_vm.rs`; the signal is `SIGRTMIN`) until
 //! it answers.
+//!
+//! A throttled vCPU is kicked at the end of its part of each period, and its thread then waits for the next one.
 
 mod program;
 mod registers;
+mod running;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
 
 use super::body::Body;
 use super::check::{CheckError, Program};
 use super::spec::GuestSpec;
+use super::throttle::Throttle;
 use super::{GuestBuildError, TestGuest};
 use crate::dirty::{KvmSlots, Tracked};
-use crate::guest::{Guest, GuestError};
+use crate::guest::{Guest, GuestError, RunShare};
 use crate::memory::{Backing, GuestMemory};
-use crate::sys::kvm_vm::{RunEnd, Vcpu, Vm, allow_kicks, kick};
+use crate::sys::kvm_vm::{Vcpu, Vm};
+use running::{Pace, Running};
 
 /// A guest of one vCPU under KVM.
 #[derive(Debug)]
@@ -34,6 +36,7 @@ pub struct KvmGuest {
     slots: KvmSlots,
     /// Nanoseconds for 2^32 ticks of the time stamp counter here.
     clock_scale: u64,
+    throttle: Arc<Throttle>,
     cpu: Cpu,
     _vm: Vm,
 }
@@ -47,12 +50,6 @@ enum Cpu {
     Running(Running),
     /// It made an exit that the program does not make, or its thread panicked: the guest will not run again.
     Stopped(String),
-}
-
-#[derive(Debug)]
-struct Running {
-    order: Arc<AtomicU8>,
-    thread: JoinHandle<Result<Vcpu, String>>,
 }
 
 impl KvmGuest {
@@ -85,14 +82,30 @@ impl KvmGuest {
             vm: Arc::new(vm.descriptor().map_err(failed("duplicate its descriptor"))?),
             slots: (0..).take(body.memory.regions().len()).collect(),
         };
-        Ok(Self { program: program::pages(spec), body, slots, clock_scale: clock_scale(khz), cpu: Cpu::Paused(vcpu), _vm: vm })
+        Ok(Self {
+            program: program::pages(spec),
+            body,
+            slots,
+            clock_scale: clock_scale(khz),
+            throttle: Arc::new(Throttle::none()),
+            cpu: Cpu::Paused(vcpu),
+            _vm: vm,
+        })
     }
 
     /// The local clock in nanoseconds, as the program computes it.
     fn local_ns(&self, vcpu: &Vcpu) -> io::Result<u64> {
-        let scaled = (u128::from(vcpu.time_stamp_counter()?) * u128::from(self.clock_scale)) >> 32;
-        #[expect(clippy::cast_possible_truncation, reason = "as the program does: it keeps 64 bits")]
-        Ok(scaled as u64)
+        Ok(scaled(vcpu.time_stamp_counter()?, self.clock_scale))
+    }
+
+    /// What the vCPU's thread has to know to hold it now and then.
+    fn pace(&self) -> Pace {
+        Pace {
+            memory: Arc::clone(&self.body.memory),
+            marks: self.body.marks.clone(),
+            clock_scale: self.clock_scale,
+            throttle: Arc::clone(&self.throttle),
+        }
     }
 
     /// The vCPU of a paused guest.
@@ -131,7 +144,7 @@ impl Guest for KvmGuest {
         self.body.start(self.clock_scale, local_ns)?;
         let cpu = std::mem::replace(&mut self.cpu, Cpu::Stopped("its thread could not be started".into()));
         let Cpu::Paused(vcpu) = cpu else { unreachable!("seen to be paused above") };
-        self.cpu = Cpu::Running(Running::start(vcpu).map_err(failed)?);
+        self.cpu = Cpu::Running(Running::start(vcpu, self.pace()).map_err(failed)?);
         Ok(())
     }
 
@@ -150,6 +163,14 @@ impl Guest for KvmGuest {
         let machine = self.body.load(registers::REGISTER_BYTES, state)?;
         let regs = registers::decode(&machine, &sregs).map_err(|error| GuestError::new(ACTION, error))?;
         self.paused(ACTION)?.set_regs(&regs).map_err(failed)
+    }
+
+    fn throttle(&mut self, share: RunShare) -> Result<(), GuestError> {
+        self.throttle.set(share);
+        match &mut self.cpu {
+            Cpu::Running(running) => running.interrupt_as_needed().map_err(|error| GuestError::new("be slowed down", error)),
+            Cpu::Paused(_) | Cpu::Stopped(_) => Ok(()),
+        }
     }
 }
 
@@ -183,45 +204,6 @@ impl Drop for KvmGuest {
     }
 }
 
-impl Running {
-    fn start(vcpu: Vcpu) -> io::Result<Self> {
-        let order = Arc::new(AtomicU8::new(RUN));
-        let theirs = Arc::clone(&order);
-        let thread = thread::Builder::new().name("vcpu".into()).spawn(move || run(vcpu, &theirs))?;
-        Ok(Self { order, thread })
-    }
-
-    /// Ends the thread and takes the vCPU, or why there is none to take. Gives the running vCPU back when it does not
-    /// answer in time: it runs on then.
-    fn stop(self) -> Result<Result<Vcpu, String>, Self> {
-        // Relaxed, here and below: the order carries no data; joining the thread orders all that it did.
-        let _ = self.order.compare_exchange(RUN, STOP, Ordering::Relaxed, Ordering::Relaxed);
-        let deadline = Instant::now() + LONGEST_STOP;
-        while !self.thread.is_finished() {
-            let unheard = Instant::now() > deadline && self.order.compare_exchange(STOP, RUN, Ordering::Relaxed, Ordering::Relaxed).is_ok();
-            if unheard {
-                return Err(self);
-            }
-            kick(&self.thread);
-            thread::sleep(BETWEEN_KICKS);
-        }
-        Ok(self.thread.join().unwrap_or_else(|_| Err("its thread panicked".into())))
-    }
-}
-
-/// The vCPU's thread: runs it until ordered to stop.
-fn run(mut vcpu: Vcpu, order: &AtomicU8) -> Result<Vcpu, String> {
-    allow_kicks();
-    // The exchange takes the order, so that it cannot be withdrawn afterwards.
-    while order.compare_exchange(STOP, TAKEN, Ordering::Relaxed, Ordering::Relaxed).is_err() {
-        if let RunEnd::Exited(why) = vcpu.run() {
-            let at = vcpu.regs().map_or(0, |regs| regs.rip);
-            return Err(format!("{why} at {at:#x}"));
-        }
-    }
-    Ok(vcpu)
-}
-
 fn open_kvm() -> Result<kvm_ioctls::Kvm, GuestBuildError> {
     kvm_ioctls::Kvm::new().map_err(|error| {
         let advice = match error.errno() {
@@ -238,14 +220,14 @@ fn clock_scale(khz: u32) -> u64 {
     (1_000_000 << 32) / u64::from(khz.max(1))
 }
 
+/// What a time stamp counter of `ticks` is in nanoseconds, as the program computes it.
+fn scaled(ticks: u64, clock_scale: u64) -> u64 {
+    let scaled = (u128::from(ticks) * u128::from(clock_scale)) >> 32;
+    #[expect(clippy::cast_possible_truncation, reason = "as the program does: it keeps 64 bits")]
+    let kept = scaled as u64;
+    kept
+}
+
 fn stopped(why: &str) -> String {
     format!("it has stopped by itself: {why}")
 }
-
-/// Orders to the vCPU's thread.
-const RUN: u8 = 0;
-const STOP: u8 = 1;
-const TAKEN: u8 = 2;
-
-const BETWEEN_KICKS: Duration = Duration::from_micros(50);
-const LONGEST_STOP: Duration = Duration::from_secs(5);

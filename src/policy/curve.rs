@@ -1,0 +1,108 @@
+//! How many distinct pages a guest dirties within a time.
+//!
+//! A dirty rate alone predicts too much: a guest comes back to the same pages, so the longer one looks, the fewer new
+//! ones there are. How that bends depends on the guest: a sweep over a working set is straight until all of it is dirty,
+//! random writes bend from the start, a small hot set beside a large cold one bends twice. So the curve is not fitted to
+//! a formula but kept as it was measured, at times that grow by a factor, and read between its points in straight lines.
+
+use std::time::Duration;
+
+use crate::units::{PageCount, PagesPerSec};
+
+/// Distinct pages dirtied within a time, for a guest that goes on as it did.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DirtyCurve {
+    /// By time; both grow.
+    points: Vec<(Duration, PageCount)>,
+}
+
+impl DirtyCurve {
+    /// A guest that dirties `rate` pages a second and comes back to them after `working_set`.
+    #[must_use]
+    pub fn sweep(rate: PagesPerSec, working_set: PageCount) -> Self {
+        let mut curve = Self::default();
+        let once = rate.time_for(working_set);
+        if working_set > PageCount(0) && once < Duration::MAX / 2 {
+            curve.add(once, working_set);
+            curve.add(once * 2, working_set);
+        }
+        curve
+    }
+
+    /// Within `time` since tracking began `distinct` pages were dirtied. Points come in order.
+    pub fn add(&mut self, time: Duration, distinct: PageCount) {
+        if time > self.points.last().map_or(Duration::ZERO, |last| last.0) {
+            self.points.push((time, distinct.max(self.points.last().map_or(PageCount(0), |last| last.1))));
+        }
+    }
+
+    /// Whether nothing was measured.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.points.is_empty()
+    }
+
+    /// Pages a second at first, before the guest comes back to any.
+    #[must_use]
+    pub fn first_rate(&self) -> PagesPerSec {
+        self.points.first().map_or(PagesPerSec(0.0), |(time, pages)| PagesPerSec(pages.0 as f64 / time.as_secs_f64()))
+    }
+
+    /// The most that was seen.
+    #[must_use]
+    pub fn most(&self) -> PageCount {
+        self.points.last().map_or(PageCount(0), |last| last.1)
+    }
+
+    /// Pages dirtied within `time`. Beyond the last point it goes on as between the last two.
+    #[must_use]
+    pub fn within(&self, time: Duration) -> f64 {
+        let seconds = time.as_secs_f64();
+        let mut before = (0.0, 0.0);
+        let mut pages = 0.0;
+        for (at, distinct) in &self.points {
+            let point = (at.as_secs_f64(), distinct.0 as f64);
+            pages = before.1 + (point.1 - before.1) * (seconds - before.0) / (point.0 - before.0);
+            if seconds <= point.0 {
+                break;
+            }
+            before = point;
+        }
+        pages
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ms(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn a_sweep_is_straight_and_then_flat() {
+        let curve = DirtyCurve::sweep(PagesPerSec(1000.0), PageCount(500));
+        let seen: Vec<f64> = [0, 100, 500, 700, 60_000].map(|millis| curve.within(ms(millis)).round()).to_vec();
+        assert_eq!(seen, [0.0, 100.0, 500.0, 500.0, 500.0]);
+        assert_eq!((curve.first_rate(), curve.most()), (PagesPerSec(1000.0), PageCount(500)));
+    }
+
+    #[test]
+    fn measured_points_are_read_in_straight_lines() {
+        let mut curve = DirtyCurve::default();
+        assert_eq!(curve.within(ms(100)), 0.0);
+        for (millis, pages) in [(20, 200), (100, 600), (100, 700), (50, 9999), (500, 800)] {
+            curve.add(ms(millis), PageCount(pages));
+        }
+        let seen: Vec<f64> = [10, 20, 60, 100, 300, 500, 900].map(|millis| curve.within(ms(millis)).round()).to_vec();
+        assert_eq!(seen, [100.0, 200.0, 400.0, 600.0, 700.0, 800.0, 1000.0], "what is not later is passed over");
+        assert_eq!(curve.first_rate(), PagesPerSec(10_000.0));
+    }
+
+    #[test]
+    fn an_idle_guest_dirties_nothing() {
+        assert!(DirtyCurve::sweep(PagesPerSec(0.0), PageCount(500)).is_empty());
+        assert!(DirtyCurve::sweep(PagesPerSec(10.0), PageCount(0)).is_empty());
+    }
+}

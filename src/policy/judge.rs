@@ -1,0 +1,224 @@
+//! The decision after each round.
+//!
+//! The order of the questions matters: first whether the guest may be stopped within what was promised, and only then
+//! whether a limit is reached, so that a migration that just converged is never aborted for being late. And a guest that
+//! may be stopped is not always stopped at once: see [`tightening`](super::tightening).
+
+use std::time::Duration;
+
+use super::history::{History, Trend};
+use super::throttling::{Step, Throttling};
+use super::tightening::Tightening;
+use super::{Decision, Estimator, Limits, MAX_ROUNDS, OnLimit, PauseFacts, Plateau, Reason, RoundFacts, Verdict};
+use crate::units::{ByteCount, PageCount};
+
+/// Decides after each round of one migration.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    limits: Limits,
+    guest: ByteCount,
+    estimator: Estimator,
+    history: History,
+    tightening: Tightening,
+    throttling: Throttling,
+    /// Rounds that were only samples, and how many may be.
+    samples: u32,
+    most_samples: u32,
+    /// Times the guest was let go again after a pause.
+    escapes: u32,
+    /// Why the guest was last said to be stopped.
+    stopped_by: Option<Reason>,
+}
+
+impl Policy {
+    /// For a guest with `guest` bytes of memory.
+    #[must_use]
+    pub fn new(limits: Limits, guest: ByteCount) -> Self {
+        Self {
+            limits,
+            guest,
+            estimator: Estimator::default(),
+            history: History::default(),
+            tightening: Tightening::default(),
+            throttling: Throttling::new(),
+            samples: 0,
+            most_samples: 0,
+            escapes: 0,
+            stopped_by: None,
+        }
+    }
+
+    /// Lets a few pages go first where it makes a difference what resent pages cost ([`Reason::Sampling`]).
+    #[must_use]
+    pub fn with_sample(self) -> Self {
+        Self { most_samples: 1, ..self }
+    }
+
+    /// The limits in force.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Replaces the limits; they hold from the next decision on.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
+    /// The rates as known so far.
+    #[must_use]
+    pub fn estimator(&self) -> &Estimator {
+        &self.estimator
+    }
+
+    /// The guest's memory.
+    pub(super) fn guest(&self) -> ByteCount {
+        self.guest
+    }
+
+    /// Before anything is sent: round 0, or the cold migration when no rounds are allowed.
+    pub fn start(&mut self) -> Verdict {
+        if self.limits.max_rounds == 0 {
+            self.verdict(Decision::StopAndCopy, Reason::MaxRounds, Duration::MAX)
+        } else {
+            self.verdict(Decision::Round, Reason::Converging, Duration::MAX)
+        }
+    }
+
+    /// After a round and the harvest that followed it. Call it once for every round, in order.
+    pub fn after_round(&mut self, facts: &RoundFacts) -> Verdict {
+        self.estimator.observe(facts);
+        let remainder = self.estimator.time_for(facts.dirty_after);
+        if self.wants_sample(facts) {
+            self.samples += 1;
+            return self.verdict(Decision::Round, Reason::Sampling, remainder.saturating_add(facts.fixed_cost));
+        }
+        self.history.note(remainder);
+        let expected = remainder.saturating_add(facts.fixed_cost);
+        let limit = self.reached_limit(facts);
+        let (decision, reason) = if facts.dirty_after <= self.limits.dirty_threshold {
+            (Decision::StopAndCopy, Reason::DirtyThreshold)
+        } else if expected <= self.limits.downtime_limit {
+            let is_worth_it = limit.is_none() && self.is_worth_a_round(facts, remainder);
+            if is_worth_it { (Decision::Round, Reason::Tightening) } else { (Decision::StopAndCopy, Reason::DowntimeLimit) }
+        } else if let Some(reason) = limit {
+            self.at_limit(facts, reason)
+        } else {
+            self.without_limit(facts)
+        };
+        self.verdict(decision, reason, expected)
+    }
+
+    /// The guest cannot be slowed down, as the last verdict asked: what to do instead.
+    pub fn cannot_throttle(&mut self, asked: Verdict) -> Verdict {
+        self.throttling.forgo();
+        self.verdict(Decision::StopAndCopy, asked.reason, asked.expected_downtime)
+    }
+
+    /// After the guest was paused and harvested for the last time: go through with it, or let the guest run on and send
+    /// another round, because more is left than the downtime limit allows.
+    ///
+    /// Only a stop that promised to fit is taken back, and only three times in a migration.
+    pub fn after_pause(&mut self, facts: &PauseFacts) -> Verdict {
+        let expected = facts.paused_for.saturating_add(self.estimator.time_for(facts.remaining)).saturating_add(facts.fixed_cost);
+        let reason = self.stopped_by.unwrap_or(Reason::MaxRounds);
+        let promised = matches!(reason, Reason::DowntimeLimit | Reason::DirtyThreshold);
+        let over = expected > self.limits.downtime_limit && facts.remaining > self.limits.dirty_threshold;
+        if promised && over && self.escapes < MAX_ESCAPES {
+            self.escapes += 1;
+            return self.verdict(Decision::Round, Reason::OverBudget, expected);
+        }
+        self.verdict(Decision::StopAndCopy, reason, expected)
+    }
+
+    /// Whether a few pages should go first: what is left after round 0 may cost anything from next to nothing to what it
+    /// cost then, and it is so much that this makes a difference.
+    fn wants_sample(&self, facts: &RoundFacts) -> bool {
+        let many = facts.dirty_after.0 >= SAMPLE_FROM * SAMPLE_PAGES.0;
+        many && !self.estimator.knows_resends() && self.samples < self.most_samples && self.reached_limit(facts).is_none()
+    }
+
+    /// Rounds before this one, samples left out.
+    fn number(&self, facts: &RoundFacts) -> u32 {
+        facts.index.saturating_sub(self.samples)
+    }
+
+    /// Whether a short round more leaves clearly less to stop for.
+    fn is_worth_a_round(&mut self, facts: &RoundFacts, remainder: Duration) -> bool {
+        let dirtied = self.estimator.dirty_rate().0 * remainder.as_secs_f64();
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a float to integer cast saturates")]
+        let next = self.estimator.time_for(PageCount(dirtied.ceil() as u64));
+        self.tightening.is_worth_it(remainder, next, facts.elapsed)
+    }
+
+    /// The hard limits: rounds, volume, time.
+    fn reached_limit(&self, facts: &RoundFacts) -> Option<Reason> {
+        let limits = &self.limits;
+        if limits.timeout.is_some_and(|timeout| facts.elapsed >= timeout) {
+            Some(Reason::Timeout)
+        } else if facts.memory_sent_total > limits.max_volume.for_guest(self.guest) {
+            Some(Reason::MaxVolume)
+        } else if self.number(facts) + 1 >= limits.max_rounds.min(MAX_ROUNDS) {
+            Some(Reason::MaxRounds)
+        } else {
+            None
+        }
+    }
+
+    /// Too much is left to stop for and no hard limit is reached: do rounds still help?
+    fn without_limit(&mut self, facts: &RoundFacts) -> (Decision, Reason) {
+        if self.limits.plateau == Plateau::Ignore || self.number(facts) < PLATEAU_FROM_ROUND {
+            return (Decision::Round, Reason::Converging);
+        }
+        if self.throttling.has_begun() {
+            return self.at_limit(facts, Reason::Plateau);
+        }
+        match self.history.trend() {
+            Trend::Falling => (Decision::Round, Reason::Converging),
+            Trend::High if self.limits.on_limit == OnLimit::Stop => {
+                self.history.wait();
+                (Decision::Round, Reason::Oscillating)
+            }
+            Trend::Low if self.limits.on_limit == OnLimit::Stop => self.at_limit(facts, Reason::LocalMinimum),
+            Trend::Low | Trend::High | Trend::Flat => self.at_limit(facts, Reason::Plateau),
+        }
+    }
+
+    /// What to do at a limit. A throttled guest gets some rounds more to converge.
+    fn at_limit(&mut self, facts: &RoundFacts, reason: Reason) -> (Decision, Reason) {
+        match self.limits.on_limit {
+            OnLimit::Stop => (Decision::StopAndCopy, reason),
+            OnLimit::Abort => (Decision::Abort, reason),
+            OnLimit::Throttle => match self.throttling.step(facts.dirty_after, facts.duration, self.estimator.page_rate()) {
+                Step::Lower => (Decision::Throttle, reason),
+                Step::Enough => (Decision::Round, Reason::Converging),
+                Step::GiveUp => (Decision::StopAndCopy, reason),
+            },
+        }
+    }
+
+    fn verdict(&mut self, decision: Decision, reason: Reason, expected_downtime: Duration) -> Verdict {
+        self.stopped_by = (decision == Decision::StopAndCopy).then_some(reason);
+        Verdict {
+            decision,
+            reason,
+            expected_downtime,
+            dirty_rate: self.estimator.dirty_rate(),
+            page_rate: self.estimator.page_rate(),
+            bandwidth: self.estimator.bandwidth(),
+            share: self.throttling.share(),
+        }
+    }
+}
+
+/// Pages in a sample ([`Reason::Sampling`]).
+pub const SAMPLE_PAGES: PageCount = PageCount(1024);
+/// Samples are taken where there are so many times more.
+const SAMPLE_FROM: u64 = 4;
+/// Rounds are not given up before this one: the first ones differ from the rest in size.
+const PLATEAU_FROM_ROUND: u32 = 3;
+/// How often a pause may be taken back; each one is a stall to the guest.
+const MAX_ESCAPES: u32 = 3;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,86 @@
+//! Between writing and having arrived: what the sockets still hold.
+//!
+//! A write returns when its bytes are in a queue, and a queue can be long: half a megabyte a channel, and tens of
+//! milliseconds of the link behind it. Whatever is sent next waits for it, the last round included. So a round is over
+//! only when little of it is under way any more. The guest runs meanwhile and the link stays busy, so that costs
+//! nothing: the harvest after it finds what was dirtied until then, once. And a round measured like this says how fast
+//! the link is, not how deep its queues are.
+
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::select;
+
+use super::driver::{Driver, Session, session_error};
+use crate::error::Error;
+use crate::policy::Bottleneck;
+use crate::units::{ByteCount, BytesPerSec};
+
+/// How the queues stood when the workers were done, and what became of it.
+pub(super) struct Settled {
+    /// What the workers were waiting for.
+    pub(super) bottleneck: Bottleneck,
+    /// Still under way now.
+    pub(super) under_way: ByteCount,
+}
+
+impl Driver<'_> {
+    /// Bytes that were written and have not arrived at the destination's host.
+    pub(super) fn under_way(&self, session: &Session<'_>) -> ByteCount {
+        session.bulk.iter().map(|connection| connection.under_way()).sum()
+    }
+
+    /// How long it takes until what was written has arrived, by the rate at which things have arrived so far.
+    /// [`Duration::MAX`] while nothing has.
+    pub(super) fn backlog(&self, session: &Session<'_>) -> Duration {
+        let under_way = self.under_way(session);
+        self.arrival_rate(under_way).time_for(under_way)
+    }
+
+    /// After the workers are done: waits until there is little left in the queues.
+    ///
+    /// Does not wait for a link that moves nothing: whoever writes next finds that out.
+    pub(super) fn settle(&self, session: &Session<'_>) -> Result<Settled, Error> {
+        let mut under_way = self.under_way(session);
+        let paced = self.steering.pacer().rate().is_some();
+        let bottleneck = if paced || under_way > FEW_BYTES { Bottleneck::Link } else { Bottleneck::Processor };
+        let mut moved_at = Instant::now();
+        while under_way > self.little(under_way) && moved_at.elapsed() < STUCK_AFTER && !self.is_late() {
+            select! {
+                recv(session.pump.ended()) -> ended => return Err(session_error(ended.ok())),
+                recv(self.steering.cancelled()) -> _ => return Err(Error::Cancelled),
+                default(LOOK_EVERY) => {}
+            }
+            let now_under_way = self.under_way(session);
+            if now_under_way < under_way {
+                moved_at = Instant::now();
+            }
+            under_way = now_under_way;
+        }
+        Ok(Settled { bottleneck, under_way })
+    }
+
+    /// So few bytes that waiting for them would let the link idle.
+    fn little(&self, under_way: ByteCount) -> ByteCount {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a float to integer cast saturates")]
+        ByteCount((self.arrival_rate(under_way).0 * LEFT_SECONDS) as u64).max(FEW_BYTES)
+    }
+
+    /// Bytes a second that have arrived since the start.
+    fn arrival_rate(&self, under_way: ByteCount) -> BytesPerSec {
+        let arrived = self.report.wire_bytes.0.saturating_sub(under_way.0);
+        BytesPerSec(arrived as f64 / self.started.elapsed().as_secs_f64())
+    }
+
+    /// Whether the time for pre-copy is over. A guest that was slowed down because of that gets some rounds more.
+    pub(super) fn is_late(&self) -> bool {
+        !self.hold.is_throttled() && self.steering.limits().timeout.is_some_and(|timeout| self.started.elapsed() >= timeout)
+    }
+}
+
+/// So much of the link's time may be under way when a round is over: it keeps the link busy during the harvest.
+const LEFT_SECONDS: f64 = 1e-3;
+/// Less than this is what acknowledgements that come late leave, not a queue.
+const FEW_BYTES: ByteCount = ByteCount(32 << 10);
+const LOOK_EVERY: Duration = Duration::from_micros(200);
+/// A queue that has not got shorter for so long is not waited for.
+const STUCK_AFTER: Duration = Duration::from_millis(300);

@@ -1,0 +1,58 @@
+//! Looking at the dirty pages while the first round is still being sent.
+//!
+//! What is dirty after round 0 is one number, and does not tell a guest that writes everything once from one that comes
+//! back to the same few pages. A few looks in between do: at times that grow by a factor, so that there are no more than
+//! a dozen even in an hour, each costs a harvest and lets the guest's writes fault once more. Trackers that need the guest
+//! paused are not asked.
+
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, at};
+
+use crate::bitmap::PageBitmap;
+use crate::dirty::{DirtyError, DirtyTracker};
+use crate::policy::DirtyCurve;
+
+/// What was found so far since tracking began.
+pub(super) struct DirtyWatch {
+    since: Instant,
+    /// The driver's, though not in its pending set yet.
+    found: PageBitmap,
+    next: Duration,
+    curve: DirtyCurve,
+}
+
+impl DirtyWatch {
+    /// Tracking began just now, for memory of so many chunks.
+    pub(super) fn new(chunks: u32) -> Self {
+        Self { since: Instant::now(), found: PageBitmap::new(chunks), next: FIRST_LOOK, curve: DirtyCurve::default() }
+    }
+
+    /// Fires when the next look is due.
+    pub(super) fn next_look(&self) -> Receiver<Instant> {
+        at(self.since + self.next)
+    }
+
+    /// Harvests.
+    pub(super) fn look(&mut self, tracker: &mut dyn DirtyTracker) -> Result<(), DirtyError> {
+        let time = self.since.elapsed();
+        tracker.harvest(&mut self.found)?;
+        self.curve.add(time, self.found.count());
+        self.next = time.mul_f64(GROWTH);
+        Ok(())
+    }
+
+    /// The round is over and `pending` holds what the harvest after it found: gives it what was found before.
+    pub(super) fn finish(&mut self, pending: &mut PageBitmap) {
+        pending.union_with(&self.found);
+        self.curve.add(self.since.elapsed(), pending.count());
+    }
+
+    /// Distinct pages by time.
+    pub(super) fn curve(&self) -> &DirtyCurve {
+        &self.curve
+    }
+}
+
+const FIRST_LOOK: Duration = Duration::from_millis(20);
+const GROWTH: f64 = 2.5;
