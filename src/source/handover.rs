@@ -26,7 +26,7 @@ impl Driver<'_> {
         self.report.reason = last.verdict.reason.to_string();
         let LastRound { index, kind, remainder, paused_at, mut parts, mut laps, verdict } = last;
         let total = remainder.count();
-        let began = self.begin(session, index, remainder)?;
+        let began = self.begin(session, index, remainder, None)?;
         // The workers are busy with the remainder meanwhile.
         parts.plan = laps.end(Instant::now());
         let state = self.hold.save_state()?;

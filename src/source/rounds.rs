@@ -12,6 +12,7 @@ use crossbeam::channel::{never, select, tick};
 use super::PROGRESS_EVERY;
 use super::driver::{Driver, Session, session_error};
 use super::event::{Event, Phase};
+use super::order::coldest_first;
 use super::watch::DirtyWatch;
 use super::worker::{Job, Sent};
 use crate::bitmap::PageBitmap;
@@ -63,6 +64,9 @@ impl Driver<'_> {
         let mut pending = PageBitmap::new(self.memory.layout().chunks());
         self.tracker.start(&mut pending)?;
         let mut watch = DirtyWatch::new(self.memory.layout().chunks());
+        if !self.tracker.needs_pause() {
+            self.first_look(session, &mut watch)?;
+        }
         let mut last_verdict = None;
         let mut index = 0;
         loop {
@@ -85,6 +89,15 @@ impl Driver<'_> {
             }
             self.hold.resume()?;
             (self.observer)(&Event::PauseUndone { remainder: facts.remaining, stalled: paused_at.elapsed() });
+        }
+    }
+
+    /// Waits until a busy guest has shown where it writes.
+    fn first_look(&mut self, session: &Session<'_>, watch: &mut DirtyWatch) -> Result<(), Error> {
+        select! {
+            recv(session.pump.ended()) -> ended => Err(session_error(ended.ok())),
+            recv(self.steering.cancelled()) -> _ => Err(Error::Cancelled),
+            recv(watch.next_look()) -> _ => Ok(watch.look(self.tracker)?),
         }
     }
 
@@ -195,18 +208,21 @@ impl Driver<'_> {
         verdict: Option<Verdict>,
     ) -> Result<Round, Error> {
         let total = pages.count();
-        let began = self.begin(session, index, pages)?;
+        let began = self.begin(session, index, pages, early.as_deref())?;
         self.await_round(session, index, total, began, early, verdict)
     }
 
     /// Hands `pages` to the workers.
-    pub(super) fn begin(&mut self, session: &Session<'_>, index: u32, pages: PageBitmap) -> Result<Instant, Error> {
+    pub(super) fn begin(&mut self, session: &Session<'_>, index: u32, pages: PageBitmap, early: Option<&DirtyWatch>) -> Result<Instant, Error> {
         // Relaxed: the job queue orders these stores before the workers' round.
         session.live.halt.store(false, Ordering::Relaxed);
         session.live.pages.store(0, Ordering::Relaxed);
-        let order = pages.occupied().map(|(chunk, _)| chunk).collect();
+        let order = match early {
+            Some(watch) => coldest_first(&pages, watch.found()).into(),
+            None => pages.occupied().map(|(chunk, _)| chunk).collect(),
+        };
         let round = u16::try_from(index).expect("bounded by MAX_ROUNDS and the escapes");
-        let job = Job { round, pages: Arc::new(pages), order, skip: None };
+        let job = Job { round, pages: Arc::new(pages), order, skip: early.map(DirtyWatch::skip) };
         let began = Instant::now();
         for queue in &session.jobs {
             // A worker is only gone after a failure, which waits in `results`.

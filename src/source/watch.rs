@@ -2,14 +2,18 @@
 //!
 //! What is dirty after round 0 is one number, and does not tell a guest that writes everything once from one that comes
 //! back to the same few pages. A few looks in between do: at times that grow by a factor, so that there are no more than
-//! a dozen even in an hour, each costs a harvest and lets the guest's writes fault once more. Trackers that need the guest
+//! thirty even in an hour, each costs a harvest and lets the guest's writes fault once more. Trackers that need the guest
 //! paused are not asked.
+//!
+//! They also save work: a page found dirty before its turn goes in a later round anyway, so it is not sent in this one;
+//! and what the guest is seen writing at the very beginning is sent last, so that there is time to find more of them.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, at};
 
-use crate::bitmap::PageBitmap;
+use crate::bitmap::{PageBitmap, SharedBitmap};
 use crate::dirty::{DirtyError, DirtyTracker};
 use crate::policy::DirtyCurve;
 
@@ -18,6 +22,8 @@ pub(super) struct DirtyWatch {
     since: Instant,
     /// The driver's, though not in its pending set yet.
     found: PageBitmap,
+    /// The same, for the workers.
+    skip: Arc<SharedBitmap>,
     next: Duration,
     curve: DirtyCurve,
 }
@@ -25,7 +31,18 @@ pub(super) struct DirtyWatch {
 impl DirtyWatch {
     /// Tracking began just now, for memory of so many chunks.
     pub(super) fn new(chunks: u32) -> Self {
-        Self { since: Instant::now(), found: PageBitmap::new(chunks), next: FIRST_LOOK, curve: DirtyCurve::default() }
+        let skip = Arc::new(SharedBitmap::new(chunks));
+        Self { since: Instant::now(), found: PageBitmap::new(chunks), skip, next: FIRST_LOOK, curve: DirtyCurve::default() }
+    }
+
+    /// What was found so far.
+    pub(super) fn found(&self) -> &PageBitmap {
+        &self.found
+    }
+
+    /// What was found so far, and later what will have been found by then.
+    pub(super) fn skip(&self) -> Arc<SharedBitmap> {
+        Arc::clone(&self.skip)
     }
 
     /// Fires when the next look is due.
@@ -37,6 +54,8 @@ impl DirtyWatch {
     pub(super) fn look(&mut self, tracker: &mut dyn DirtyTracker) -> Result<(), DirtyError> {
         let time = self.since.elapsed();
         tracker.harvest(&mut self.found)?;
+        // Only once they are among the found pages, which the round after this one sends.
+        self.found.occupied().for_each(|(chunk, word)| self.skip.mark_word(chunk, word));
         self.curve.add(time, self.found.count());
         self.next = time.mul_f64(GROWTH);
         Ok(())
@@ -54,5 +73,6 @@ impl DirtyWatch {
     }
 }
 
-const FIRST_LOOK: Duration = Duration::from_millis(20);
-const GROWTH: f64 = 2.5;
+/// The first round waits for this look: long enough to see where a busy guest writes.
+const FIRST_LOOK: Duration = Duration::from_millis(4);
+const GROWTH: f64 = 1.5;
