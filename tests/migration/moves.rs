@@ -8,6 +8,7 @@ use pageferry::destination::{Ending, Receiver, ReceiverOptions};
 use pageferry::dirty::{self, Choice, Tracked, TrackerKind};
 use pageferry::guest::Guest;
 use pageferry::memory::{MemoryLayout, RegionSpec};
+use pageferry::page::Compression;
 use pageferry::policy::Limits;
 use pageferry::protocol::Timeouts;
 use pageferry::source::{Completed, Event, Failure, Migration, Outgoing};
@@ -53,11 +54,14 @@ pub(crate) fn running_guest() -> Stamper {
 
 #[test]
 fn a_writing_guest_arrives_identical_and_runs() {
-    for channels in [1, 2, 5] {
+    for (channels, compression) in [(1, Compression::Lz4), (2, Compression::Zstd), (5, Compression::Lz4)] {
         let (endpoint, served, seen) = receiver(Factory::default(), &ReceiverOptions::default());
         let mut guest = running_guest();
         let mut rounds = 0;
-        let migration = Migration::to(endpoint).channels(channels).observe(|event| rounds += u32::from(matches!(event, Event::Round { .. })));
+        let migration = Migration::to(endpoint)
+            .channels(channels)
+            .compression(compression)
+            .observe(|event| rounds += u32::from(matches!(event, Event::Round { .. })));
         let Completed { report } = migrate(migration, &mut guest).unwrap();
         served.join().unwrap().unwrap();
         assert_eq!((report.outcome, report.guest_owner), (Outcome::Completed, GuestOwner::Destination));
@@ -69,7 +73,9 @@ fn a_writing_guest_arrives_identical_and_runs() {
         assert_eq!(theirs.pages_transferred, report.pages_transferred);
         assert_eq!(theirs.wire_bytes, report.wire_bytes);
         assert_eq!(theirs.pages_by_encoding, report.pages_by_encoding);
-        assert!(report.pages_by_encoding.lz4 > PageCount(100) && report.pages_by_encoding.raw > PageCount(100), "{:?}", report.pages_by_encoding);
+        let sent = report.pages_by_encoding;
+        let packed = if compression == Compression::Lz4 { sent.lz4 } else { sent.zstd };
+        assert!([packed, sent.raw].iter().all(|pages| *pages > PageCount(100)) && sent.delta > PageCount(0), "{sent:?}");
     }
 }
 

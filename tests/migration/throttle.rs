@@ -4,9 +4,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use pageferry::destination::ReceiverOptions;
+use pageferry::page::{Compression, DeltaCache};
 use pageferry::policy::{Decision, Limits, OnLimit};
 use pageferry::source::{Completed, Event, Migration};
 use pageferry::stats::{GuestOwner, Outcome, Report};
+use pageferry::transport::Endpoint;
 use pageferry::units::BytesPerSec;
 
 use crate::guest::{Factory, Stamper, image};
@@ -14,6 +16,11 @@ use crate::moves::{migrate, receiver, running_guest};
 
 /// All 1700 pages are written several times in the time that they take on this link.
 const LINK: BytesPerSec = BytesPerSec(12e6);
+
+/// Pages go whole: as differences this guest's would fit the link.
+fn plain<'h>(endpoint: Endpoint) -> Migration<'h> {
+    Migration::to(endpoint).compression(Compression::None).delta_cache(DeltaCache::Off)
+}
 
 fn limits() -> Limits {
     Limits { on_limit: OnLimit::Throttle, downtime_limit: Duration::from_millis(30), max_rounds: 3, ..Limits::default() }
@@ -29,7 +36,7 @@ fn fast_guest() -> Stamper {
 fn move_it(guest: &mut Stamper) -> (Report, Vec<Decision>) {
     let (endpoint, served, seen) = receiver(Factory::default(), &ReceiverOptions::default());
     let mut decisions = Vec::new();
-    let migration = Migration::to(endpoint).bandwidth(Some(LINK)).limits(limits()).observe(|event| {
+    let migration = plain(endpoint).bandwidth(Some(LINK)).limits(limits()).observe(|event| {
         if let Event::Round { verdict, .. } = event {
             decisions.push(verdict.decision);
         }
@@ -64,7 +71,7 @@ fn a_guest_that_cannot_be_slowed_down_is_stopped_at_the_limit() {
 fn a_slowed_guest_that_stays_has_its_full_speed_back() {
     let (endpoint, served, _) = receiver(Factory::default(), &ReceiverOptions::default());
     let mut guest = fast_guest();
-    let migration = Migration::to(endpoint).bandwidth(Some(LINK)).limits(Limits { max_rounds: 1, ..limits() });
+    let migration = plain(endpoint).bandwidth(Some(LINK)).limits(Limits { max_rounds: 1, ..limits() });
     let steering = migration.steering();
     let migration = migration.observe(move |event| {
         if let Event::Round { verdict, .. } = event
