@@ -8,6 +8,8 @@
 //! VMM holds. Pausing is telling the thread to end and kicking it (see `sys/kvm_vm.rs`; the signal is `SIGRTMIN`) until
 //! it answers.
 
+#[cfg(feature = "cli")]
+mod image;
 mod program;
 mod registers;
 
@@ -16,6 +18,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+
+#[cfg(feature = "cli")]
+pub(crate) use image::{ControlWord, GuestImage, pc_firmware};
 
 use super::body::Body;
 use super::check::{CheckError, Program};
