@@ -44,11 +44,14 @@ impl Axis {
         Self { kind: Kind::Logarithmic, low: least.min(0.5) / 1.1, high: most.max(2.0) * 1.1 }
     }
 
-    /// Whole steps of 1, 2 and 5 around the figures.
+    /// Whole decades around the figures.
     fn decades(least: f64, most: f64) -> Self {
-        let low = steps(least / 10.0, least).last().unwrap_or(least);
-        let high = steps(most, most * 10.0).next().unwrap_or(most);
-        Self { kind: Kind::Logarithmic, low, high }
+        Self { kind: Kind::Logarithmic, low: 10_f64.powf(least.log10().floor()), high: 10_f64.powf(most.log10().ceil()) }
+    }
+
+    /// Whether a figure has a place on the axis: a logarithmic one has none for zero.
+    pub(super) fn holds(&self, figure: f64) -> bool {
+        self.kind == Kind::Linear || figure > 0.0
     }
 
     /// Where a figure lies, from 0 to 1; ends of the axis hold what is beyond them.
@@ -81,12 +84,17 @@ impl Axis {
             }
             Kind::Logarithmic => {
                 let all: Vec<f64> = steps(self.low, self.high).collect();
-                // Whole decades alone where 1, 2, 5 would crowd.
-                let crowded = all.len() > count * 2;
-                all.into_iter().filter(|figure| !crowded || (figure.log10() - figure.log10().round()).abs() < 1e-9).collect()
+                if all.len() <= count * 2 { all } else { self.whole_decades(count) }
             }
         };
         figures.into_iter().map(|figure| Tick { at: self.position(figure), label: label(figure / divisor) }).collect()
+    }
+
+    /// Powers of ten, leaving out some where they would crowd.
+    fn whole_decades(&self, count: usize) -> Vec<f64> {
+        let decades: Vec<f64> = steps(self.low, self.high).filter(|figure| (figure.log10() - figure.log10().round()).abs() < 1e-9).collect();
+        let every = decades.len().div_ceil(count * 2);
+        decades.into_iter().step_by(every).collect()
     }
 }
 
@@ -151,11 +159,10 @@ mod tests {
         assert!(!Axis::for_lines(&[100.0, 1900.0]).is_logarithmic());
         let axis = Axis::for_lines(&[110.0, 43_000.0, 0.0]);
         assert!(axis.is_logarithmic());
-        assert_eq!(
-            labels(&axis, Unit::PagesPerSec, 9),
-            ["100", "200", "500", "1000", "2000", "5000", "10\u{202f}000", "20\u{202f}000", "50\u{202f}000"]
-        );
-        assert_eq!(labels(&axis, Unit::PagesPerSec, 4), ["100", "1000", "10\u{202f}000"]);
+        assert_eq!(labels(&axis, Unit::PagesPerSec, 4), ["100", "1000", "10\u{202f}000", "100\u{202f}000"]);
+        assert_eq!(labels(&axis, Unit::PagesPerSec, 5).len(), 10, "1, 2, 5, 10, ...");
+        assert_eq!(labels(&Axis::for_lines(&[1.0, 1e12]), Unit::PagesPerSec, 3).len(), 5);
+        assert!(axis.holds(1.0) && !axis.holds(0.0));
     }
 
     #[test]

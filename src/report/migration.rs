@@ -132,7 +132,8 @@ fn facts(ends: &Ends<'_>) -> Element {
     let sides: Vec<(&str, &Migration)> =
         [("Sender", ends.sender), ("Receiver", ends.receiver)].into_iter().filter_map(|(name, side)| Some((name, side?))).collect();
     let headings = std::iter::once(table::words("Figure")).chain(sides.iter().map(|(name, _)| if *name == "Sender" { SENDER } else { RECEIVER }));
-    let mut table = Table::new("Both ends in figures", &headings.collect::<Vec<_>>());
+    let caption = if sides.len() == 2 { "Both ends in figures" } else { "All figures" };
+    let mut table = Table::new(caption, &headings.collect::<Vec<_>>());
     for (name, figure) in FACTS {
         let cells: Vec<Option<String>> = sides.iter().map(|(_, side)| figure(side)).collect();
         if cells.iter().any(Option::is_some) {

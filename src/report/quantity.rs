@@ -61,6 +61,9 @@ impl Unit {
     }
 
     fn digits(self, value: f64, scale: Scale) -> String {
+        if value == 0.0 {
+            return "0".to_owned();
+        }
         let value = value / scale.divisor;
         let decimals = match self {
             // Seconds keep their milliseconds as long as these say something.
@@ -128,7 +131,8 @@ mod tests {
     #[test]
     fn figures_carry_their_units() {
         for (unit, value, shown) in [
-            (Unit::Millis, 0.0, "0.00 ms"),
+            (Unit::Millis, 0.0, "0 ms"),
+            (Unit::Times, 0.0, "0 ×"),
             (Unit::Millis, 9.871, "9.87 ms"),
             (Unit::Millis, 145.078, "145.1 ms"),
             (Unit::Millis, 2345.678, "2.346 s"),

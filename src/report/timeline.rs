@@ -154,7 +154,7 @@ fn panel(top: f64, title: &str, unit: Unit, placed: &[Placed<'_>], time: &Axis, 
     for (_, steps) in lines {
         let mut before: Option<(f64, f64)> = None;
         for Placed { round, from, to } in placed {
-            let Some(figure) = (steps.figure)(round) else {
+            let Some(figure) = (steps.figure)(round).filter(|figure| axis.holds(*figure)) else {
                 before = None;
                 continue;
             };

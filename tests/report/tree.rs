@@ -9,8 +9,7 @@ use crate::{BENCH, RECEIVER, SENDER, page};
 
 /// Parses a page, as XML: every element is closed, every attribute quoted, every character allowed.
 pub(crate) fn parse(page: &str) -> Document<'_> {
-    Document::parse_with_options(page, ParsingOptions { allow_dtd: true, ..ParsingOptions::default() })
-        .unwrap_or_else(|error| panic!("{error}"))
+    Document::parse_with_options(page, ParsingOptions { allow_dtd: true, ..ParsingOptions::default() }).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// The elements of a class.

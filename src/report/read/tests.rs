@@ -56,7 +56,7 @@ fn an_error_says_where_and_what() {
         ("total 7", "file.json, line 1, column 2: expected ident"),
         (&MIGRATION.replace("\"schema\":1", "\"schema\":2"), "line 1: schema 2 is not known; expected 1"),
         (&MIGRATION.replace("\"schema\":1", "\"schema\":\"1\""), "line 1: schema \"1\" is not known; expected 1"),
-        (&format!("{MIGRATION}\n{}", MIGRATION.replace("99", "-1")), "file.json, line 2, column 143: -1 is not a figure: expected 0 to 1e15"),
+        (&format!("{MIGRATION}\n{}", MIGRATION.replace("99", "-1")), "file.json, line 2, column 151: -1 is not a figure: expected 0 to 1e15"),
         (&MIGRATION.replace("99", "1e16"), "1e16 is not a figure"),
         (&MIGRATION.replace("99", "1e999"), "number out of range"),
         (&MIGRATION.replace("99", "\"99\""), "invalid type: string \"99\""),
