@@ -84,7 +84,7 @@ fn goals_met(scenario: &Scenario) -> Cell {
     let (met, all) = (scenario.goals.iter().filter(|goal| goal.met).count(), scenario.goals.len());
     match (met, all) {
         (_, 0) => NONE.to_owned().into(),
-        (met, all) if met == all => Cell::with_sign("met", "✓", format!("all {all} met")),
+        (met, all) if met == all => Cell::with_sign("met", "✓", format!("{met} of {all} met")),
         (met, all) => Cell::with_sign("missed", "✗", format!("{} of {all} missed", all - met)),
     }
 }

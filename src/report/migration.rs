@@ -1,5 +1,7 @@
 //! The part of a page that shows one migration.
 
+use std::cmp::Ordering;
+
 use super::bars::{Bar, Bars, Length};
 use super::markup::{Element, element};
 use super::pairing::Ends;
@@ -34,7 +36,7 @@ pub(super) fn body(id: &str, ends: &Ends<'_>) -> Vec<Element> {
     if !report.rounds.is_empty() {
         parts.push(rounds(&report.rounds));
     }
-    parts.push(element("div").class("columns").children(columns(id, report)));
+    parts.push(element("div").class("columns").children(columns(id, ends)));
     parts.push(facts(ends));
     parts
 }
@@ -93,11 +95,18 @@ fn rounds(rounds: &[Round]) -> Element {
 }
 
 /// The smaller pictures, beside each other where there is room.
-fn columns(id: &str, report: &Migration) -> Vec<Element> {
+fn columns(id: &str, ends: &Ends<'_>) -> Vec<Element> {
+    let report = ends.main();
     let mut columns = Vec::new();
-    if let Some(parts) = &report.downtime_parts_ms {
+    // The source's parts make up its downtime; the destination sees only what it does itself.
+    if let Some(parts) = ends.sender.and_then(|sender| sender.downtime_parts_ms.as_ref()) {
         let whole = Some((report.downtime_ms.0, "in no part"));
         let stack = Stack { id: format!("{id}-downtime"), title: "Downtime in parts", unit: Unit::Millis, parts: &parts.0, whole };
+        columns.push(element("div").children(stack.draw()));
+    }
+    if let Some(parts) = ends.receiver.and_then(|receiver| receiver.downtime_parts_ms.as_ref()) {
+        let title = "The destination's own work in downtime";
+        let stack = Stack { id: format!("{id}-settling"), title, unit: Unit::Millis, parts: &parts.0, whole: None };
         columns.push(element("div").children(stack.draw()));
     }
     let encodings: Vec<_> = report.pages_by_encoding.0.iter().filter(|(_, pages)| *pages > 0.0).cloned().collect();
@@ -118,11 +127,11 @@ fn prediction(id: String, name: &str, predicted: f64, actual: f64) -> Element {
     let bar = |name: &str, class, figure| Bar { name: name.to_owned(), length: Length::Of(vec![(class, figure)]), runs: Vec::new() };
     let bars = vec![bar("predicted after round 0", "expected", predicted), bar("actual", "ours", actual)];
     let picture = Bars { id, title: format!("{name}, predicted and actual"), unit: Unit::Millis, bars, lines: Vec::new() }.draw();
-    let verdict = if actual > 0.0 {
-        let [more, less] = [predicted - actual, actual - predicted].map(|difference| share(difference, actual));
-        if predicted >= actual { format!("The prediction was {more} too long.") } else { format!("The prediction was {less} too short.") }
-    } else {
-        "There is no actual time to compare with.".to_owned()
+    let verdict = match (actual - predicted).total_cmp(&0.0) {
+        _ if predicted <= 0.0 => "Nothing was predicted to compare with.".to_owned(),
+        Ordering::Greater => format!("It took {} longer than predicted.", share(actual - predicted, predicted)),
+        Ordering::Equal => "It took as long as predicted.".to_owned(),
+        Ordering::Less => format!("It took {} less than predicted.", share(predicted - actual, predicted)),
     };
     element("div").child(picture).child(element("p").class("note").text(verdict))
 }
@@ -164,6 +173,8 @@ const FACTS: &[Fact] = &[
     ("Tracker", |report| report.tracker.clone()),
     ("Guest is held by", |report| report.guest_owner.clone()),
     ("Guest check", |report| report.guest_check.clone()),
+    ("Throttled: least share of time to run", |report| Some(share(report.throttle?.lowest_share?.0, 1.0))),
+    ("Throttled: for", |report| millis(report.throttle?.time_ms?)),
     ("Post-copy: pages", |report| Some(Unit::Pages.show(report.post_copy?.pages?.0))),
     ("Post-copy: faults", |report| Some(Unit::Pages.show(report.post_copy?.faults?.0))),
     ("Post-copy: fault, median", |report| micros(report.post_copy?.fault_us?.p50?)),

@@ -56,7 +56,7 @@ fn head(title: &str) -> Element {
 /// Benches, then migrations, each in order; both ends of a migration are one section.
 fn sections(documents: &[Document]) -> Vec<Section<'_>> {
     let migrations = documents.iter().filter_map(|document| match &document.content {
-        Content::Migration(report) => Some((document.origin.as_str(), report)),
+        Content::Migration(report) => Some((document.origin.as_str(), report.as_ref())),
         Content::Bench(_) => None,
     });
     let benches = documents.iter().filter_map(|document| match &document.content {

@@ -1,7 +1,8 @@
 //! Which reports are the two ends of one migration.
 //!
-//! A report does not name its migration. But both ends count the same pages and bytes, round by round, and bytes hardly
-//! ever come out the same twice; where they do, order decides.
+//! A report does not name its migration. But both ends count the same pages and bytes in all, and bytes hardly ever come
+//! out the same twice; where they do, order decides. Single rounds do not agree: with several channels, frames of a round
+//! may arrive after the first of the next.
 
 use super::read::Migration;
 
@@ -57,6 +58,6 @@ pub(super) fn pair<'a>(reports: impl IntoIterator<Item = (&'a str, &'a Migration
 }
 
 fn are_ends_of_one(sender: &Migration, receiver: &Migration) -> bool {
-    let counts = |report: &Migration| report.rounds.iter().map(|round| (round.pages, round.wire_bytes)).collect::<Vec<_>>();
-    !sender.rounds.is_empty() && sender.wire_bytes == receiver.wire_bytes && counts(sender) == counts(receiver)
+    let counts = |report: &Migration| (report.wire_bytes, report.pages_transferred, report.rounds.len());
+    !sender.rounds.is_empty() && counts(sender) == counts(receiver)
 }

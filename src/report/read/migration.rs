@@ -27,6 +27,7 @@ pub(in super::super) struct Migration {
     pub(in super::super) guest_check: Option<String>,
     pub(in super::super) guest_gap_ms: Option<Figure>,
     pub(in super::super) downtime_parts_ms: Option<Parts>,
+    pub(in super::super) throttle: Option<Throttle>,
     pub(in super::super) post_copy: Option<PostCopy>,
 }
 
@@ -81,6 +82,13 @@ impl Round {
 pub(in super::super) struct Predicted {
     pub(in super::super) total_ms: Figure,
     pub(in super::super) downtime_ms: Figure,
+}
+
+/// How the guest was slowed down.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub(in super::super) struct Throttle {
+    pub(in super::super) lowest_share: Option<Figure>,
+    pub(in super::super) time_ms: Option<Figure>,
 }
 
 /// The part after the handover of a post-copy migration.

@@ -27,7 +27,7 @@ pub struct Document {
 #[derive(Clone, Debug)]
 pub(super) enum Content {
     /// One end of a migration.
-    Migration(Migration),
+    Migration(Box<Migration>),
     /// A run of the bench.
     Bench(Bench),
 }
@@ -125,7 +125,7 @@ impl Object<'_> {
         let content = match &kind {
             serde_json::Value::Null => {
                 self.check(&schema, crate::stats::SCHEMA)?;
-                Content::Migration(self.parse()?)
+                Content::Migration(Box::new(self.parse()?))
             }
             serde_json::Value::String(kind) if kind == bench::KIND => {
                 self.check(&schema, bench::SCHEMA)?;

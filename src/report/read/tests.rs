@@ -12,7 +12,7 @@ fn error(text: &str) -> String {
 /// The one migration in `text`.
 fn migration(text: &str) -> Migration {
     match read("file.json", text.as_bytes()).unwrap().remove(0).content {
-        Content::Migration(migration) => migration,
+        Content::Migration(migration) => *migration,
         Content::Bench(_) => panic!("a bench"),
     }
 }
@@ -57,7 +57,7 @@ fn an_error_says_where_and_what() {
         (&MIGRATION.replace("\"schema\":1", "\"schema\":2"), "line 1: schema 2 is not known; expected 1"),
         (&MIGRATION.replace("\"schema\":1", "\"schema\":\"1\""), "line 1: schema \"1\" is not known; expected 1"),
         (&format!("{MIGRATION}\n{}", MIGRATION.replace("99", "-1")), "file.json, line 2, column 151: -1 is not a figure: expected 0 to 1e15"),
-        (&MIGRATION.replace("99", "1e16"), "1e16 is not a figure"),
+        (&MIGRATION.replace("99", "1e16"), "10000000000000000 is not a figure"),
         (&MIGRATION.replace("99", "1e999"), "number out of range"),
         (&MIGRATION.replace("99", "\"99\""), "invalid type: string \"99\""),
         (&MIGRATION.replace(r#","rounds":[]"#, ""), "missing field `rounds`"),
