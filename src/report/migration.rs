@@ -6,7 +6,7 @@ use super::bars::{Bar, Bars, Length};
 use super::markup::{Element, element};
 use super::pairing::Ends;
 use super::quantity::{Unit, share};
-use super::read::{Figure, Migration, Round};
+use super::read::{Figure, Migration};
 use super::stack::Stack;
 use super::table::{self, Cell, NONE, Table};
 use super::timeline::{self, timeline};
@@ -34,7 +34,7 @@ pub(super) fn body(id: &str, ends: &Ends<'_>) -> Vec<Element> {
         parts.extend([picture, element("p").class("note").text(timeline::NOTE)]);
     }
     if !report.rounds.is_empty() {
-        parts.push(rounds(&report.rounds));
+        parts.push(rounds(report));
     }
     parts.push(element("div").class("columns").children(columns(id, ends)));
     parts.push(facts(ends));
@@ -63,7 +63,7 @@ fn guest_check<'a>(ends: &Ends<'a>) -> Option<&'a str> {
     ends.receiver.or(ends.sender)?.guest_check.as_deref()
 }
 
-fn rounds(rounds: &[Round]) -> Element {
+fn rounds(report: &Migration) -> Element {
     use table::{figures, words};
     let columns = [
         figures("Round"),
@@ -78,7 +78,7 @@ fn rounds(rounds: &[Round]) -> Element {
     ];
     let mut table = Table::new("Rounds", &columns);
     let or_none = |figure: Option<f64>, unit: Unit| figure.map_or_else(|| NONE.to_owned(), |figure| unit.show(figure));
-    for round in rounds {
+    for (round, dirty_rate) in report.rounds.iter().zip(report.dirty_rates()) {
         table.row([
             round.index.to_string(),
             round.kind.clone(),
@@ -87,7 +87,7 @@ fn rounds(rounds: &[Round]) -> Element {
             Unit::Millis.show(round.duration_ms.0),
             or_none(round.bandwidth(), Unit::BitsPerSec),
             or_none(round.dirty_after.map(|pages| pages.0), Unit::Pages),
-            or_none(round.dirty_rate(), Unit::PagesPerSec),
+            or_none(dirty_rate, Unit::PagesPerSec),
             round.decision.clone().unwrap_or_else(|| NONE.to_owned()),
         ]);
     }

@@ -60,6 +60,15 @@ impl Unit {
         Scale { divisor: *divisor, name }
     }
 
+    /// The prefix for labels of an axis up to `largest`, where many digits have no room.
+    pub(super) fn axis_scale(self, largest: f64) -> Scale {
+        match self {
+            Self::PagesPerSec if largest >= 1e5 => Scale { divisor: 1e3, name: "thousand pages/s" },
+            Self::Pages if largest >= 1e6 => Scale { divisor: 1e3, name: "thousand pages" },
+            _ => self.scale(largest),
+        }
+    }
+
     fn digits(self, value: f64, scale: Scale) -> String {
         if value == 0.0 {
             return "0".to_owned();

@@ -14,16 +14,18 @@ struct Placed<'a> {
     round: &'a Round,
     from: f64,
     to: f64,
+    /// Pages a second that the guest dirtied.
+    dirty_rate: Option<f64>,
 }
 
 /// Steps of one figure.
 struct Steps<'a> {
     class: &'static str,
-    figure: &'a dyn Fn(&Round) -> Option<f64>,
+    figure: &'a dyn Fn(&Placed<'_>) -> Option<f64>,
 }
 
 /// What a reader of the picture has to know.
-pub(super) const NOTE: &str = "Dirtied are the distinct pages found dirty after a round, over its time. Reports hold durations, not moments: rounds are \
+pub(super) const NOTE: &str = "Dirtied are the distinct pages found dirty after a round, without those it left over, by its time. Reports hold durations, not moments: rounds are \
     drawn end to end, the last one from the pause.";
 
 /// The picture; `None` when there were no rounds.
@@ -37,10 +39,10 @@ pub(super) fn timeline(id: String, report: &Migration) -> Option<Element> {
     let mut shapes = downtime(report, &time);
     shapes.extend(plot::across(&time, Unit::Millis, 6, STRIP, BOTTOM));
     shapes.extend(strip(&placed, &time));
-    let bandwidth = Steps { class: "bandwidth", figure: &|round| round.bandwidth() };
+    let bandwidth = Steps { class: "bandwidth", figure: &|placed| placed.round.bandwidth() };
     shapes.extend(panel(FIRST, "Bandwidth on the wire", Unit::BitsPerSec, &placed, &time, &[("", bandwidth)]));
-    let sent = Steps { class: "sent", figure: &|round| round.send_rate() };
-    let dirtied = Steps { class: "dirtied", figure: &|round| round.dirty_rate() };
+    let sent = Steps { class: "sent", figure: &|placed| placed.round.send_rate() };
+    let dirtied = Steps { class: "dirtied", figure: &|placed| placed.dirty_rate };
     shapes.extend(panel(SECOND, "Rate of pages", Unit::PagesPerSec, &placed, &time, &[("sent", sent), ("dirtied", dirtied)]));
     let description = format!(
         "{} rounds along {}; bandwidth and the rates of pages sent and dirtied as steps. The table of rounds holds the same figures.",
@@ -54,7 +56,7 @@ fn place<'a>(report: &'a Migration) -> Vec<Placed<'a>> {
     let pause = report.preparation_ms.0;
     let resume = pause + report.downtime_ms.0;
     let mut now = 0.0_f64;
-    let place = |round: &'a Round| {
+    let place = |(round, dirty_rate): (&'a Round, Option<f64>)| {
         let earliest = match kind(round) {
             "pre-copy" => 0.0,
             "post-copy" => resume,
@@ -62,9 +64,9 @@ fn place<'a>(report: &'a Migration) -> Vec<Placed<'a>> {
         };
         let from = now.max(earliest);
         now = from + round.duration_ms.0;
-        Placed { round, from, to: now }
+        Placed { round, from, to: now, dirty_rate }
     };
-    report.rounds.iter().map(place).collect()
+    report.rounds.iter().zip(report.dirty_rates()).map(place).collect()
 }
 
 /// The time in which the guest runs nowhere, behind everything.
@@ -86,7 +88,7 @@ fn downtime(report: &Migration, time: &Axis) -> Vec<Element> {
 /// A block a round with its number in it, and the decision after it below.
 fn strip(placed: &[Placed<'_>], time: &Axis) -> Vec<Element> {
     let mut shapes = vec![plot::label_before("-8", STRIP + 15.0, "round").class("tick"), plot::label_before("-8", DECISIONS, "then").class("tick")];
-    for Placed { round, from, to } in placed {
+    for Placed { round, from, to, .. } in placed {
         let [start, end] = [*from, *to].map(|at| time.position(at));
         let mut says =
             format!("round {}, {}: {} pages in {}", round.index, round.kind, Unit::Pages.show(round.pages.0), Unit::Millis.show(to - from));
@@ -135,7 +137,7 @@ fn kind(round: &Round) -> &'static str {
 
 /// Figures over the same time, each as steps.
 fn panel(top: f64, title: &str, unit: Unit, placed: &[Placed<'_>], time: &Axis, lines: &[(&str, Steps<'_>)]) -> Vec<Element> {
-    let figures: Vec<f64> = lines.iter().flat_map(|(_, steps)| placed.iter().filter_map(|placed| (steps.figure)(placed.round))).collect();
+    let figures: Vec<f64> = lines.iter().flat_map(|(_, steps)| placed.iter().filter_map(|placed| (steps.figure)(placed))).collect();
     let axis = Axis::for_lines(&figures);
     let low = top + HEADING + PANEL;
     let scale = if axis.is_logarithmic() { ", logarithmic" } else { "" };
@@ -153,19 +155,19 @@ fn panel(top: f64, title: &str, unit: Unit, placed: &[Placed<'_>], time: &Axis, 
     shapes.push(plot::level(0.0, 1.0, low).class("base"));
     for (_, steps) in lines {
         let mut before: Option<(f64, f64)> = None;
-        for Placed { round, from, to } in placed {
-            let Some(figure) = (steps.figure)(round).filter(|figure| axis.holds(*figure)) else {
+        for placed in placed {
+            let Some(figure) = (steps.figure)(placed).filter(|figure| axis.holds(*figure)) else {
                 before = None;
                 continue;
             };
             let y = ((low - axis.position(figure) * PANEL) * 100.0).round() / 100.0;
-            let [start, end] = [*from, *to].map(|at| time.position(at));
+            let [start, end] = [placed.from, placed.to].map(|at| time.position(at));
             shapes.extend(
                 before
                     .filter(|(_, until)| start - until < TOUCHING)
                     .map(|(earlier, _)| plot::upright(start, earlier, y).class(format_args!("step {}", steps.class))),
             );
-            let says = format!("round {}: {}", round.index, unit.show(figure));
+            let says = format!("round {}: {}", placed.round.index, unit.show(figure));
             shapes.push(plot::level(start, end, y).class(format_args!("step {}", steps.class)).child(element("title").text(says)));
             before = Some((y, end));
         }

@@ -69,6 +69,16 @@ fn every_round_is_in_the_picture_and_in_the_table() {
 }
 
 #[test]
+fn what_a_round_left_over_was_not_dirtied_in_it() {
+    let mut report = value(SENDER);
+    report["rounds"][1]["pages"] = 193.into();
+    report["rounds"][1]["dirty_after"] = 8100.into();
+    let page = page(&[&report.to_string()]);
+    // Of 8193 pages 8000 were left, so 100 were dirtied in 399.459 ms.
+    assert_eq!(table(&parse(&page), "Rounds")[1][6..8], ["8100", "250 pages/s"]);
+}
+
+#[test]
 fn parts_add_up_to_the_whole() {
     let page = page(&[SENDER]);
     let document = parse(&page);

@@ -36,6 +36,20 @@ impl Migration {
     pub(in super::super) fn is_receivers(&self) -> bool {
         self.tracker.is_none()
     }
+
+    /// Distinct pages that the guest dirtied a second in each round; none while it stands still.
+    ///
+    /// What is dirty after a round that did not send all that was dirty before it counts what it left over.
+    pub(in super::super) fn dirty_rates(&self) -> Vec<Option<f64>> {
+        let mut before = 0.0;
+        let rate = |round: &Round| {
+            let after = round.dirty_after?.0;
+            let left_over = (before - round.pages.0).max(0.0);
+            before = after;
+            if round.guest_runs() { round.each_second((after - left_over).max(0.0)) } else { None }
+        };
+        self.rounds.iter().map(rate).collect()
+    }
 }
 
 /// A round.
@@ -59,11 +73,6 @@ impl Round {
     /// Pages sent a second.
     pub(in super::super) fn send_rate(&self) -> Option<f64> {
         self.each_second(self.pages.0)
-    }
-
-    /// Distinct pages that the guest dirtied a second; none while it stands still.
-    pub(in super::super) fn dirty_rate(&self) -> Option<f64> {
-        if self.guest_runs() { self.each_second(self.dirty_after?.0) } else { None }
     }
 
     /// Whether the guest runs at the source.
