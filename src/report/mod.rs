@@ -2,7 +2,7 @@
 //!
 //! The page has to be readable anywhere and for ever: everything is inside it (style, pictures), it needs no script and
 //! no network, follows the reader's choice of light or dark, and each picture has its figures beside it as text.
-//! It is built as a tree of elements ([`markup`]) whose text and attributes are escaped when they are printed, so nothing
+//! It is built as a tree of elements (`markup`) whose text and attributes are escaped when they are printed, so nothing
 //! that comes from a file can become markup.
 //!
 //! Pictures are fluid: positions along the width are percentages, heights and letters are pixels, so that a picture is as
