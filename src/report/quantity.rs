@@ -63,8 +63,8 @@ impl Unit {
     /// The prefix for labels of an axis up to `largest`, where many digits have no room.
     pub(super) fn axis_scale(self, largest: f64) -> Scale {
         match self {
-            Self::PagesPerSec if largest >= 1e5 => Scale { divisor: 1e3, name: "thousand pages/s" },
-            Self::Pages if largest >= 1e6 => Scale { divisor: 1e3, name: "thousand pages" },
+            Self::PagesPerSec if largest >= 1e5 => Scale { divisor: 1e3, name: "1000 pages/s" },
+            Self::Pages if largest >= 1e6 => Scale { divisor: 1e3, name: "1000 pages" },
             _ => self.scale(largest),
         }
     }

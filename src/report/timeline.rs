@@ -43,7 +43,7 @@ pub(super) fn timeline(id: String, report: &Migration) -> Option<Element> {
     shapes.extend(panel(FIRST, "Bandwidth on the wire", Unit::BitsPerSec, &placed, &time, &[("", bandwidth)]));
     let sent = Steps { class: "sent", figure: &|placed| placed.round.send_rate() };
     let dirtied = Steps { class: "dirtied", figure: &|placed| placed.dirty_rate };
-    shapes.extend(panel(SECOND, "Rate of pages", Unit::PagesPerSec, &placed, &time, &[("sent", sent), ("dirtied", dirtied)]));
+    shapes.extend(panel(SECOND, "Rates", Unit::PagesPerSec, &placed, &time, &[("sent", sent), ("dirtied", dirtied)]));
     let description = format!(
         "{} rounds along {}; bandwidth and the rates of pages sent and dirtied as steps. The table of rounds holds the same figures.",
         placed.len(),
@@ -140,7 +140,7 @@ fn panel(top: f64, title: &str, unit: Unit, placed: &[Placed<'_>], time: &Axis, 
     let figures: Vec<f64> = lines.iter().flat_map(|(_, steps)| placed.iter().filter_map(|placed| (steps.figure)(placed))).collect();
     let axis = Axis::for_lines(&figures);
     let low = top + HEADING + PANEL;
-    let scale = if axis.is_logarithmic() { ", logarithmic" } else { "" };
+    let scale = if axis.is_logarithmic() { ", log" } else { "" };
     let heading =
         element("text").with("x", -GUTTER).with("y", top + 8.0).class("heading").text(format_args!("{title}, {}{scale}", axis.unit_name(unit)));
     let keys = lines.iter().filter(|(name, _)| !name.is_empty()).flat_map(|(name, steps)| {
