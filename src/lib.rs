@@ -17,6 +17,8 @@ pub mod memory;
 pub mod page;
 pub mod policy;
 pub mod protocol;
+#[cfg(feature = "cli")]
+pub mod report;
 pub mod source;
 pub mod stats;
 mod sys;

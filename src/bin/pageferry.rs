@@ -7,6 +7,7 @@ use pageferry::cli::args::{ReceiveArgs, SendArgs};
 use pageferry::cli::bench::{self, BenchArgs};
 use pageferry::cli::exit::Exit;
 use pageferry::cli::plan::{self, PlanArgs};
+use pageferry::cli::report::{self, ReportArgs};
 use pageferry::cli::{demo, probe, receive, send, start};
 
 /// Live migration of guest memory.
@@ -33,9 +34,8 @@ enum Commands {
     Receive(ReceiveArgs),
     /// Measures migrations of several guests on several links, and QEMU's beside them.
     Bench(BenchArgs),
-    /// Turns JSON into a page of pictures.
-    #[command(hide = true)]
-    Report,
+    /// Turns the JSON of migrations and benches into one HTML page with pictures.
+    Report(ReportArgs),
     /// Makes certificates for two hosts.
     #[command(hide = true)]
     Keys,
@@ -52,7 +52,7 @@ fn main() -> ExitCode {
             Commands::Send(args) => send::run(&args.settings()?),
             Commands::Receive(args) => receive::run(args.settings()?),
             Commands::Bench(args) => bench::run(&args),
-            Commands::Report => Ok(not_built_in("report")),
+            Commands::Report(args) => report::run(&args).map(|()| Exit::Completed),
             Commands::Keys => Ok(not_built_in("keys")),
         }
     })

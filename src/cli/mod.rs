@@ -10,6 +10,7 @@ pub mod plan;
 pub mod probe;
 pub mod progress;
 pub mod receive;
+pub mod report;
 pub mod send;
 pub mod signals;
 pub mod start;

@@ -13,6 +13,7 @@ mod handover;
 mod moves;
 mod proxy;
 mod refusals;
+mod report;
 mod reports;
 mod strangers;
 mod terminal;
