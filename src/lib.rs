@@ -2,6 +2,8 @@
 //!
 //! See the README for what it is and how to begin.
 
+#[cfg(feature = "cli")]
+pub mod bench;
 pub mod bitmap;
 #[cfg(feature = "cli")]
 pub mod cli;
