@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use pageferry::cli::args::{ReceiveArgs, SendArgs};
+use pageferry::cli::bench::{self, BenchArgs};
 use pageferry::cli::exit::Exit;
 use pageferry::cli::plan::{self, PlanArgs};
 use pageferry::cli::{demo, probe, receive, send, start};
@@ -30,9 +31,8 @@ enum Commands {
     /// `pageferry-receive` under another name, for the demo.
     #[command(hide = true)]
     Receive(ReceiveArgs),
-    /// Holds pageferry against QEMU.
-    #[command(hide = true)]
-    Bench,
+    /// Measures migrations of several guests on several links, and QEMU's beside them.
+    Bench(BenchArgs),
     /// Turns JSON into a page of pictures.
     #[command(hide = true)]
     Report,
@@ -51,7 +51,7 @@ fn main() -> ExitCode {
             Commands::Probe => Ok(probe::run(&mut out).map(|()| Exit::Completed)?),
             Commands::Send(args) => send::run(&args.settings()?),
             Commands::Receive(args) => receive::run(args.settings()?),
-            Commands::Bench => Ok(not_built_in("bench")),
+            Commands::Bench(args) => bench::run(&args),
             Commands::Report => Ok(not_built_in("report")),
             Commands::Keys => Ok(not_built_in("keys")),
         }

@@ -41,7 +41,7 @@ pub(super) const PAGE: PageIndex = PageIndex(CONTROL_PAGE);
 /// How far behind a guest may be and still catch up, nanoseconds.
 pub(super) const BACKLOG_NS: u64 = 10_000_000;
 
-const MAGIC: u64 = u64::from_le_bytes(*b"ferrypg1");
+pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"ferrypg1");
 
 /// The words of the page, by position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -34,6 +34,8 @@ use std::time::Duration;
 pub use check::{CheckError, Expected};
 #[cfg(all(feature = "kvm", target_arch = "x86_64"))]
 pub use kvm::KvmGuest;
+#[cfg(all(feature = "cli", feature = "kvm", target_arch = "x86_64"))]
+pub(crate) use kvm::{ControlWord, GuestImage, pc_firmware};
 pub use pattern::Pattern;
 pub use spec::{GuestKind, GuestSpec, MAX_GUEST_BYTES, MAX_RATE, Rate, SpecError};
 pub use state::StateError;

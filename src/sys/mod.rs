@@ -4,6 +4,8 @@
 //! kernel structs are asserted at compile time, raw descriptors do not leave. No policy lives here.
 #![expect(unsafe_code, reason = "system calls")]
 
+#[cfg(all(feature = "cli", feature = "kvm", target_arch = "x86_64"))]
+pub(crate) mod firmware;
 #[cfg(feature = "userfaultfd")]
 pub(crate) mod huge;
 pub(crate) mod kvm_log;

@@ -10,12 +10,17 @@
 //!
 //! A throttled vCPU is kicked at the end of its part of each period, and its thread then waits for the next one.
 
+#[cfg(feature = "cli")]
+mod image;
 mod program;
 mod registers;
 mod running;
 
 use std::io;
 use std::sync::Arc;
+
+#[cfg(feature = "cli")]
+pub(crate) use image::{ControlWord, GuestImage, pc_firmware};
 
 use super::body::Body;
 use super::check::{CheckError, Program};

@@ -1,0 +1,153 @@
+//! One migration by QEMU, of the same guest: the same program at the same pace on the same memory contents.
+//!
+//! Total and downtime are QEMU's own. The guest's longest gap is the one that the guest itself has seen, as long as its
+//! clock went on by the real time from one machine to the other; where that is not so it is what the watching thread saw.
+
+mod machine;
+mod mode;
+mod qmp;
+
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+pub(crate) use machine::PROGRAM;
+pub use mode::Mode;
+
+use super::measure::{Ended, Job, await_first_write, ms, pace};
+use super::network::End;
+use super::results::{Figures, Run};
+use super::watch::{Seen, Subject, Watch};
+use super::window::Window;
+use crate::guests::ControlWord;
+use machine::{Machine, VCPU};
+
+/// Moves the guest once.
+///
+/// # Errors
+/// When something else than the cap ended it.
+pub(super) fn run(job: &Job<'_>, mode: Mode, directory: &Path) -> Result<Ended> {
+    let mut source = Machine::start(job, End::Source, directory)?;
+    let mut destination = Machine::start(job, End::Destination, directory)?;
+    let result = migrate(job, mode, &mut source, &mut destination);
+    result.with_context(|| format!("QEMU said:\n{}\n{}", source.process.stderr.last_words(), destination.process.stderr.last_words()))
+}
+
+fn migrate(job: &Job<'_>, mode: Mode, source: &mut Machine, destination: &mut Machine) -> Result<Ended> {
+    let windows = [&*source, &*destination].map(|machine| Window::of_size(machine.process.pid(), job.guest.memory()));
+    let [here, there] = windows;
+    let (here, there) = (here?, there?);
+    here.build(job.image).context("the guest cannot be put into QEMU's memory")?;
+    for machine in [&mut *source, &mut *destination] {
+        machine.qmp.execute("migrate-set-capabilities", mode.capabilities())?;
+        machine.qmp.execute("migrate-set-parameters", mode.parameters(job.guest.memory()))?;
+    }
+    destination.qmp.execute("migrate-incoming", json!({ "uri": URI }))?;
+    source.qmp.execute("cont", json!({}))?;
+    await_first_write(&here, FIRST_WRITE)?;
+    thread::sleep(job.warm_up / 4);
+    let before = pace(&here, job.warm_up / 2)?;
+    thread::sleep(job.warm_up / 4);
+
+    here.forget_gap()?;
+    let clock = Clock::of(&here)?;
+    let watch = Watch::start(Subject { pids: [source.process.pid(), destination.process.pid()], vcpu: VCPU, windows: vec![here, there] })?;
+    let start = Instant::now();
+    source.qmp.execute("migrate", json!({ "uri": URI }))?;
+    if mode.is_post_copy() && source.qmp.await_status("active", start + job.cap)? {
+        source.qmp.execute("migrate-start-postcopy", json!({}))?;
+    }
+    let completed = source.qmp.await_status("completed", start + job.cap)?;
+    let seen = watch.stop()?;
+    if !completed {
+        return Ok(Ended::NotDone);
+    }
+    let answer = source.qmp.execute("query-migrate", json!({}))?;
+    let gap = look_after(job, &seen, &clock)?;
+    Ok(Ended::Completed(Run { figures: figures(&answer, &seen, start, gap, before)?, report: None }))
+}
+
+/// Lets the guest run for a while, as our receiver does, and sees that it is whole; its longest gap.
+fn look_after(job: &Job<'_>, seen: &Seen, clock: &Clock) -> Result<Duration> {
+    let [here, there] = seen.windows.as_slice() else { anyhow::bail!("both ends are to be seen") };
+    thread::sleep(PROOF);
+    let writes = there.word(ControlWord::Writes)?;
+    ensure!(writes > here.word(ControlWord::Writes)?, "the guest does not run at the destination");
+    there.check(job.image)?;
+    ensure!(there.word(ControlWord::Writes)? > writes, "the guest does not run on at the destination");
+    if clock.went_on(&Clock::of(there)?) { Ok(Duration::from_nanos(there.word(ControlWord::LongestGap)?)) } else { Ok(seen.longest_gap) }
+}
+
+fn figures(answer: &Value, seen: &Seen, start: Instant, gap: Duration, before: Option<f64>) -> Result<Figures> {
+    let number = |value: &Value, name: &str| value[name].as_u64().with_context(|| format!("query-migrate says no {name}: {answer}"));
+    Ok(Figures {
+        total_ms: number(answer, "total-time")? as f64,
+        downtime_ms: number(answer, "downtime")? as f64,
+        guest_gap_ms: Some(ms(gap)),
+        wire_bytes: seen.wire_bytes,
+        engine_bytes: number(&answer["ram"], "transferred")?,
+        cpu_source_s: seen.cpu_s[0],
+        cpu_destination_s: seen.cpu_s[1],
+        guest_writes_per_s: seen.writes_per_s(start),
+        guest_writes_before_per_s: before,
+    })
+}
+
+/// What the guest's clock said, and when.
+struct Clock {
+    host: Instant,
+    guest: Duration,
+}
+
+impl Clock {
+    /// Of a guest that runs.
+    fn of(window: &Window) -> Result<Self> {
+        let last = || window.word(ControlWord::LastWrite);
+        // Right after a write the clock of the guest is not older than the look at it.
+        let (before, deadline) = (last()?, Instant::now() + FIRST_WRITE);
+        loop {
+            let now = last()?;
+            if now != before {
+                return Ok(Self { host: Instant::now(), guest: Duration::from_nanos(now) });
+            }
+            ensure!(Instant::now() < deadline, "the guest does not write");
+        }
+    }
+
+    /// Whether the guest's time went on by the host's until `later`.
+    fn went_on(&self, later: &Self) -> bool {
+        let (host, guest) = (later.host - self.host, later.guest.saturating_sub(self.guest));
+        host.abs_diff(guest) < CLOCK_SLACK
+    }
+}
+
+const URI: &str = "tcp:192.0.2.2:4444";
+
+const FIRST_WRITE: Duration = Duration::from_secs(20);
+/// How long the guest runs at the destination before it is looked at.
+const PROOF: Duration = Duration::from_millis(300);
+/// By how much two readings of the same clock may differ on a busy machine.
+const CLOCK_SLACK: Duration = Duration::from_millis(3);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::network::DESTINATION;
+
+    #[test]
+    fn the_destination_is_where_the_network_has_it() {
+        assert_eq!(URI, format!("tcp:{DESTINATION}:4444"));
+    }
+
+    #[test]
+    fn a_clock_that_stood_still_is_found_out() {
+        let host = Instant::now();
+        let at = |host_ms, guest_ms| Clock { host: host + Duration::from_millis(host_ms), guest: Duration::from_millis(guest_ms) };
+        assert!(at(0, 700).went_on(&at(1000, 1701)));
+        assert!(!at(0, 700).went_on(&at(1000, 1600)), "without the downtime");
+        assert!(!at(0, 700).went_on(&at(1000, 5)), "began anew");
+    }
+}

@@ -1,0 +1,181 @@
+//! All scenarios, one after the other, and in each all engines by turns.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::compare::{bars, medians, ratios};
+use super::floor::floor;
+use super::host;
+use super::leftovers::Leftovers;
+use super::measure::{Ended, Job};
+use super::network::Network;
+use super::qemu::{self, Mode};
+use super::results::{BenchResults, COMPLETED, EngineResults, KIND, LinkResults, PAGEFERRY, QEMU, Run, SCHEMA, ScenarioResults};
+use super::scenario::Scenario;
+use super::{ours, table};
+use crate::guests::{GuestImage, GuestSpec};
+
+/// What is to be measured.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// On which guests and links.
+    pub scenarios: Vec<Scenario>,
+    /// How often.
+    pub pairs: u32,
+    /// Against which modes of QEMU; none to leave it out.
+    pub modes: Vec<Mode>,
+    /// Guests of a size that proves nothing, one run of each.
+    pub quick: bool,
+    /// How long one migration may take.
+    pub cap: Duration,
+    /// Flags for our sender beside the defaults.
+    pub flags: Vec<String>,
+    /// The command line, for the results.
+    pub command: String,
+}
+
+/// Measures. `say` is told what goes on.
+///
+/// # Errors
+/// When something could not be measured; a bar that is missed is no error.
+pub fn run(plan: &Plan, leftovers: &Leftovers, say: &mut dyn FnMut(&str)) -> Result<BenchResults> {
+    let directory = leftovers.make_directory()?;
+    let with_qemu = !plan.modes.is_empty();
+    let mut results = BenchResults {
+        schema: SCHEMA,
+        kind: KIND.to_owned(),
+        machine: host::machine(),
+        versions: host::versions(with_qemu),
+        command: plan.command.clone(),
+        date: host::date(),
+        pairs: plan.pairs,
+        scenarios: Vec::new(),
+    };
+    for scenario in &plan.scenarios {
+        let measured = Session { plan, scenario, leftovers, directory: &directory }.run(say).with_context(|| scenario.name)?;
+        say(&table::block(&measured));
+        results.scenarios.push(measured);
+    }
+    Ok(results)
+}
+
+/// One scenario under way.
+struct Session<'s> {
+    plan: &'s Plan,
+    scenario: &'s Scenario,
+    leftovers: &'s Leftovers,
+    directory: &'s Path,
+}
+
+/// One engine in one mode, and its runs so far.
+struct Contender {
+    /// `None` is this engine.
+    mode: Option<Mode>,
+    runs: Vec<Run>,
+    gave_up: bool,
+}
+
+impl Session<'_> {
+    fn run(&self, say: &mut dyn FnMut(&str)) -> Result<ScenarioResults> {
+        let Scenario { name, title, link, heavy, .. } = self.scenario;
+        let guest = self.scenario.guest(self.plan.quick)?;
+        let image = GuestImage::new(&guest)?;
+        let network = Network::new(*link, self.leftovers)?;
+        let measured = if link.is_none() { Some(network.measure()?) } else { None };
+        let bits_per_s = link.map(|bits| bits as f64);
+        let bytes_per_s = measured.or(bits_per_s.map(|bits| bits / 8.0)).context("a link without a rate")?;
+        let floor = floor(&image, &guest, self.warm_up().as_secs(), bytes_per_s);
+        let job = self.job(&network, &guest, &image);
+        let engines = self.contest(&job, say)?;
+        Ok(ScenarioResults {
+            name: (*name).to_owned(),
+            title: (*title).to_owned(),
+            guest: guest.to_string(),
+            link: LinkResults { rate_bits_per_s: bits_per_s, measured_bytes_per_s: measured },
+            floor,
+            ratios: ratios(&engines),
+            bars: if self.plan.quick { Vec::new() } else { bars(&engines, floor, *heavy) },
+            engines,
+        })
+    }
+
+    fn contest(&self, job: &Job<'_>, say: &mut dyn FnMut(&str)) -> Result<Vec<EngineResults>> {
+        let modes = std::iter::once(None).chain(self.plan.modes.iter().copied().map(Some));
+        let mut contenders: Vec<_> = modes.map(|mode| Contender { mode, runs: Vec::new(), gave_up: false }).collect();
+        if !self.plan.quick {
+            // One of each engine is enough to have the machine's memory touched.
+            for contender in contenders.iter_mut().take(2) {
+                let name = contender.name();
+                self.migrate(job, contender.mode).with_context(|| name.clone())?;
+                say(&format!("{}: warm-up: {name}", self.scenario.name));
+            }
+        }
+        for pair in 1..=self.plan.pairs {
+            for contender in contenders.iter_mut().filter(|contender| !contender.gave_up) {
+                let name = contender.name();
+                let how = match self.migrate(job, contender.mode).with_context(|| name.clone())? {
+                    Ended::Completed(run) => {
+                        let how = format!("{:.0} ms", run.figures.total_ms);
+                        contender.runs.push(run);
+                        how
+                    }
+                    Ended::NotDone => {
+                        contender.gave_up = true;
+                        self.not_done()
+                    }
+                };
+                say(&format!("{}: {pair} of {}: {name}: {how}", self.scenario.name, self.plan.pairs));
+            }
+        }
+        Ok(contenders.into_iter().map(|contender| contender.results(&self.not_done())).collect())
+    }
+
+    fn migrate(&self, job: &Job<'_>, mode: Option<Mode>) -> Result<Ended> {
+        match mode {
+            None => ours::run(job, &self.plan.flags),
+            Some(mode) => qemu::run(job, mode, self.directory),
+        }
+    }
+
+    fn job<'j>(&'j self, network: &'j Network, guest: &'j GuestSpec, image: &'j GuestImage) -> Job<'j> {
+        Job { network, guest, image, leftovers: self.leftovers, warm_up: self.warm_up(), cap: self.plan.cap }
+    }
+
+    fn warm_up(&self) -> Duration {
+        if self.plan.quick { QUICK_WARM_UP } else { self.scenario.warm_up }
+    }
+
+    fn not_done(&self) -> String {
+        format!("not done after {} s", self.plan.cap.as_secs())
+    }
+}
+
+impl Contender {
+    fn name(&self) -> String {
+        format!("{} {}", self.engine(), self.mode_name())
+    }
+
+    fn engine(&self) -> &'static str {
+        if self.mode.is_some() { QEMU } else { PAGEFERRY }
+    }
+
+    fn mode_name(&self) -> &'static str {
+        self.mode.map_or("default", Mode::name)
+    }
+
+    fn results(self, not_done: &str) -> EngineResults {
+        EngineResults {
+            engine: self.engine().to_owned(),
+            mode: self.mode_name().to_owned(),
+            post_copy: self.mode.is_some_and(Mode::is_post_copy),
+            outcome: if self.gave_up { not_done.to_owned() } else { COMPLETED.to_owned() },
+            // Runs that completed before one that did not are no picture of the mode.
+            median: if self.gave_up { None } else { medians(&self.runs) },
+            runs: self.runs,
+        }
+    }
+}
+
+const QUICK_WARM_UP: Duration = Duration::from_millis(400);

@@ -1,0 +1,159 @@
+//! The results as a table for people.
+
+use std::fmt::{self, Write};
+
+use super::results::{Bar, BenchResults, EngineResults, Figures, ScenarioResults};
+
+/// All scenarios, a block each.
+#[must_use]
+pub fn table(results: &BenchResults) -> String {
+    let mut out = String::new();
+    write_all(results, &mut out).expect("a string takes everything");
+    out
+}
+
+/// One scenario.
+#[must_use]
+pub fn block(scenario: &ScenarioResults) -> String {
+    let mut out = String::new();
+    write_block(scenario, &mut out).expect("a string takes everything");
+    out
+}
+
+fn write_all(results: &BenchResults, out: &mut String) -> fmt::Result {
+    let versions = &results.versions;
+    writeln!(out, "{}", results.machine)?;
+    writeln!(out, "pageferry {}, QEMU {}", versions.pageferry, versions.qemu.as_deref().unwrap_or("not run"))?;
+    writeln!(out, "{}; medians of {}\n", results.command, results.pairs)?;
+    results.scenarios.iter().try_for_each(|scenario| {
+        write_block(scenario, out)?;
+        writeln!(out)
+    })?;
+    let bars: Vec<_> = results.scenarios.iter().flat_map(|scenario| &scenario.bars).collect();
+    if !bars.is_empty() {
+        writeln!(out, "{} of {} bars met", bars.iter().filter(|bar| bar.met).count(), bars.len())?;
+    }
+    Ok(())
+}
+
+fn write_block(scenario: &ScenarioResults, out: &mut String) -> fmt::Result {
+    let ScenarioResults { name, title, guest, link, floor, engines, ratios, bars } = scenario;
+    writeln!(out, "{name}: {title}")?;
+    writeln!(out, "  {guest}")?;
+    write!(out, "  floor {:.1} MB, {:.0} ms", mega(floor.bytes), floor.total_ms)?;
+    match link.measured_bytes_per_s {
+        Some(rate) => writeln!(out, " (two TCP streams move {:.0} MB/s)", rate / 1e6)?,
+        None => writeln!(out)?,
+    }
+    writeln!(out, "  {:<24}{}", "", COLUMNS.map(|column| format!("{column:>12}")).concat())?;
+    for engine in engines {
+        write_engine(engine, out)?;
+    }
+    if let Some(ratios) = ratios {
+        let cells = [ratios.total, ratios.downtime, ratios.guest_gap, ratios.wire_bytes, ratios.cpu];
+        let cells = cells.map(|ratio| ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}")));
+        writeln!(out, "  {:<24}{}", "ratio to QEMU's best", cells.map(|cell| format!("{cell:>12}")).concat())?;
+    }
+    bars.iter().try_for_each(|bar| write_bar(bar, out))
+}
+
+fn write_engine(engine: &EngineResults, out: &mut String) -> fmt::Result {
+    let name = format!("{} {}", engine.engine, engine.mode);
+    match &engine.median {
+        Some(figures) => writeln!(out, "  {name:<24}{}", cells(figures).map(|cell| format!("{cell:>12}")).concat()),
+        None => writeln!(out, "  {name:<24}  {}", engine.outcome),
+    }
+}
+
+fn cells(figures: &Figures) -> [String; COLUMNS.len()] {
+    let known = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
+    let share = figures.guest_writes_per_s.zip(figures.guest_writes_before_per_s).filter(|(_, before)| *before > 0.0);
+    [
+        format!("{:.0}", figures.total_ms),
+        format!("{:.1}", figures.downtime_ms),
+        known(figures.guest_gap_ms.map(|gap| format!("{gap:.1}"))),
+        format!("{:.1}", mega(figures.wire_bytes)),
+        format!("{:.2}", figures.cpu_source_s + figures.cpu_destination_s),
+        known(figures.guest_writes_per_s.map(|rate| format!("{rate:.0}"))),
+        known(share.map(|(during, before)| format!("{:.0} %", during / before * 100.0))),
+    ]
+}
+
+fn write_bar(bar: &Bar, out: &mut String) -> fmt::Result {
+    let show = |value: f64| match bar.unit.as_str() {
+        "bytes" => format!("{:.1} MB", value / 1e6),
+        unit => format!("{value:.1} {unit}"),
+    };
+    let verdict = if bar.met { "met" } else { "MISSED" };
+    let value = bar.value.map_or_else(|| "none".to_owned(), show);
+    writeln!(out, "  {verdict:<6}  {} at most {} ({}): {value}", bar.what.replace('_', " "), show(bar.limit), bar.rule)
+}
+
+fn mega(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
+}
+
+const COLUMNS: [&str; 7] = ["total ms", "downtime ms", "guest gap ms", "wire MB", "CPU s", "writes/s", "of before"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::compare::tests::{FLOOR, engines};
+    use crate::bench::compare::{bars, ratios};
+    use crate::bench::results::{KIND, LinkResults, SCHEMA, Versions};
+
+    fn results() -> BenchResults {
+        let engines = engines();
+        let scenario = ScenarioResults {
+            name: "busy".into(),
+            title: "a busy guest".into(),
+            guest: "kvm:memory=1GiB".into(),
+            link: LinkResults { rate_bits_per_s: None, measured_bytes_per_s: Some(2e9) },
+            floor: FLOOR,
+            ratios: ratios(&engines),
+            bars: bars(&engines, FLOOR, false),
+            engines,
+        };
+        BenchResults {
+            schema: SCHEMA,
+            kind: KIND.into(),
+            machine: "2 x a processor".into(),
+            versions: Versions { pageferry: "0.1.0".into(), qemu: Some("10.0.2".into()), rustc: None },
+            command: "pageferry bench --qemu".into(),
+            date: "2026-01-31T12:00:00Z".into(),
+            pairs: 1,
+            scenarios: vec![scenario],
+        }
+    }
+
+    #[test]
+    fn every_engine_has_a_line_and_every_bar_its_verdict() {
+        let text = table(&results());
+        let line = |start: &str| text.lines().find(|line| line.trim_start().starts_with(start)).unwrap_or_else(|| panic!("{start}\n{text}"));
+        assert_eq!(
+            line("pageferry default").split_whitespace().collect::<Vec<_>>(),
+            ["pageferry", "default", "600", "10.0", "20.0", "0.0", "0.60", "9000", "90", "%"]
+        );
+        assert!(line("qemu xbzrle").ends_with("not done after 40 s"));
+        assert!(line("ratio").contains("0.75") && line("ratio").contains("0.40"));
+        assert!(line("MISSED").contains("total at most 440.0 ms (1.1 of the floor): 600.0 ms"), "{text}");
+        assert!(text.ends_with("2 of 3 bars met\n"), "{text}");
+        let width = line("qemu pre-copy").chars().count();
+        assert!([line("pageferry default"), line("qemu post-copy")].iter().all(|line| line.chars().count() == width), "{text}");
+    }
+
+    #[test]
+    fn the_json_form_is_read_back_and_has_its_fixed_names() {
+        let results = results();
+        let json = serde_json::to_value(&results).unwrap();
+        assert_eq!(serde_json::from_value::<BenchResults>(json.clone()).unwrap(), results);
+        assert_eq!(json["kind"], "bench");
+        let scenario = &json["scenarios"][0];
+        assert_eq!(scenario["engines"][0]["runs"][0]["total_ms"], 600.0);
+        assert!(scenario["engines"][0]["runs"][0]["report"].is_null());
+        assert_eq!(scenario["engines"][3]["median"], serde_json::Value::Null);
+        assert_eq!(scenario["ratios"]["total"], 0.75);
+        assert_eq!(scenario["bars"][0]["met"], false);
+        assert!(scenario["link"]["rate_bits_per_s"].is_null());
+    }
+}

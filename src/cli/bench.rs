@@ -1,0 +1,160 @@
+//! `pageferry bench`: measures this engine, and QEMU beside it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::args::Output;
+use super::exit::Exit;
+use super::units::{number_in, parse_time};
+
+/// What can be asked of the bench.
+#[derive(Clone, Debug, clap::Args)]
+pub struct BenchArgs {
+    /// Only these scenarios (--list has their names)
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub scenario: Vec<String>,
+    /// Runs of each engine and mode
+    #[arg(long, value_name = "N", default_value = "5", value_parser = number_in::<u32>(1..=1000))]
+    pub pairs: u32,
+    /// Run the same guests through QEMU as well, in every mode that makes sense
+    #[arg(long)]
+    pub qemu: bool,
+    /// Only these modes of QEMU: pre-copy, multifd, multifd-zstd, xbzrle, post-copy
+    #[arg(long, value_name = "MODE", value_delimiter = ',', requires = "qemu")]
+    pub modes: Vec<String>,
+    /// Where the results go as JSON; `-` is standard output, which then has no table
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Give up on a migration that takes longer than this
+    #[arg(long, value_name = "TIME", default_value = "40s", value_parser = parse_time)]
+    pub cap: Duration,
+    /// A flag for our sender beside its defaults, such as --with=--channels=4; may be repeated
+    #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
+    pub with: Vec<String>,
+    /// Say what the scenarios are, and end
+    #[arg(long)]
+    pub list: bool,
+    /// Small guests, one run of each: shows that everything works, and nothing else
+    #[arg(long)]
+    pub quick: bool,
+}
+
+impl BenchArgs {
+    /// Where the results go.
+    fn output(&self) -> Option<Output> {
+        self.json.clone().map(Output::from)
+    }
+}
+
+/// Measures, and prints a table.
+///
+/// # Errors
+/// When something is missing or could not be measured. A bar that is missed is a result.
+#[cfg(all(feature = "kvm", target_arch = "x86_64"))]
+pub fn run(args: &BenchArgs) -> anyhow::Result<Exit> {
+    measuring::run(args)
+}
+
+/// Says that there is no bench in this build.
+///
+/// # Errors
+/// Never.
+#[cfg(not(all(feature = "kvm", target_arch = "x86_64")))]
+pub fn run(_args: &BenchArgs) -> anyhow::Result<Exit> {
+    eprintln!("bench: needs KVM guests; this program was built without the feature `kvm`");
+    Ok(Exit::Usage)
+}
+
+#[cfg(all(feature = "kvm", target_arch = "x86_64"))]
+mod measuring {
+    use std::io::Write;
+
+    use anyhow::{Context, bail};
+
+    use super::{BenchArgs, Exit, Output};
+    use crate::bench::results::BenchResults;
+    use crate::bench::{self, Leftovers, Mode, Plan, Scenario};
+    use crate::cli::output::create;
+    use crate::cli::signals;
+
+    pub(super) fn run(args: &BenchArgs) -> anyhow::Result<Exit> {
+        if args.list {
+            list();
+            return Ok(Exit::Completed);
+        }
+        let (scenarios, modes) = match (scenarios(args), modes(args)) {
+            (Ok(scenarios), Ok(modes)) => (scenarios, modes),
+            (Err(problem), _) | (_, Err(problem)) => {
+                eprintln!("{problem}");
+                return Ok(Exit::Usage);
+            }
+        };
+        let missing = bench::missing(args.qemu);
+        if !missing.is_empty() {
+            bail!("the bench needs {}", missing.join("\nand "));
+        }
+        // Made before the first run: hours later would be too late to find out.
+        let file = match args.output() {
+            Some(Output::File(path)) => Some(create("--json", &path)?),
+            _ => None,
+        };
+        let leftovers = Leftovers::default();
+        let theirs = leftovers.clone();
+        signals::on_interrupt(move || {
+            theirs.remove();
+            eprintln!("interrupted");
+            std::process::exit(130);
+        })
+        .context("cannot watch for signals")?;
+        let plan = Plan {
+            scenarios,
+            pairs: if args.quick { 1 } else { args.pairs },
+            modes,
+            quick: args.quick,
+            cap: args.cap,
+            flags: args.with.clone(),
+            command: std::env::args().collect::<Vec<_>>().join(" "),
+        };
+        let result = bench::run(&plan, &leftovers, &mut |line| eprintln!("{line}"));
+        leftovers.remove();
+        write(args, file, &result?)?;
+        Ok(Exit::Completed)
+    }
+
+    fn list() {
+        for scenario in Scenario::all() {
+            println!("{:<16}  {}", scenario.name, scenario.title);
+        }
+    }
+
+    fn scenarios(args: &BenchArgs) -> Result<Vec<Scenario>, String> {
+        Scenario::named(&args.scenario).map_err(|name| {
+            let names: Vec<_> = Scenario::all().iter().map(|scenario| scenario.name).collect();
+            format!("--scenario {name}: there are {}", names.join(", "))
+        })
+    }
+
+    fn modes(args: &BenchArgs) -> Result<Vec<Mode>, String> {
+        if !args.qemu {
+            return Ok(Vec::new());
+        }
+        if args.modes.is_empty() {
+            return Ok(Mode::ALL.to_vec());
+        }
+        let named = |name: &String| Mode::named(name).ok_or_else(|| format!("--modes {name}: there are {}", Mode::ALL.map(Mode::name).join(", ")));
+        args.modes.iter().map(named).collect()
+    }
+
+    fn write(args: &BenchArgs, file: Option<std::fs::File>, results: &BenchResults) -> anyhow::Result<()> {
+        let json = serde_json::to_string_pretty(results)?;
+        if args.output() == Some(Output::Stdout) {
+            println!("{json}");
+            return Ok(());
+        }
+        println!("{}", bench::table(results));
+        match file {
+            Some(mut file) => writeln!(file, "{json}").context("the results could not be written"),
+            None => Ok(()),
+        }
+    }
+}
