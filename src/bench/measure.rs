@@ -32,15 +32,15 @@ pub(super) enum Ended {
     NotDone,
 }
 
-/// Waits until the guest has done its first write.
+/// Waits until the guest has done more than so many writes.
 ///
 /// # Errors
 /// When it does not within `limit`.
-pub(super) fn await_first_write(window: &Window, limit: Duration) -> Result<()> {
+pub(super) fn await_write(window: &Window, after: u64, limit: Duration) -> Result<()> {
     let deadline = Instant::now() + limit;
-    while window.word(ControlWord::Writes)? == 0 {
+    while window.word(ControlWord::Writes)? <= after {
         anyhow::ensure!(Instant::now() < deadline, "the guest has not written within {limit:?}");
-        thread::sleep(Duration::from_millis(10));
+        thread::sleep(Duration::from_millis(5));
     }
     Ok(())
 }

@@ -56,5 +56,5 @@ pub use {
     qemu::Mode,
     scenario::Scenario,
     session::{Plan, run},
-    table::{block, table},
+    table::{block, summary},
 };

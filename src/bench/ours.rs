@@ -44,6 +44,7 @@ fn migrate(job: &Job<'_>, sender: &mut Process, receiver: &mut Process) -> Resul
     let received = receiver.stdout.next_with("{", Instant::now() + PATIENCE)?.context("the receiver does not report")?;
     let received = parse(&received)?;
     ensure!(received.guest_check.as_deref() == Some("ok"), "the guest that arrived: {}", received.guest_check.unwrap_or_default());
+    tracing::debug!(own = ?received.guest_gap, watched = ?seen.longest_gap, "the guest's longest gap");
     Ok(Ended::Completed(Run { figures: figures(&report, &received, &seen, before), report: Some(report) }))
 }
 

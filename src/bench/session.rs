@@ -11,10 +11,10 @@ use super::host;
 use super::leftovers::Leftovers;
 use super::measure::{Ended, Job};
 use super::network::Network;
+use super::ours;
 use super::qemu::{self, Mode};
 use super::results::{BenchResults, COMPLETED, EngineResults, KIND, LinkResults, PAGEFERRY, QEMU, Run, SCHEMA, ScenarioResults};
 use super::scenario::Scenario;
-use super::{ours, table};
 use crate::guests::{GuestImage, GuestSpec};
 
 /// What is to be measured.
@@ -36,11 +36,11 @@ pub struct Plan {
     pub command: String,
 }
 
-/// Measures. `say` is told what goes on.
+/// Measures. `say` is told what goes on, `done` gets each scenario as soon as it is measured.
 ///
 /// # Errors
 /// When something could not be measured; a bar that is missed is no error.
-pub fn run(plan: &Plan, leftovers: &Leftovers, say: &mut dyn FnMut(&str)) -> Result<BenchResults> {
+pub fn run(plan: &Plan, leftovers: &Leftovers, say: &mut dyn FnMut(&str), done: &mut dyn FnMut(&ScenarioResults)) -> Result<BenchResults> {
     let directory = leftovers.make_directory()?;
     let with_qemu = !plan.modes.is_empty();
     let mut results = BenchResults {
@@ -55,7 +55,7 @@ pub fn run(plan: &Plan, leftovers: &Leftovers, say: &mut dyn FnMut(&str)) -> Res
     };
     for scenario in &plan.scenarios {
         let measured = Session { plan, scenario, leftovers, directory: &directory }.run(say).with_context(|| scenario.name)?;
-        say(&table::block(&measured));
+        done(&measured);
         results.scenarios.push(measured);
     }
     Ok(results)

@@ -4,15 +4,7 @@ use std::fmt::{self, Write};
 
 use super::results::{Bar, BenchResults, EngineResults, Figures, ScenarioResults};
 
-/// All scenarios, a block each.
-#[must_use]
-pub fn table(results: &BenchResults) -> String {
-    let mut out = String::new();
-    write_all(results, &mut out).expect("a string takes everything");
-    out
-}
-
-/// One scenario.
+/// One scenario, a line for each engine and mode.
 #[must_use]
 pub fn block(scenario: &ScenarioResults) -> String {
     let mut out = String::new();
@@ -20,20 +12,17 @@ pub fn block(scenario: &ScenarioResults) -> String {
     out
 }
 
-fn write_all(results: &BenchResults, out: &mut String) -> fmt::Result {
-    let versions = &results.versions;
-    writeln!(out, "{}", results.machine)?;
-    writeln!(out, "pageferry {}, QEMU {}", versions.pageferry, versions.qemu.as_deref().unwrap_or("not run"))?;
-    writeln!(out, "{}; medians of {}\n", results.command, results.pairs)?;
-    results.scenarios.iter().try_for_each(|scenario| {
-        write_block(scenario, out)?;
-        writeln!(out)
-    })?;
-    let bars: Vec<_> = results.scenarios.iter().flat_map(|scenario| &scenario.bars).collect();
-    if !bars.is_empty() {
-        writeln!(out, "{} of {} bars met", bars.iter().filter(|bar| bar.met).count(), bars.len())?;
+/// What was run where, and how many bars were met.
+#[must_use]
+pub fn summary(results: &BenchResults) -> String {
+    let BenchResults { machine, versions, command, pairs, scenarios, .. } = results;
+    let qemu = versions.qemu.as_ref().map_or_else(String::new, |version| format!(", QEMU {version}"));
+    let mut out = format!("{machine}\npageferry {}{qemu}, medians of {pairs}: {command}\n", versions.pageferry);
+    let bars = || scenarios.iter().flat_map(|scenario| &scenario.bars);
+    if bars().next().is_some() {
+        out.push_str(&format!("{} of {} bars met\n", bars().filter(|bar| bar.met).count(), bars().count()));
     }
-    Ok(())
+    out
 }
 
 fn write_block(scenario: &ScenarioResults, out: &mut String) -> fmt::Result {
@@ -45,14 +34,14 @@ fn write_block(scenario: &ScenarioResults, out: &mut String) -> fmt::Result {
         Some(rate) => writeln!(out, " (two TCP streams move {:.0} MB/s)", rate / 1e6)?,
         None => writeln!(out)?,
     }
-    writeln!(out, "  {:<24}{}", "", COLUMNS.map(|column| format!("{column:>12}")).concat())?;
+    writeln!(out, "  {:<24}{}", "", COLUMNS.map(|column| format!("{column:>14}")).concat())?;
     for engine in engines {
         write_engine(engine, out)?;
     }
     if let Some(ratios) = ratios {
         let cells = [ratios.total, ratios.downtime, ratios.guest_gap, ratios.wire_bytes, ratios.cpu];
         let cells = cells.map(|ratio| ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}")));
-        writeln!(out, "  {:<24}{}", "ratio to QEMU's best", cells.map(|cell| format!("{cell:>12}")).concat())?;
+        writeln!(out, "  {:<24}{}", "ratio to QEMU's best", cells.map(|cell| format!("{cell:>14}")).concat())?;
     }
     bars.iter().try_for_each(|bar| write_bar(bar, out))
 }
@@ -60,7 +49,7 @@ fn write_block(scenario: &ScenarioResults, out: &mut String) -> fmt::Result {
 fn write_engine(engine: &EngineResults, out: &mut String) -> fmt::Result {
     let name = format!("{} {}", engine.engine, engine.mode);
     match &engine.median {
-        Some(figures) => writeln!(out, "  {name:<24}{}", cells(figures).map(|cell| format!("{cell:>12}")).concat()),
+        Some(figures) => writeln!(out, "  {name:<24}{}", cells(figures).map(|cell| format!("{cell:>14}")).concat()),
         None => writeln!(out, "  {name:<24}  {}", engine.outcome),
     }
 }
@@ -128,7 +117,7 @@ mod tests {
 
     #[test]
     fn every_engine_has_a_line_and_every_bar_its_verdict() {
-        let text = table(&results());
+        let text = block(&results().scenarios[0]);
         let line = |start: &str| text.lines().find(|line| line.trim_start().starts_with(start)).unwrap_or_else(|| panic!("{start}\n{text}"));
         assert_eq!(
             line("pageferry default").split_whitespace().collect::<Vec<_>>(),
@@ -137,7 +126,8 @@ mod tests {
         assert!(line("qemu xbzrle").ends_with("not done after 40 s"));
         assert!(line("ratio").contains("0.75") && line("ratio").contains("0.40"));
         assert!(line("MISSED").contains("total at most 440.0 ms (1.1 of the floor): 600.0 ms"), "{text}");
-        assert!(text.ends_with("2 of 3 bars met\n"), "{text}");
+        let summary = summary(&results());
+        assert!(summary.contains("QEMU 10.0.2") && summary.ends_with("2 of 3 bars met\n"), "{summary}");
         let width = line("qemu pre-copy").chars().count();
         assert!([line("pageferry default"), line("qemu post-copy")].iter().all(|line| line.chars().count() == width), "{text}");
     }

@@ -72,7 +72,7 @@ mod measuring {
     use anyhow::{Context, bail};
 
     use super::{BenchArgs, Exit, Output};
-    use crate::bench::results::BenchResults;
+    use crate::bench::results::{BenchResults, ScenarioResults};
     use crate::bench::{self, Leftovers, Mode, Plan, Scenario};
     use crate::cli::output::create;
     use crate::cli::signals;
@@ -115,7 +115,13 @@ mod measuring {
             flags: args.with.clone(),
             command: std::env::args().collect::<Vec<_>>().join(" "),
         };
-        let result = bench::run(&plan, &leftovers, &mut |line| eprintln!("{line}"));
+        let table = args.output() != Some(Output::Stdout);
+        let mut done = |scenario: &ScenarioResults| {
+            if table {
+                println!("\n{}", bench::block(scenario));
+            }
+        };
+        let result = bench::run(&plan, &leftovers, &mut |line| eprintln!("{line}"), &mut done);
         leftovers.remove();
         write(args, file, &result?)?;
         Ok(Exit::Completed)
@@ -151,7 +157,7 @@ mod measuring {
             println!("{json}");
             return Ok(());
         }
-        println!("{}", bench::table(results));
+        print!("{}", bench::summary(results));
         match file {
             Some(mut file) => writeln!(file, "{json}").context("the results could not be written"),
             None => Ok(()),

@@ -24,7 +24,9 @@ pageferry_firmware:
     cli
     mov     ax, cs
     mov     ds, ax
-    lgdt    [.Lpageferry_gdt_pointer - pageferry_firmware]
+# lgdt and the far jumps as bytes: their addresses are distances from the start.
+    .byte   0x0f, 0x01, 0x16
+    .word   .Lpageferry_gdt_pointer - pageferry_firmware
 # Protection on, caches on.
     mov     eax, cr0
     and     eax, 0x9fffffff

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 pub(crate) use machine::PROGRAM;
 pub use mode::Mode;
 
-use super::measure::{Ended, Job, await_first_write, ms, pace};
+use super::measure::{Ended, Job, await_write, ms, pace};
 use super::network::End;
 use super::results::{Figures, Run};
 use super::watch::{Seen, Subject, Watch};
@@ -47,7 +47,7 @@ fn migrate(job: &Job<'_>, mode: Mode, source: &mut Machine, destination: &mut Ma
     }
     destination.qmp.execute("migrate-incoming", json!({ "uri": URI }))?;
     source.qmp.execute("cont", json!({}))?;
-    await_first_write(&here, FIRST_WRITE)?;
+    await_write(&here, 0, FIRST_WRITE)?;
     thread::sleep(job.warm_up / 4);
     let before = pace(&here, job.warm_up / 2)?;
     thread::sleep(job.warm_up / 4);
@@ -74,11 +74,13 @@ fn migrate(job: &Job<'_>, mode: Mode, source: &mut Machine, destination: &mut Ma
 fn look_after(job: &Job<'_>, seen: &Seen, clock: &Clock) -> Result<Duration> {
     let [here, there] = seen.windows.as_slice() else { anyhow::bail!("both ends are to be seen") };
     thread::sleep(PROOF);
-    let writes = there.word(ControlWord::Writes)?;
-    ensure!(writes > here.word(ControlWord::Writes)?, "the guest does not run at the destination");
+    await_write(there, here.word(ControlWord::Writes)?, FIRST_WRITE).context("at the destination")?;
     there.check(job.image)?;
-    ensure!(there.word(ControlWord::Writes)? > writes, "the guest does not run on at the destination");
-    if clock.went_on(&Clock::of(there)?) { Ok(Duration::from_nanos(there.word(ControlWord::LongestGap)?)) } else { Ok(seen.longest_gap) }
+    await_write(there, there.word(ControlWord::Writes)?, FIRST_WRITE).context("at the destination")?;
+    let clock_went_on = clock.went_on(&Clock::of(there)?);
+    let (own, watched) = (Duration::from_nanos(there.word(ControlWord::LongestGap)?), seen.longest_gap);
+    tracing::debug!(?own, ?watched, clock_went_on, "the guest's longest gap");
+    Ok(if clock_went_on { own } else { watched })
 }
 
 fn figures(answer: &Value, seen: &Seen, start: Instant, gap: Duration, before: Option<f64>) -> Result<Figures> {
