@@ -8,7 +8,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::measure::{Ended, Job, ms, pace};
 use super::network::{DESTINATION, End};
@@ -26,7 +26,10 @@ pub(super) fn run(job: &Job<'_>, flags: &[String]) -> Result<Ended> {
     let (mut receiver, address) = receiver(job)?;
     let mut sender = sender(job, &address, flags)?;
     let result = migrate(job, &mut sender, &mut receiver);
-    result.with_context(|| format!("the sender said:\n{}\nthe receiver said:\n{}", sender.stderr.last_words(), receiver.stderr.last_words()))
+    result.map_err(|error| {
+        let (here, there) = (sender.stderr.last_words(), receiver.stderr.last_words());
+        anyhow!("{error:#}\nthe sender said:\n{here}\nthe receiver said:\n{there}")
+    })
 }
 
 fn migrate(job: &Job<'_>, sender: &mut Process, receiver: &mut Process) -> Result<Ended> {

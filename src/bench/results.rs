@@ -17,6 +17,8 @@ pub const PAGEFERRY: &str = "pageferry";
 pub const QEMU: &str = "qemu";
 /// What [`EngineResults::outcome`] says when every run ended with the guest at the destination.
 pub const COMPLETED: &str = "completed";
+/// What [`EngineResults::outcome`] begins with when something went wrong.
+pub const FAILED: &str = "failed";
 
 /// All that one run of the bench found.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -105,7 +107,7 @@ pub struct EngineResults {
     /// Whether the guest runs at the destination before all of its memory is there: such a mode is no measure for downtime and bytes of
     /// pre-copy.
     pub post_copy: bool,
-    /// [`COMPLETED`], or what happened instead, such as `not done after 40 s`.
+    /// [`COMPLETED`], or what happened instead: `not done after 40 s`, or [`FAILED`] with the reason.
     pub outcome: String,
     /// The runs that completed, in order.
     pub runs: Vec<Run>,

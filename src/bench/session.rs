@@ -13,7 +13,7 @@ use super::measure::{Ended, Job};
 use super::network::Network;
 use super::ours;
 use super::qemu::{self, Mode};
-use super::results::{BenchResults, COMPLETED, EngineResults, KIND, LinkResults, PAGEFERRY, QEMU, Run, SCHEMA, ScenarioResults};
+use super::results::{BenchResults, COMPLETED, EngineResults, FAILED, KIND, LinkResults, PAGEFERRY, QEMU, Run, SCHEMA, ScenarioResults};
 use super::scenario::Scenario;
 use crate::guests::{GuestImage, GuestSpec};
 
@@ -74,7 +74,8 @@ struct Contender {
     /// `None` is this engine.
     mode: Option<Mode>,
     runs: Vec<Run>,
-    gave_up: bool,
+    /// Why there will be no more.
+    gave_up: Option<String>,
 }
 
 impl Session<'_> {
@@ -88,7 +89,7 @@ impl Session<'_> {
         let bytes_per_s = measured.or(bits_per_s.map(|bits| bits / 8.0)).context("a link without a rate")?;
         let floor = floor(&image, &guest, self.warm_up().as_secs(), bytes_per_s);
         let job = self.job(&network, &guest, &image);
-        let engines = self.contest(&job, say)?;
+        let engines = self.contest(&job, say);
         Ok(ScenarioResults {
             name: (*name).to_owned(),
             title: (*title).to_owned(),
@@ -101,35 +102,40 @@ impl Session<'_> {
         })
     }
 
-    fn contest(&self, job: &Job<'_>, say: &mut dyn FnMut(&str)) -> Result<Vec<EngineResults>> {
+    fn contest(&self, job: &Job<'_>, say: &mut dyn FnMut(&str)) -> Vec<EngineResults> {
         let modes = std::iter::once(None).chain(self.plan.modes.iter().copied().map(Some));
-        let mut contenders: Vec<_> = modes.map(|mode| Contender { mode, runs: Vec::new(), gave_up: false }).collect();
+        let mut contenders: Vec<_> = modes.map(|mode| Contender { mode, runs: Vec::new(), gave_up: None }).collect();
         if !self.plan.quick {
             // One of each engine is enough to have the machine's memory touched.
             for contender in contenders.iter_mut().take(2) {
-                let name = contender.name();
-                self.migrate(job, contender.mode).with_context(|| name.clone())?;
-                say(&format!("{}: warm-up: {name}", self.scenario.name));
+                let how = self.migrate(job, contender.mode).map_or_else(|error| failure(&error), |ended| self.tell(&ended));
+                say(&format!("{}: warm-up: {}: {how}", self.scenario.name, contender.name()));
             }
         }
         for pair in 1..=self.plan.pairs {
-            for contender in contenders.iter_mut().filter(|contender| !contender.gave_up) {
-                let name = contender.name();
-                let how = match self.migrate(job, contender.mode).with_context(|| name.clone())? {
-                    Ended::Completed(run) => {
-                        let how = format!("{:.0} ms", run.figures.total_ms);
-                        contender.runs.push(run);
+            for contender in contenders.iter_mut().filter(|contender| contender.gave_up.is_none()) {
+                let how = match self.migrate(job, contender.mode) {
+                    Ok(ended) => {
+                        let how = self.tell(&ended);
+                        match ended {
+                            Ended::Completed(run) => contender.runs.push(run),
+                            Ended::NotDone => contender.gave_up = Some(how.clone()),
+                        }
                         how
                     }
-                    Ended::NotDone => {
-                        contender.gave_up = true;
-                        self.not_done()
-                    }
+                    Err(error) => contender.gave_up.insert(failure(&error)).clone(),
                 };
-                say(&format!("{}: {pair} of {}: {name}: {how}", self.scenario.name, self.plan.pairs));
+                say(&format!("{}: {pair} of {}: {}: {how}", self.scenario.name, self.plan.pairs, contender.name()));
             }
         }
-        Ok(contenders.into_iter().map(|contender| contender.results(&self.not_done())).collect())
+        contenders.into_iter().map(Contender::results).collect()
+    }
+
+    fn tell(&self, ended: &Ended) -> String {
+        match ended {
+            Ended::Completed(run) => format!("{:.0} ms", run.figures.total_ms),
+            Ended::NotDone => format!("not done after {} s", self.plan.cap.as_secs()),
+        }
     }
 
     fn migrate(&self, job: &Job<'_>, mode: Option<Mode>) -> Result<Ended> {
@@ -146,10 +152,6 @@ impl Session<'_> {
     fn warm_up(&self) -> Duration {
         if self.plan.quick { QUICK_WARM_UP } else { self.scenario.warm_up }
     }
-
-    fn not_done(&self) -> String {
-        format!("not done after {} s", self.plan.cap.as_secs())
-    }
 }
 
 impl Contender {
@@ -165,17 +167,22 @@ impl Contender {
         self.mode.map_or("default", Mode::name)
     }
 
-    fn results(self, not_done: &str) -> EngineResults {
+    fn results(self) -> EngineResults {
         EngineResults {
             engine: self.engine().to_owned(),
             mode: self.mode_name().to_owned(),
             post_copy: self.mode.is_some_and(Mode::is_post_copy),
-            outcome: if self.gave_up { not_done.to_owned() } else { COMPLETED.to_owned() },
             // Runs that completed before one that did not are no picture of the mode.
-            median: if self.gave_up { None } else { medians(&self.runs) },
+            median: if self.gave_up.is_some() { None } else { medians(&self.runs) },
+            outcome: self.gave_up.unwrap_or_else(|| COMPLETED.to_owned()),
             runs: self.runs,
         }
     }
+}
+
+/// What the results say of a run that went wrong.
+fn failure(error: &anyhow::Error) -> String {
+    format!("{FAILED}: {error:#}")
 }
 
 const QUICK_WARM_UP: Duration = Duration::from_millis(400);

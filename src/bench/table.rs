@@ -50,7 +50,7 @@ fn write_engine(engine: &EngineResults, out: &mut String) -> fmt::Result {
     let name = format!("{} {}", engine.engine, engine.mode);
     match &engine.median {
         Some(figures) => writeln!(out, "  {name:<24}{}", cells(figures).map(|cell| format!("{cell:>14}")).concat()),
-        None => writeln!(out, "  {name:<24}  {}", engine.outcome),
+        None => writeln!(out, "  {name:<24}  {}", engine.outcome.lines().next().unwrap_or_default()),
     }
 }
 

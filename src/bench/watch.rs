@@ -45,8 +45,6 @@ pub(super) struct Seen {
     pub(super) longest_gap: Duration,
     /// When it was over.
     pub(super) end: Instant,
-    /// The guest's memory, for another look.
-    pub(super) windows: Vec<Window>,
 }
 
 struct Watcher {
@@ -88,8 +86,8 @@ impl Watch {
         let end = Instant::now();
         let cpu_s = [0, 1].map(|end| watcher.meters[end].used().saturating_sub(watcher.base[end]).as_secs_f64());
         let wire_bytes = bytes_received(watcher.subject.pids[1])?.saturating_sub(watcher.base_bytes);
-        let Watcher { subject, at_source, longest_gap, .. } = watcher;
-        Ok(Seen { cpu_s, wire_bytes, at_source, longest_gap, end, windows: subject.windows })
+        let Watcher { at_source, longest_gap, .. } = watcher;
+        Ok(Seen { cpu_s, wire_bytes, at_source, longest_gap, end })
     }
 }
 

@@ -72,7 +72,7 @@ mod measuring {
     use anyhow::{Context, bail};
 
     use super::{BenchArgs, Exit, Output};
-    use crate::bench::results::{BenchResults, ScenarioResults};
+    use crate::bench::results::{BenchResults, FAILED, ScenarioResults};
     use crate::bench::{self, Leftovers, Mode, Plan, Scenario};
     use crate::cli::output::create;
     use crate::cli::signals;
@@ -123,8 +123,10 @@ mod measuring {
         };
         let result = bench::run(&plan, &leftovers, &mut |line| eprintln!("{line}"), &mut done);
         leftovers.remove();
-        write(args, file, &result?)?;
-        Ok(Exit::Completed)
+        let results = result?;
+        write(args, file, &results)?;
+        let failed = results.scenarios.iter().flat_map(|scenario| &scenario.engines).any(|engine| engine.outcome.starts_with(FAILED));
+        Ok(if failed { Exit::Failed } else { Exit::Completed })
     }
 
     fn list() {

@@ -59,6 +59,10 @@ impl Process {
         Ok(Self { child, stdout, stderr })
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
         let pid = i32::try_from(self.child.id()).expect("a pid");
         kill(Pid::from_raw(pid), signal).with_context(|| format!("{signal} to {pid}"))

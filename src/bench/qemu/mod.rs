@@ -2,6 +2,7 @@
 //!
 //! Total and downtime are QEMU's own. The guest's longest gap is the one that the guest itself has seen, as long as its
 //! clock went on by the real time from one machine to the other; where that is not so it is what the watching thread saw.
+//! In post-copy the destination's memory is not looked at before all of it is there: the look itself would make pages.
 
 mod machine;
 mod mode;
@@ -11,7 +12,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow};
 use serde_json::{Value, json};
 
 pub(crate) use machine::PROGRAM;
@@ -33,13 +34,15 @@ pub(super) fn run(job: &Job<'_>, mode: Mode, directory: &Path) -> Result<Ended> 
     let mut source = Machine::start(job, End::Source, directory)?;
     let mut destination = Machine::start(job, End::Destination, directory)?;
     let result = migrate(job, mode, &mut source, &mut destination);
-    result.with_context(|| format!("QEMU said:\n{}\n{}", source.process.stderr.last_words(), destination.process.stderr.last_words()))
+    result.map_err(|error| {
+        let (here, there) = (source.process.stderr.last_words(), destination.process.stderr.last_words());
+        anyhow!("{error:#}\nthe source said:\n{here}\nthe destination said:\n{there}")
+    })
 }
 
 fn migrate(job: &Job<'_>, mode: Mode, source: &mut Machine, destination: &mut Machine) -> Result<Ended> {
-    let windows = [&*source, &*destination].map(|machine| Window::of_size(machine.process.pid(), job.guest.memory()));
-    let [here, there] = windows;
-    let (here, there) = (here?, there?);
+    let open = |machine: &Machine| Window::of_size(machine.process.pid(), job.guest.memory());
+    let (here, there) = (open(source)?, open(destination)?);
     here.build(job.image).context("the guest cannot be put into QEMU's memory")?;
     for machine in [&mut *source, &mut *destination] {
         machine.qmp.execute("migrate-set-capabilities", mode.capabilities())?;
@@ -54,7 +57,11 @@ fn migrate(job: &Job<'_>, mode: Mode, source: &mut Machine, destination: &mut Ma
 
     here.forget_gap()?;
     let clock = Clock::of(&here)?;
-    let watch = Watch::start(Subject { pids: [source.process.pid(), destination.process.pid()], vcpu: VCPU, windows: vec![here, there] })?;
+    let mut windows = vec![open(source)?];
+    if !mode.is_post_copy() {
+        windows.push(open(destination)?);
+    }
+    let watch = Watch::start(Subject { pids: [source.process.pid(), destination.process.pid()], vcpu: VCPU, windows })?;
     let start = Instant::now();
     source.qmp.execute("migrate", json!({ "uri": URI }))?;
     if mode.is_post_copy() && source.qmp.await_status("active", start + job.cap)? {
@@ -66,29 +73,27 @@ fn migrate(job: &Job<'_>, mode: Mode, source: &mut Machine, destination: &mut Ma
         return Ok(Ended::NotDone);
     }
     let answer = source.qmp.execute("query-migrate", json!({}))?;
-    let gap = look_after(job, &seen, &clock)?;
+    let gap = look_after(job, [&here, &there], &clock)?.or((!mode.is_post_copy()).then_some(seen.longest_gap));
+    tracing::debug!(?gap, watched = ?seen.longest_gap, "the guest's longest gap");
     Ok(Ended::Completed(Run { figures: figures(&answer, &seen, start, gap, before)?, report: None }))
 }
 
-/// Lets the guest run for a while, as our receiver does, and sees that it is whole; its longest gap.
-fn look_after(job: &Job<'_>, seen: &Seen, clock: &Clock) -> Result<Duration> {
-    let [here, there] = seen.windows.as_slice() else { anyhow::bail!("both ends are to be seen") };
+/// Lets the guest run for a while, as our receiver does, and sees that it is whole. Its longest gap, when its clock went on.
+fn look_after(job: &Job<'_>, [here, there]: [&Window; 2], clock: &Clock) -> Result<Option<Duration>> {
     thread::sleep(PROOF);
     await_write(there, here.word(ControlWord::Writes)?, FIRST_WRITE).context("at the destination")?;
     there.check(job.image)?;
     await_write(there, there.word(ControlWord::Writes)?, FIRST_WRITE).context("at the destination")?;
-    let clock_went_on = clock.went_on(&Clock::of(there)?);
-    let (own, watched) = (Duration::from_nanos(there.word(ControlWord::LongestGap)?), seen.longest_gap);
-    tracing::debug!(?own, ?watched, clock_went_on, "the guest's longest gap");
-    Ok(if clock_went_on { own } else { watched })
+    let gap = Duration::from_nanos(there.word(ControlWord::LongestGap)?);
+    Ok(clock.went_on(&Clock::of(there)?).then_some(gap))
 }
 
-fn figures(answer: &Value, seen: &Seen, start: Instant, gap: Duration, before: Option<f64>) -> Result<Figures> {
+fn figures(answer: &Value, seen: &Seen, start: Instant, gap: Option<Duration>, before: Option<f64>) -> Result<Figures> {
     let number = |value: &Value, name: &str| value[name].as_u64().with_context(|| format!("query-migrate says no {name}: {answer}"));
     Ok(Figures {
         total_ms: number(answer, "total-time")? as f64,
         downtime_ms: number(answer, "downtime")? as f64,
-        guest_gap_ms: Some(ms(gap)),
+        guest_gap_ms: gap.map(ms),
         wire_bytes: seen.wire_bytes,
         engine_bytes: number(&answer["ram"], "transferred")?,
         cpu_source_s: seen.cpu_s[0],
@@ -105,18 +110,19 @@ struct Clock {
 }
 
 impl Clock {
-    /// Of a guest that runs.
+    /// Of a guest that runs: of several looks the one that came soonest after a write.
     fn of(window: &Window) -> Result<Self> {
-        let last = || window.word(ControlWord::LastWrite);
-        // Right after a write the clock of the guest is not older than the look at it.
-        let (before, deadline) = (last()?, Instant::now() + FIRST_WRITE);
-        loop {
-            let now = last()?;
-            if now != before {
-                return Ok(Self { host: Instant::now(), guest: Duration::from_nanos(now) });
+        let look = || Ok::<_, std::io::Error>(Self { guest: Duration::from_nanos(window.word(ControlWord::LastWrite)?), host: Instant::now() });
+        let first = look()?;
+        let mut best = Self { ..first };
+        while first.host.elapsed() < CLOCK_LOOKS {
+            let now = look()?;
+            // Later by the guest's clock than by the host's: less time has passed since that write.
+            if now.guest.saturating_sub(best.guest) > now.host - best.host {
+                best = now;
             }
-            ensure!(Instant::now() < deadline, "the guest does not write");
         }
+        Ok(best)
     }
 
     /// Whether the guest's time went on by the host's until `later`.
@@ -128,6 +134,8 @@ impl Clock {
 
 const URI: &str = "tcp:192.0.2.2:4444";
 
+/// How long the clock is looked at to read it once.
+const CLOCK_LOOKS: Duration = Duration::from_millis(10);
 const FIRST_WRITE: Duration = Duration::from_secs(20);
 /// How long the guest runs at the destination before it is looked at.
 const PROOF: Duration = Duration::from_millis(300);

@@ -86,7 +86,7 @@ impl Qmp {
             if status == wanted {
                 return Ok(true);
             }
-            ensure!(status != "failed", "the migration failed: {}", self.failure());
+            ensure!(!matches!(status, "failed" | "postcopy-paused"), "the migration {status}: {}", self.failure());
         }
     }
 
