@@ -13,7 +13,7 @@ use nix::unistd::{SysconfVar, sysconf};
 #[derive(Debug)]
 pub(super) struct Meter {
     pid: u32,
-    /// What the names of vCPU threads begin with.
+    /// The name of vCPU threads.
     vcpu: &'static str,
     /// Ticks of each vCPU thread there ever was.
     vcpu_ticks: BTreeMap<u32, u64>,
@@ -28,18 +28,28 @@ impl Meter {
         meter
     }
 
-    /// Reads the clocks. Of a process that is gone the last sample stays.
+    /// Reads all clocks. Of a process that is gone the last sample stays.
     pub(super) fn sample(&mut self) {
-        let directory = format!("/proc/{}", self.pid);
-        for entry in std::fs::read_dir(format!("{directory}/task")).into_iter().flatten().flatten() {
+        for entry in std::fs::read_dir(format!("/proc/{}/task", self.pid)).into_iter().flatten().flatten() {
             let Some(thread) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-            let Some((name, ticks)) = read(&format!("{directory}/task/{thread}/stat")) else { continue };
-            if name.starts_with(self.vcpu) {
+            if let Some((name, ticks)) = read(&format!("/proc/{}/task/{thread}/stat", self.pid))
+                && name == self.vcpu
+            {
                 self.vcpu_ticks.insert(thread, ticks);
             }
         }
-        if let Some((_, ticks)) = read(&format!("{directory}/stat")) {
+        if let Some((_, ticks)) = read(&format!("/proc/{}/stat", self.pid)) {
             self.ticks = ticks;
+        }
+    }
+
+    /// Reads the clocks of the vCPU threads that are known: cheap enough to be done often, so that little is missed of
+    /// one that ends.
+    pub(super) fn sample_vcpu(&mut self) {
+        for (thread, known) in &mut self.vcpu_ticks {
+            if let Some((_, ticks)) = read(&format!("/proc/{}/task/{thread}/stat", self.pid)) {
+                *known = ticks;
+            }
         }
     }
 

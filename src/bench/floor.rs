@@ -36,7 +36,7 @@ fn least_bytes(image: &GuestImage, done: u64) -> u64 {
         sampled += (content.len() / PAGE_SIZE) as u64;
         bytes += least(&content) as u64;
     }
-    if sampled == 0 { 0 } else { bytes * pages / sampled }
+    (bytes * pages).checked_div(sampled).unwrap_or(0)
 }
 
 /// The pages from one sample to the next.

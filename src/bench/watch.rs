@@ -20,7 +20,7 @@ use crate::guests::ControlWord;
 pub(super) struct Subject {
     /// The source's process, then the destination's.
     pub(super) pids: [u32; 2],
-    /// What the names of vCPU threads begin with.
+    /// The name of vCPU threads.
     pub(super) vcpu: &'static str,
     /// The guest's memory, the source's first.
     pub(super) windows: Vec<Window>,
@@ -93,12 +93,15 @@ impl Watch {
 
 impl Watcher {
     fn watch(mut self, stop: &AtomicBool) -> Self {
-        let mut sampled = Instant::now();
+        let (mut all, mut vcpu) = (Instant::now(), Instant::now());
         while !stop.load(Ordering::Relaxed) {
             self.look();
-            if sampled.elapsed() > BETWEEN_SAMPLES {
+            if all.elapsed() > BETWEEN_SAMPLES {
                 self.meters.iter_mut().for_each(Meter::sample);
-                sampled = Instant::now();
+                (all, vcpu) = (Instant::now(), Instant::now());
+            } else if vcpu.elapsed() > BETWEEN_VCPU_SAMPLES {
+                self.meters.iter_mut().for_each(Meter::sample_vcpu);
+                vcpu = Instant::now();
             }
             thread::sleep(BETWEEN_LOOKS);
         }
@@ -140,7 +143,8 @@ pub(super) fn rate(mut counts: impl Iterator<Item = (Instant, u64)>) -> Option<f
 }
 
 const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
-const BETWEEN_SAMPLES: Duration = Duration::from_millis(10);
+const BETWEEN_VCPU_SAMPLES: Duration = Duration::from_millis(5);
+const BETWEEN_SAMPLES: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::args::Output;
 use super::exit::Exit;
 use super::units::{number_in, parse_time};
 
@@ -39,13 +38,6 @@ pub struct BenchArgs {
     pub quick: bool,
 }
 
-impl BenchArgs {
-    /// Where the results go.
-    fn output(&self) -> Option<Output> {
-        self.json.clone().map(Output::from)
-    }
-}
-
 /// Measures, and prints a table.
 ///
 /// # Errors
@@ -71,9 +63,10 @@ mod measuring {
 
     use anyhow::{Context, bail};
 
-    use super::{BenchArgs, Exit, Output};
+    use super::{BenchArgs, Exit};
     use crate::bench::results::{BenchResults, FAILED, ScenarioResults};
     use crate::bench::{self, Leftovers, Mode, Plan, Scenario};
+    use crate::cli::args::Output;
     use crate::cli::output::create;
     use crate::cli::signals;
 
@@ -94,7 +87,7 @@ mod measuring {
             bail!("the bench needs {}", missing.join("\nand "));
         }
         // Made before the first run: hours later would be too late to find out.
-        let file = match args.output() {
+        let file = match output(args) {
             Some(Output::File(path)) => Some(create("--json", &path)?),
             _ => None,
         };
@@ -115,7 +108,7 @@ mod measuring {
             flags: args.with.clone(),
             command: std::env::args().collect::<Vec<_>>().join(" "),
         };
-        let table = args.output() != Some(Output::Stdout);
+        let table = output(args) != Some(Output::Stdout);
         let mut done = |scenario: &ScenarioResults| {
             if table {
                 println!("\n{}", bench::block(scenario));
@@ -127,6 +120,11 @@ mod measuring {
         write(args, file, &results)?;
         let failed = results.scenarios.iter().flat_map(|scenario| &scenario.engines).any(|engine| engine.outcome.starts_with(FAILED));
         Ok(if failed { Exit::Failed } else { Exit::Completed })
+    }
+
+    /// Where the results go.
+    fn output(args: &BenchArgs) -> Option<Output> {
+        args.json.clone().map(Output::from)
     }
 
     fn list() {
@@ -155,7 +153,7 @@ mod measuring {
 
     fn write(args: &BenchArgs, file: Option<std::fs::File>, results: &BenchResults) -> anyhow::Result<()> {
         let json = serde_json::to_string_pretty(results)?;
-        if args.output() == Some(Output::Stdout) {
+        if output(args) == Some(Output::Stdout) {
             println!("{json}");
             return Ok(());
         }

@@ -15,8 +15,8 @@ use crate::guests::pc_firmware;
 
 /// The program.
 pub(crate) const PROGRAM: &str = "qemu-system-x86_64";
-/// What the name of its vCPU's thread begins with.
-pub(super) const VCPU: &str = "CPU ";
+/// The name of its vCPU's thread.
+pub(super) const VCPU: &str = "CPU 0/KVM";
 
 /// A running QEMU.
 pub(super) struct Machine {

@@ -45,11 +45,11 @@ fn migrate(job: &Job<'_>, mode: Mode, source: &mut Machine, destination: &mut Ma
     let (here, there) = (open(source)?, open(destination)?);
     here.build(job.image).context("the guest cannot be put into QEMU's memory")?;
     for machine in [&mut *source, &mut *destination] {
-        machine.qmp.execute("migrate-set-capabilities", mode.capabilities())?;
-        machine.qmp.execute("migrate-set-parameters", mode.parameters(job.guest.memory()))?;
+        machine.qmp.execute("migrate-set-capabilities", &mode.capabilities())?;
+        machine.qmp.execute("migrate-set-parameters", &mode.parameters(job.guest.memory()))?;
     }
-    destination.qmp.execute("migrate-incoming", json!({ "uri": URI }))?;
-    source.qmp.execute("cont", json!({}))?;
+    destination.qmp.execute("migrate-incoming", &json!({ "uri": URI }))?;
+    source.qmp.execute("cont", &json!({}))?;
     await_write(&here, 0, FIRST_WRITE)?;
     thread::sleep(job.warm_up / 4);
     let before = pace(&here, job.warm_up / 2)?;
@@ -63,16 +63,16 @@ fn migrate(job: &Job<'_>, mode: Mode, source: &mut Machine, destination: &mut Ma
     }
     let watch = Watch::start(Subject { pids: [source.process.pid(), destination.process.pid()], vcpu: VCPU, windows })?;
     let start = Instant::now();
-    source.qmp.execute("migrate", json!({ "uri": URI }))?;
+    source.qmp.execute("migrate", &json!({ "uri": URI }))?;
     if mode.is_post_copy() && source.qmp.await_status("active", start + job.cap)? {
-        source.qmp.execute("migrate-start-postcopy", json!({}))?;
+        source.qmp.execute("migrate-start-postcopy", &json!({}))?;
     }
     let completed = source.qmp.await_status("completed", start + job.cap)?;
     let seen = watch.stop()?;
     if !completed {
         return Ok(Ended::NotDone);
     }
-    let answer = source.qmp.execute("query-migrate", json!({}))?;
+    let answer = source.qmp.execute("query-migrate", &json!({}))?;
     let gap = look_after(job, [&here, &there], &clock)?.or((!mode.is_post_copy()).then_some(seen.longest_gap));
     tracing::debug!(?gap, watched = ?seen.longest_gap, "the guest's longest gap");
     Ok(Ended::Completed(Run { figures: figures(&answer, &seen, start, gap, before)?, report: None }))
@@ -110,13 +110,15 @@ struct Clock {
 }
 
 impl Clock {
-    /// Of a guest that runs: of several looks the one that came soonest after a write.
+    /// Of a guest that runs: of the looks at several writes the one that came soonest after its write.
     fn of(window: &Window) -> Result<Self> {
         let look = || Ok::<_, std::io::Error>(Self { guest: Duration::from_nanos(window.word(ControlWord::LastWrite)?), host: Instant::now() });
         let first = look()?;
-        let mut best = Self { ..first };
-        while first.host.elapsed() < CLOCK_LOOKS {
+        let (mut best, mut last, mut seen) = (Self { ..first }, first.guest, 0);
+        while seen < CLOCK_WRITES && first.host.elapsed() < CLOCK_LOOKS {
             let now = look()?;
+            seen += u32::from(now.guest != last);
+            last = now.guest;
             // Later by the guest's clock than by the host's: less time has passed since that write.
             if now.guest.saturating_sub(best.guest) > now.host - best.host {
                 best = now;
@@ -134,8 +136,9 @@ impl Clock {
 
 const URI: &str = "tcp:192.0.2.2:4444";
 
-/// How long the clock is looked at to read it once.
-const CLOCK_LOOKS: Duration = Duration::from_millis(10);
+/// How many writes are looked at to read the clock once, and for how long at most.
+const CLOCK_WRITES: u32 = 30;
+const CLOCK_LOOKS: Duration = Duration::from_secs(2);
 const FIRST_WRITE: Duration = Duration::from_secs(20);
 /// How long the guest runs at the destination before it is looked at.
 const PROOF: Duration = Duration::from_millis(300);

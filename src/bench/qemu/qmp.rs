@@ -41,7 +41,7 @@ impl Qmp {
         let mut qmp = Self { stream: BufReader::new(stream), line: Vec::new(), events: VecDeque::new() };
         let greeting = qmp.message(Instant::now() + PATIENCE)?.context("QEMU does not greet")?;
         ensure!(greeting.get("QMP").is_some(), "not QEMU: {greeting}");
-        qmp.execute("qmp_capabilities", json!({}))?;
+        qmp.execute("qmp_capabilities", &json!({}))?;
         Ok(qmp)
     }
 
@@ -49,7 +49,7 @@ impl Qmp {
     ///
     /// # Errors
     /// With what QEMU answered.
-    pub(super) fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
+    pub(super) fn execute(&mut self, command: &str, arguments: &Value) -> Result<Value> {
         let mut line = json!({ "execute": command, "arguments": arguments }).to_string();
         line.push('\n');
         self.stream.get_mut().write_all(line.as_bytes()).with_context(|| format!("{command}: QEMU is gone"))?;
@@ -91,7 +91,7 @@ impl Qmp {
     }
 
     fn failure(&mut self) -> String {
-        let answer = self.execute("query-migrate", json!({})).unwrap_or_default();
+        let answer = self.execute("query-migrate", &json!({})).unwrap_or_default();
         answer["error-desc"].as_str().unwrap_or("QEMU does not say why").to_owned()
     }
 
@@ -142,7 +142,7 @@ mod tests {
             "{GREETING}{{\"event\": \"STOP\"}}\n{{\"event\": \"MIGRATION\", \"data\": {{\"status\": \"active\"}}}}\n{{\"return\": 7}}\n\
              {{\"event\": \"MIGRATION\", \"data\": {{\"status\": \"completed\"}}}}\n"
         ));
-        assert_eq!(qmp.execute("x", json!({})).unwrap(), 7);
+        assert_eq!(qmp.execute("x", &json!({})).unwrap(), 7);
         let soon = Instant::now() + Duration::from_secs(20);
         assert!(qmp.await_status("active", soon).unwrap());
         assert!(qmp.await_status("completed", soon).unwrap());
@@ -152,7 +152,7 @@ mod tests {
     #[test]
     fn errors_are_passed_on() {
         let mut qmp = qmp(&format!("{GREETING}{{\"error\": {{\"class\": \"GenericError\", \"desc\": \"no such thing\"}}}}\n"));
-        assert_eq!(qmp.execute("dance", json!({})).unwrap_err().to_string(), "dance: no such thing");
+        assert_eq!(qmp.execute("dance", &json!({})).unwrap_err().to_string(), "dance: no such thing");
     }
 
     #[test]
