@@ -160,7 +160,10 @@ mod tests {
 
     #[test]
     fn the_cable_is_found_among_the_devices() {
-        let table = "Inter-|   Receive                 |  Transmit\n face |bytes    packets errs drop\n    lo:       0       0\n cable:  123456     789    0    0    0     0          0         0     42\n";
+        let table = concat!(
+            "Inter-|   Receive                 |  Transmit\n face |bytes    packets errs drop\n",
+            "    lo:       0       0\n cable:  123456     789    0    0    0     0          0         0     42\n"
+        );
         assert_eq!(received(table), Some(123_456));
         assert_eq!(received("lo: 1 2"), None);
     }

@@ -82,9 +82,9 @@ fn migrate(job: &Job<'_>, mode: Mode, source: &mut Machine, destination: &mut Ma
 fn look_after(job: &Job<'_>, [here, there]: [&Window; 2], clock: &Clock) -> Result<Option<Duration>> {
     thread::sleep(PROOF);
     await_write(there, here.word(ControlWord::Writes)?, FIRST_WRITE).context("at the destination")?;
+    let gap = Duration::from_nanos(there.word(ControlWord::LongestGap)?);
     there.check(job.image)?;
     await_write(there, there.word(ControlWord::Writes)?, FIRST_WRITE).context("at the destination")?;
-    let gap = Duration::from_nanos(there.word(ControlWord::LongestGap)?);
     Ok(clock.went_on(&Clock::of(there)?).then_some(gap))
 }
 
