@@ -33,4 +33,4 @@ pub use facts::{Bottleneck, PauseFacts, RoundFacts};
 pub use judge::Policy;
 pub use judge::SAMPLE_PAGES;
 pub use limits::{Limits, MAX_ROUNDS, OnLimit, Plateau, VolumeLimit};
-pub use model::{Bounds, ModelInput, PredictedRound, Prediction, predict};
+pub use model::{Bounds, MeasuredGuest, ModelInput, PredictedRound, Prediction, predict, predict_measured};

@@ -23,6 +23,7 @@ mod pump;
 mod rounds;
 mod settle;
 mod steering;
+mod survey;
 mod watch;
 mod worker;
 
@@ -31,6 +32,7 @@ use std::time::Duration;
 pub use event::{Event, Phase};
 pub use outcome::{Completed, Failure, InDoubt};
 pub use steering::Steering;
+pub use survey::survey;
 
 use crate::dirty::DirtyTracker;
 use crate::guest::Guest;

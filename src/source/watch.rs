@@ -67,6 +67,16 @@ impl DirtyWatch {
         self.curve.add(self.since.elapsed(), pending.count());
     }
 
+    /// All pages found so far.
+    pub(super) fn found(&self) -> &PageBitmap {
+        &self.found
+    }
+
+    /// Distinct pages by time, at the end.
+    pub(super) fn into_curve(self) -> DirtyCurve {
+        self.curve
+    }
+
     /// Distinct pages by time.
     pub(super) fn curve(&self) -> &DirtyCurve {
         &self.curve

@@ -1,0 +1,66 @@
+//! `pageferry plan --measure`: the guest runs here for a moment and is looked at.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+
+use super::PlanError;
+use crate::cli::args::UsageError;
+use crate::dirty::{self, Choice};
+use crate::guests::{self, GuestSpec};
+use crate::memory::Backing;
+use crate::policy::{Limits, MeasuredGuest, ModelInput, Prediction, predict_measured};
+use crate::source::survey;
+use crate::units::{ByteCount, BytesPerSec, PAGE_SIZE};
+
+/// What was measured, and how.
+pub(super) struct Measured {
+    pub(super) guest: MeasuredGuest,
+    pub(super) tracker: &'static str,
+}
+
+/// Builds the guest that `spec` describes, lets it run, and looks at it for `time`.
+pub(super) fn measure(spec: &str, time: Duration) -> Result<Measured, PlanError> {
+    let wrong = |error: guests::SpecError| UsageError { flag: "--measure", value: spec.to_owned(), problem: error.to_string() };
+    look(&spec.parse().map_err(wrong)?, time).map_err(PlanError::Measure)
+}
+
+fn look(spec: &GuestSpec, time: Duration) -> anyhow::Result<Measured> {
+    let mut guest = guests::build_source(spec, Backing::Anonymous).context("it cannot be built")?;
+    let memory = Arc::clone(guest.memory());
+    let mut tracker = dirty::open(Choice::Auto, &guest.tracked())?;
+    guest.resume()?;
+    std::thread::sleep(WARM_UP);
+    let measured = survey(&mut *guest, &memory, &mut *tracker, time)?;
+    Ok(Measured { guest: measured, tracker: tracker.kind().name() })
+}
+
+impl Measured {
+    /// How moving it over a link of `bandwidth` would go, and the input that the bounds are reckoned from.
+    pub(super) fn plan(&self, bandwidth: BytesPerSec, limits: Limits, fixed_cost: Option<Duration>) -> (ModelInput, Prediction) {
+        let guest = &self.guest;
+        let fixed_cost = fixed_cost.unwrap_or(FIXED_COST);
+        let by_link = bandwidth.0 / guest.first_bytes;
+        let input = ModelInput {
+            memory: guest.pages.bytes(),
+            dirty_rate: guest.curve.first_rate(),
+            bandwidth: BytesPerSec(by_link.min(guest.processors.0) * PAGE_SIZE as f64),
+            working_set: Some(guest.curve.most()),
+            fixed_cost,
+            limits,
+        };
+        (input, predict_measured(guest, bandwidth, limits, fixed_cost))
+    }
+
+    /// Wire bytes of everything once.
+    pub(super) fn wire_bytes(&self) -> ByteCount {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a float to integer cast saturates")]
+        ByteCount((self.guest.pages.0 as f64 * self.guest.first_bytes) as u64)
+    }
+}
+
+/// The guest settles down before it is looked at.
+const WARM_UP: Duration = Duration::from_millis(300);
+/// What handovers cost that were measured.
+const FIXED_COST: Duration = Duration::from_millis(3);

@@ -1,0 +1,171 @@
+//! A look at a running guest before anything is moved: what would moving it cost?
+//!
+//! Tracks the guest for a while and harvests at times that grow by a factor, as round 0 of a migration does, and packs a
+//! sample of its pages: as they are, for what they cost the first time, and against an earlier copy of theirs, for what
+//! they cost again. The guest pays for the tracking while it lasts.
+
+use std::time::{Duration, Instant};
+
+use super::watch::DirtyWatch;
+use crate::bitmap::PageBitmap;
+use crate::dirty::DirtyTracker;
+use crate::error::Error;
+use crate::guest::Guest;
+use crate::memory::GuestMemory;
+use crate::policy::MeasuredGuest;
+use crate::units::{PAGE_SIZE, PageCount, PageIndex, PagesPerSec};
+
+/// Watches a running guest for `time`, and samples its memory.
+///
+/// # Errors
+/// When it cannot be tracked, or does not pause for a tracker that needs that; it runs on.
+pub fn survey(guest: &mut dyn Guest, memory: &GuestMemory, tracker: &mut dyn DirtyTracker, time: Duration) -> Result<MeasuredGuest, Error> {
+    let surveyed = track(guest, memory, tracker, time);
+    let stopped = tracker.stop();
+    let surveyed = surveyed?;
+    stopped?;
+    Ok(surveyed)
+}
+
+fn track(guest: &mut dyn Guest, memory: &GuestMemory, tracker: &mut dyn DirtyTracker, time: Duration) -> Result<MeasuredGuest, Error> {
+    let mut populated = PageBitmap::new(memory.layout().chunks());
+    tracker.start(&mut populated)?;
+    let began = Instant::now();
+    let mut watch = DirtyWatch::new(memory.layout().chunks());
+    let mut resent = Resent::default();
+    let mut harvest = Duration::ZERO;
+    while began.elapsed() < time {
+        let left = time.saturating_sub(began.elapsed());
+        // A little late is better than a harvest more.
+        let _ = watch.next_look().recv_timeout(left);
+        let asked = Instant::now();
+        if tracker.needs_pause() {
+            guest.pause()?;
+            let looked = watch.look(tracker);
+            guest.resume()?;
+            looked?;
+        } else {
+            watch.look(tracker)?;
+        }
+        harvest = asked.elapsed();
+        resent.look(memory, watch.found());
+    }
+    let first = First::of(memory, &populated.spread(SAMPLE));
+    Ok(MeasuredGuest {
+        memory: memory.layout().bytes(),
+        pages: first.full_of(populated.count()),
+        first_bytes: first.bytes,
+        again_bytes: resent.bytes().unwrap_or(first.bytes),
+        processors: first.rate,
+        curve: watch.into_curve(),
+        round_cost: harvest,
+    })
+}
+
+/// What pages cost the first time.
+struct First {
+    /// Pages that are not all zeros, of those looked at.
+    full_share: f64,
+    /// A page, those left out.
+    bytes: f64,
+    rate: PagesPerSec,
+}
+
+impl First {
+    fn of(memory: &GuestMemory, sample: &PageBitmap) -> Self {
+        let mut packer = Packer::default();
+        let (mut all, mut full, mut bytes) = (0u64, 0u64, 0);
+        let began = Instant::now();
+        for page in pages(sample) {
+            let content = copy(memory, page);
+            all += 1;
+            if content.iter().any(|&byte| byte != 0) {
+                full += 1;
+                bytes += packer.pack(&*content);
+            }
+        }
+        let seconds = began.elapsed().as_secs_f64().max(1e-9);
+        Self {
+            full_share: full as f64 / all.max(1) as f64,
+            bytes: if full > 0 { bytes as f64 / full as f64 } else { MASK_BYTES },
+            rate: PagesPerSec(all.max(1) as f64 / seconds * workers()),
+        }
+    }
+
+    /// How many of `pages` are not all zeros.
+    fn full_of(&self, pages: PageCount) -> PageCount {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of a count")]
+        PageCount((pages.0 as f64 * self.full_share).ceil() as u64)
+    }
+}
+
+/// What pages cost that were sent before: copies of some that get dirty, compared with what becomes of them.
+#[derive(Default)]
+struct Resent {
+    copies: Vec<(PageIndex, Box<[u8; PAGE_SIZE]>)>,
+    bytes: Option<f64>,
+}
+
+impl Resent {
+    /// Compares the pages copied at the last look with what they hold now, and copies some of those `found` so far.
+    fn look(&mut self, memory: &GuestMemory, found: &PageBitmap) {
+        let mut packer = Packer::default();
+        let changed: Vec<f64> = self
+            .copies
+            .iter()
+            .filter_map(|(page, before)| {
+                let now = copy(memory, *page);
+                let difference: Vec<u8> = now.iter().zip(before.iter()).map(|(now, before)| now ^ before).collect();
+                // One that did not change was not written meanwhile, as far as can be told.
+                difference.iter().any(|&byte| byte != 0).then(|| packer.pack(&difference).min(packer.pack(&*now)) as f64)
+            })
+            .collect();
+        if !changed.is_empty() {
+            self.bytes = Some(changed.iter().sum::<f64>() / changed.len() as f64);
+        }
+        self.copies = pages(&found.spread(COPIES)).map(|page| (page, copy(memory, page))).collect();
+    }
+
+    fn bytes(&self) -> Option<f64> {
+        self.bytes
+    }
+}
+
+/// Packs one page after the other.
+struct Packer {
+    room: Vec<u8>,
+}
+
+impl Default for Packer {
+    fn default() -> Self {
+        Self { room: vec![0; lz4_flex::block::get_maximum_output_size(PAGE_SIZE)] }
+    }
+}
+
+impl Packer {
+    /// The bytes it takes on the wire, about.
+    fn pack(&mut self, page: &[u8]) -> u64 {
+        let packed = lz4_flex::block::compress_into(page, &mut self.room).unwrap_or(PAGE_SIZE);
+        packed.min(PAGE_SIZE) as u64
+    }
+}
+
+fn pages(bitmap: &PageBitmap) -> impl Iterator<Item = PageIndex> + '_ {
+    bitmap.occupied().flat_map(|(chunk, word)| (0..u64::BITS).filter(move |bit| word >> bit & 1 == 1).map(move |bit| chunk.page(bit)))
+}
+
+fn copy(memory: &GuestMemory, page: PageIndex) -> Box<[u8; PAGE_SIZE]> {
+    let mut content = Box::new([0; PAGE_SIZE]);
+    memory.chunk(page.chunk()).copy_out(page.bit(), &mut content);
+    content
+}
+
+/// Workers of a migration by default, if there are processors for them.
+fn workers() -> f64 {
+    std::thread::available_parallelism().map_or(1.0, |cores| cores.get().min(2) as f64)
+}
+
+const SAMPLE: PageCount = PageCount(4096);
+const COPIES: PageCount = PageCount(256);
+/// Of a page that costs no bytes of its own.
+const MASK_BYTES: f64 = 1.0;
