@@ -36,13 +36,6 @@ impl Stamper {
         Self { memory, marks, running: None, fail_to_resume: false, share: Arc::new(AtomicU32::new(1000)), can_be_throttled: true, burst: 64 }
     }
 
-    /// Goes on with `burst` pages between two naps.
-    pub(crate) fn pause_and_resume_with(&mut self, burst: u64) {
-        self.pause().unwrap();
-        self.burst = burst;
-        self.resume().unwrap();
-    }
-
     pub(crate) fn is_running(&self) -> bool {
         self.running.is_some()
     }

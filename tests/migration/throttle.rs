@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use pageferry::destination::ReceiverOptions;
+use pageferry::guest::Guest;
 use pageferry::page::{Compression, DeltaCache};
 use pageferry::policy::{Decision, Limits, OnLimit};
 use pageferry::source::{Completed, Event, Migration};
@@ -29,7 +30,9 @@ fn limits() -> Limits {
 /// A guest that rewrites its memory in some tens of milliseconds.
 fn fast_guest() -> Stamper {
     let mut guest = running_guest();
-    guest.pause_and_resume_with(8);
+    guest.pause().unwrap();
+    guest.burst = 8;
+    guest.resume().unwrap();
     guest
 }
 
