@@ -39,13 +39,12 @@ struct Cost {
 }
 
 impl Estimator {
-    /// Takes in a round. Round 0 sends pages for the first time, all others again.
+    /// Takes in a round.
     pub fn observe(&mut self, facts: &RoundFacts) {
         if facts.arrived > ByteCount(0) {
             self.link.add(facts.arrived.0 as f64, facts.duration, facts.bottleneck == Bottleneck::Link);
         }
-        let cost = if facts.index == 0 { &mut self.first } else { &mut self.again };
-        cost.observe(facts);
+        self.observe_cost(facts);
         let dirtied = facts.dirty_after.0.saturating_sub(facts.unsent.0);
         self.dirty.add(dirtied as f64, facts.duration, true);
     }
@@ -80,13 +79,6 @@ impl Estimator {
         self.cost().bytes.unwrap_or(0.0)
     }
 
-    /// What the next round will wait for.
-    pub(super) fn bottleneck(&self) -> Bottleneck {
-        let cost = self.cost();
-        let by_link = cost.bytes.map_or(0.0, |bytes| self.link.value() / bytes);
-        if by_link <= cost.processor.value() { Bottleneck::Link } else { Bottleneck::Processor }
-    }
-
     /// Wire bytes of `pages` that are sent again.
     #[must_use]
     pub fn bytes_for(&self, pages: PageCount) -> ByteCount {
@@ -94,10 +86,66 @@ impl Estimator {
         ByteCount((pages.0 as f64 * self.page_bytes()) as u64)
     }
 
-    /// How long it takes to move `pages`; [`Duration::MAX`] while no rate is known.
+    /// How long it takes to move `pages` again; [`Duration::MAX`] while no rate is known.
     #[must_use]
     pub fn time_for(&self, pages: PageCount) -> Duration {
         self.page_rate().time_for(pages)
+    }
+
+    /// How long it takes to move `pages`, of which `never_sent` go for the first time.
+    #[must_use]
+    pub fn time_for_rest(&self, pages: PageCount, never_sent: PageCount) -> Duration {
+        let again = PageCount(pages.0.saturating_sub(never_sent.0));
+        if never_sent == PageCount(0) {
+            return self.time_for(again);
+        }
+        let mix = self.first_cost().bytes.unwrap_or(0.0) * never_sent.0 as f64 + self.page_bytes() * again.0 as f64;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a float to integer cast saturates")]
+        let by_link = self.bandwidth().time_for(ByteCount(mix as u64));
+        let processors = |cost: &Cost, pages| PagesPerSec(cost.processor.value()).time_for(pages);
+        by_link.max(processors(self.first_cost(), never_sent).saturating_add(processors(self.cost(), again)))
+    }
+
+    /// What pages cost the first time, on the wire and through the processors.
+    pub(super) fn first_page(&self) -> (f64, PagesPerSec) {
+        let cost = self.first_cost();
+        (cost.bytes.unwrap_or(0.0), PagesPerSec(cost.processor.value()))
+    }
+
+    /// What pages cost again.
+    pub(super) fn page_again(&self) -> (f64, PagesPerSec) {
+        (self.page_bytes(), PagesPerSec(self.cost().processor.value()))
+    }
+
+    fn first_cost(&self) -> &Cost {
+        if self.first.bytes.is_some() { &self.first } else { &self.again }
+    }
+
+    /// Says of each kind of page what the round tells about it: where there were few of the other kind, those are
+    /// reckoned with what is known of them.
+    fn observe_cost(&mut self, facts: &RoundFacts) {
+        // Where all were zeros there is nothing better to go by.
+        let full = match facts.pages.0.saturating_sub(facts.empty.0) {
+            0 => facts.pages.0,
+            full => full,
+        } as f64;
+        // A round that moved nothing says nothing about what moving costs.
+        if full == 0.0 || facts.wire_bytes == ByteCount(0) {
+            return;
+        }
+        let first = (facts.first.0 as f64).min(full);
+        let (bytes, seconds) = (facts.wire_bytes.0 as f64, facts.duration.as_secs_f64());
+        let is_measured = facts.bottleneck == Bottleneck::Processor;
+        if first >= MOST * full {
+            self.first.add(full, bytes, seconds, is_measured);
+        } else if first <= (1.0 - MOST) * full {
+            self.again.add(full, bytes, seconds, is_measured);
+        } else if let Some(first_bytes) = self.first.bytes {
+            let rest = (bytes - first * first_bytes).clamp(0.0, (full - first) * first_bytes);
+            let seconds = seconds - first / self.first.processor.value();
+            // Not measured: what the two kinds take of the processors cannot be told apart well.
+            self.again.add(full - first, rest, seconds.max(SHORTEST_SECONDS), false);
+        }
     }
 
     fn cost(&self) -> &Cost {
@@ -106,20 +154,12 @@ impl Estimator {
 }
 
 impl Cost {
-    fn observe(&mut self, facts: &RoundFacts) {
-        // Where all were zeros there is nothing better to go by.
-        let full = match facts.pages.0.saturating_sub(facts.empty.0) {
-            0 => facts.pages.0,
-            full => full,
-        };
-        // A round that moved nothing says nothing about what moving costs.
-        if full == 0 || facts.wire_bytes == ByteCount(0) {
-            return;
-        }
-        let bytes = facts.wire_bytes.0 as f64 / full as f64;
-        let weight = full as f64 / (full as f64 + HALF_WEIGHT_PAGES);
-        self.bytes = Some(self.bytes.map_or(bytes, |before| before + (bytes - before) * weight));
-        self.processor.add_weighted(full as f64, facts.duration, facts.bottleneck == Bottleneck::Processor, weight);
+    /// So many pages took so many bytes and seconds.
+    fn add(&mut self, pages: f64, bytes: f64, seconds: f64, is_measured: bool) {
+        let weight = pages / (pages + HALF_WEIGHT_PAGES);
+        let each = bytes / pages;
+        self.bytes = Some(self.bytes.map_or(each, |before| before + (each - before) * weight));
+        self.processor.add_weighted(pages / seconds.max(SHORTEST_SECONDS), is_measured, weight);
     }
 }
 
@@ -134,12 +174,11 @@ struct Rate {
 impl Rate {
     fn add(&mut self, amount: f64, duration: Duration, is_measured: bool) {
         let seconds = duration.as_secs_f64().max(SHORTEST_SECONDS);
-        self.add_weighted(amount, duration, is_measured, seconds / (seconds + HALF_WEIGHT_SECONDS));
+        self.add_weighted(amount / seconds, is_measured, seconds / (seconds + HALF_WEIGHT_SECONDS));
     }
 
     /// The new value counts as `weight`, from 0 to 1.
-    fn add_weighted(&mut self, amount: f64, duration: Duration, is_measured: bool, weight: f64) {
-        let rate = amount / duration.as_secs_f64().max(SHORTEST_SECONDS);
+    fn add_weighted(&mut self, rate: f64, is_measured: bool, weight: f64) {
         self.value = Some(match self.value {
             None => rate,
             // The first measurement above a mere lower bound is better than any average with it.
@@ -159,6 +198,8 @@ impl Rate {
 const HALF_WEIGHT_SECONDS: f64 = 0.1;
 /// So many pages say as much about what a page costs as all before them.
 const HALF_WEIGHT_PAGES: f64 = 2048.0;
+/// A round with so much of one kind of page tells about that kind.
+const MOST: f64 = 0.8;
 /// No round is shorter than the clock can tell.
 const SHORTEST_SECONDS: f64 = 1e-6;
 
@@ -172,6 +213,7 @@ mod tests {
             elapsed: Duration::from_secs(1),
             duration: Duration::from_millis(millis),
             pages: PageCount(pages),
+            first: if index == 0 { PageCount(pages) } else { PageCount(0) },
             empty: PageCount(0),
             wire_bytes: ByteCount(pages * bytes_per_page),
             arrived: ByteCount(pages * bytes_per_page),
@@ -179,6 +221,7 @@ mod tests {
             memory_sent_total: ByteCount(0),
             dirty_after: PageCount(0),
             unsent: PageCount(0),
+            never_sent: PageCount(0),
             fixed_cost: Duration::ZERO,
         }
     }
@@ -224,6 +267,22 @@ mod tests {
         assert_eq!(estimator.time_for(PageCount(5000)), Duration::from_millis(10));
         assert_eq!(estimator.bytes_for(PageCount(5000)), ByteCount(50_000));
         assert_eq!(estimator.bandwidth(), BytesPerSec(30_000.0 * 4096.0), "the link did not get slower by idling");
+    }
+
+    #[test]
+    fn pages_that_were_left_out_before_cost_what_they_cost_the_first_time() {
+        let mut estimator = Estimator::default();
+        estimator.observe(&linked(0, 1000, 30_000));
+        estimator.observe(&round(1, 2, 1000, 10, Bottleneck::Processor));
+        let first = estimator.time_for_rest(PageCount(3000), PageCount(3000));
+        assert_eq!(first, Duration::from_millis(100), "though others cost next to nothing now");
+        let half = estimator.time_for_rest(PageCount(6000), PageCount(3000));
+        assert!(half >= first && half < Duration::from_millis(107), "{half:?}");
+        // 3000 for the first time and 3000 again, in 100 ms: the latter took no bytes to speak of.
+        let mixed = RoundFacts { first: PageCount(3000), wire_bytes: ByteCount(3000 * 4096), ..linked(2, 100, 6000) };
+        estimator.observe(&mixed);
+        assert!(estimator.page_bytes() < 10.0, "{}", estimator.page_bytes());
+        assert_eq!(estimator.time_for_rest(PageCount(3000), PageCount(3000)), first);
     }
 
     #[test]

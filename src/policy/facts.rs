@@ -15,6 +15,8 @@ pub struct RoundFacts {
     pub duration: Duration,
     /// Pages sent in this round; zero pages count, holes that were never touched do not.
     pub pages: PageCount,
+    /// Of them sent for the first time.
+    pub first: PageCount,
     /// Of them all zeros, which cost next to nothing and say nothing about the others.
     pub empty: PageCount,
     /// What they took on the wire.
@@ -27,8 +29,10 @@ pub struct RoundFacts {
     pub memory_sent_total: ByteCount,
     /// What a next round would send: pages the guest dirtied meanwhile, and those of this round that were not sent.
     pub dirty_after: PageCount,
-    /// Of them the ones that were not sent.
+    /// Of them left over from this round.
     pub unsent: PageCount,
+    /// Of them never sent at all: they cost what pages cost the first time.
+    pub never_sent: PageCount,
     /// What a pause costs besides the pages: what is still under way, last harvest, state, acknowledgements.
     pub fixed_cost: Duration,
 }
@@ -49,6 +53,8 @@ pub struct PauseFacts {
     pub paused_for: Duration,
     /// Pages left to send.
     pub remaining: PageCount,
+    /// Of them never sent at all.
+    pub never_sent: PageCount,
     /// What is still to come besides the pages: what is under way, state, acknowledgements.
     pub fixed_cost: Duration,
 }

@@ -88,7 +88,7 @@ impl Policy {
     /// After a round and the harvest that followed it. Call it once for every round, in order.
     pub fn after_round(&mut self, facts: &RoundFacts) -> Verdict {
         self.estimator.observe(facts);
-        let remainder = self.estimator.time_for(facts.dirty_after);
+        let remainder = self.estimator.time_for_rest(facts.dirty_after, facts.never_sent);
         if self.wants_sample(facts) {
             self.samples += 1;
             return self.verdict(Decision::Round, Reason::Sampling, remainder.saturating_add(facts.fixed_cost));
@@ -120,7 +120,8 @@ impl Policy {
     ///
     /// Only a stop that promised to fit is taken back, and only three times in a migration.
     pub fn after_pause(&mut self, facts: &PauseFacts) -> Verdict {
-        let expected = facts.paused_for.saturating_add(self.estimator.time_for(facts.remaining)).saturating_add(facts.fixed_cost);
+        let expected =
+            facts.paused_for.saturating_add(self.estimator.time_for_rest(facts.remaining, facts.never_sent)).saturating_add(facts.fixed_cost);
         let reason = self.stopped_by.unwrap_or(Reason::MaxRounds);
         let promised = matches!(reason, Reason::DowntimeLimit | Reason::DirtyThreshold);
         let over = expected > self.limits.downtime_limit && facts.remaining > self.limits.dirty_threshold;
@@ -134,7 +135,8 @@ impl Policy {
     /// Whether a few pages should go first: what is left after round 0 may cost anything from next to nothing to what it
     /// cost then, and it is so much that this makes a difference.
     fn wants_sample(&self, facts: &RoundFacts) -> bool {
-        let many = facts.dirty_after.0 >= SAMPLE_FROM * SAMPLE_PAGES.0;
+        let again = facts.dirty_after.0.saturating_sub(facts.never_sent.0);
+        let many = facts.dirty_after.0 >= MANY_PAGES && again >= SAMPLE_PAGES.0;
         many && !self.estimator.knows_resends() && self.samples < self.most_samples && self.reached_limit(facts).is_none()
     }
 
@@ -212,9 +214,9 @@ impl Policy {
 }
 
 /// Pages in a sample ([`Reason::Sampling`]).
-pub const SAMPLE_PAGES: PageCount = PageCount(1024);
-/// Samples are taken where there are so many times more.
-const SAMPLE_FROM: u64 = 4;
+pub const SAMPLE_PAGES: PageCount = PageCount(512);
+/// A sample is taken where so many are dirty.
+const MANY_PAGES: u64 = 4096;
 /// Rounds are not given up before this one: the first ones differ from the rest in size.
 const PLATEAU_FROM_ROUND: u32 = 3;
 /// How often a pause may be taken back; each one is a stall to the guest.

@@ -88,13 +88,14 @@ pub fn predict(input: &ModelInput) -> Prediction {
     let verdict = policy.start();
     let memory = input.memory.pages();
     let model = Model {
-        first: PageCost::on(input.bandwidth, PAGE_SIZE as f64, PagesPerSec(f64::INFINITY)),
-        again: PageCost::on(input.bandwidth, PAGE_SIZE as f64, PagesPerSec(f64::INFINITY)),
+        link: input.bandwidth,
+        first: PageCost::plain(),
+        again: PageCost::plain(),
         dirtying: Dirtying::Steady { rate: input.dirty_rate, most: input.working_set.unwrap_or(memory).min(memory) },
         round_cost: Duration::ZERO,
         fixed_cost: input.fixed_cost,
     };
-    model.run(&mut policy, verdict, Progress { next_index: 0, elapsed: Duration::ZERO, sent: ByteCount(0), pending: memory })
+    model.run(&mut policy, verdict, Progress { next_index: 0, elapsed: Duration::ZERO, sent: ByteCount(0), pending: memory, never_sent: memory })
 }
 
 /// A guest as it was measured while it ran, for [`predict_measured`].
@@ -122,13 +123,18 @@ pub fn predict_measured(guest: &MeasuredGuest, bandwidth: BytesPerSec, limits: L
     let mut policy = Policy::new(limits, guest.memory);
     let verdict = policy.start();
     let model = Model {
-        first: PageCost::on(bandwidth, guest.first_bytes, guest.processors),
-        again: PageCost::on(bandwidth, guest.again_bytes, guest.processors),
+        link: bandwidth,
+        first: PageCost { bytes: guest.first_bytes, processors: guest.processors },
+        again: PageCost { bytes: guest.again_bytes, processors: guest.processors },
         dirtying: Dirtying::Along { curve: &guest.curve, most: guest.memory.pages() },
         round_cost: guest.round_cost,
         fixed_cost,
     };
-    model.run(&mut policy, verdict, Progress { next_index: 0, elapsed: Duration::ZERO, sent: ByteCount(0), pending: guest.pages })
+    model.run(
+        &mut policy,
+        verdict,
+        Progress { next_index: 0, elapsed: Duration::ZERO, sent: ByteCount(0), pending: guest.pages, never_sent: guest.pages },
+    )
 }
 
 impl Policy {
@@ -139,15 +145,22 @@ impl Policy {
     pub fn predict_rest(&self, facts: &RoundFacts, verdict: Verdict, curve: &DirtyCurve, round_cost: Duration) -> Prediction {
         let estimator = self.estimator();
         let most = self.guest().pages();
-        let cost = PageCost { rate: estimator.page_rate(), bytes: estimator.page_bytes(), bottleneck: estimator.bottleneck() };
+        let cost = |(bytes, processors)| PageCost { bytes, processors };
         let model = Model {
-            first: cost,
-            again: cost,
+            link: estimator.bandwidth(),
+            first: cost(estimator.first_page()),
+            again: cost(estimator.page_again()),
             dirtying: if curve.is_empty() { Dirtying::Steady { rate: estimator.dirty_rate(), most } } else { Dirtying::Along { curve, most } },
             round_cost,
             fixed_cost: facts.fixed_cost,
         };
-        let progress = Progress { next_index: facts.index + 1, elapsed: facts.elapsed, sent: facts.memory_sent_total, pending: facts.dirty_after };
+        let progress = Progress {
+            next_index: facts.index + 1,
+            elapsed: facts.elapsed,
+            sent: facts.memory_sent_total,
+            pending: facts.dirty_after,
+            never_sent: facts.never_sent,
+        };
         model.run(&mut self.clone(), verdict, progress)
     }
 }
@@ -171,9 +184,10 @@ impl ModelInput {
 
 /// The rates of one prediction.
 struct Model<'c> {
-    /// In round 0.
+    link: BytesPerSec,
+    /// Of pages that go for the first time.
     first: PageCost,
-    /// In all others.
+    /// Of all others.
     again: PageCost,
     dirtying: Dirtying<'c>,
     /// What a round takes besides its pages.
@@ -184,19 +198,16 @@ struct Model<'c> {
 /// What moving pages costs.
 #[derive(Clone, Copy)]
 struct PageCost {
-    /// Pages a second.
-    rate: PagesPerSec,
     /// Wire bytes a page.
     bytes: f64,
-    bottleneck: Bottleneck,
+    /// Pages a second through the processors.
+    processors: PagesPerSec,
 }
 
 impl PageCost {
-    /// Pages of so many bytes on a link, where the processors manage so many a second.
-    fn on(link: BytesPerSec, bytes: f64, processors: PagesPerSec) -> Self {
-        let by_link = link.0 / bytes;
-        let bottleneck = if by_link <= processors.0 { Bottleneck::Link } else { Bottleneck::Processor };
-        Self { rate: PagesPerSec(by_link.min(processors.0)), bytes, bottleneck }
+    /// As it is, and for nothing.
+    fn plain() -> Self {
+        Self { bytes: PAGE_SIZE as f64, processors: PagesPerSec(f64::INFINITY) }
     }
 }
 
@@ -214,6 +225,8 @@ struct Progress {
     elapsed: Duration,
     sent: ByteCount,
     pending: PageCount,
+    /// Of these.
+    never_sent: PageCount,
 }
 
 impl Model<'_> {
@@ -234,7 +247,7 @@ impl Model<'_> {
         }
         let stops = verdict.decision == Decision::StopAndCopy;
         let remainder = if stops { at.pending } else { PageCount(0) };
-        let downtime = if stops { self.cost(at.next_index).rate.time_for(remainder).saturating_add(self.fixed_cost) } else { Duration::ZERO };
+        let downtime = if stops { self.sending(remainder, at.never_sent).0.saturating_add(self.fixed_cost) } else { Duration::ZERO };
         Prediction {
             rounds,
             remainder,
@@ -247,33 +260,40 @@ impl Model<'_> {
     }
 
     fn round(&self, at: &mut Progress, share: RunShare) -> RoundFacts {
-        let (index, pages) = (at.next_index, at.pending);
-        let cost = self.cost(index);
-        let duration = cost.rate.time_for(pages).saturating_add(self.round_cost);
+        let (index, pages, first) = (at.next_index, at.pending, at.never_sent);
+        let (sending, wire_bytes, bottleneck) = self.sending(pages, first);
+        let duration = sending.saturating_add(self.round_cost);
         at.next_index += 1;
         at.elapsed = at.elapsed.saturating_add(duration);
         at.sent = ByteCount(at.sent.0.saturating_add(pages.bytes().0));
-        at.pending = self.dirtied_in(duration, share);
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a float to integer cast saturates")]
-        let wire_bytes = ByteCount((pages.0 as f64 * cost.bytes) as u64);
+        (at.pending, at.never_sent) = (self.dirtied_in(duration, share), PageCount(0));
         RoundFacts {
             index,
             elapsed: at.elapsed,
             duration,
             pages,
+            first,
             empty: PageCount(0),
             wire_bytes,
             arrived: wire_bytes,
-            bottleneck: cost.bottleneck,
+            bottleneck,
             memory_sent_total: at.sent,
             dirty_after: at.pending,
             unsent: PageCount(0),
+            never_sent: PageCount(0),
             fixed_cost: self.fixed_cost,
         }
     }
 
-    fn cost(&self, index: u32) -> PageCost {
-        if index == 0 { self.first } else { self.again }
+    /// How long `pages` take, `first` of them for the first time; their bytes, and what they wait for.
+    fn sending(&self, pages: PageCount, first: PageCount) -> (Duration, ByteCount, Bottleneck) {
+        let again = PageCount(pages.0 - first.0);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a float to integer cast saturates")]
+        let bytes = ByteCount((first.0 as f64 * self.first.bytes + again.0 as f64 * self.again.bytes) as u64);
+        let by_link = self.link.time_for(bytes);
+        let by_processors = self.first.processors.time_for(first).saturating_add(self.again.processors.time_for(again));
+        let bottleneck = if by_link >= by_processors { Bottleneck::Link } else { Bottleneck::Processor };
+        (by_link.max(by_processors), bytes, bottleneck)
     }
 
     fn dirtied_in(&self, duration: Duration, share: RunShare) -> PageCount {

@@ -45,6 +45,7 @@ pub(super) struct Round {
     pub(super) duration: Duration,
     pub(super) totals: Vec<ChannelTotals>,
     unsent: Option<PageBitmap>,
+    skipped: Option<PageBitmap>,
 }
 
 impl Driver<'_> {
@@ -82,7 +83,12 @@ impl Driver<'_> {
             let mut parts = DowntimeParts { pause: laps.end(Instant::now()), ..DowntimeParts::default() };
             self.tracker.harvest(&mut pending)?;
             parts.harvest = laps.end(Instant::now());
-            let facts = PauseFacts { paused_for: self.hold.paused_for(), remaining: pending.count(), fixed_cost: self.fixed_cost(session) };
+            let facts = PauseFacts {
+                paused_for: self.hold.paused_for(),
+                remaining: pending.count(),
+                never_sent: watch.never_sent().count(),
+                fixed_cost: self.fixed_cost(session),
+            };
             let confirmed = policy.after_pause(&facts);
             if confirmed.decision == Decision::StopAndCopy {
                 return Ok(LastRound { index, kind: RoundKind::StopAndCopy, remainder: pending, paused_at, parts, laps, verdict });
@@ -113,11 +119,15 @@ impl Driver<'_> {
     ) -> Result<Verdict, Error> {
         let began = Instant::now();
         let under_way_before = self.under_way(session);
-        let taken = take_round(pending, last_verdict);
+        let taken = take_round(pending, watch.never_sent(), last_verdict);
+        let first = if index == 0 { taken.count() } else { watch.sent(&taken) };
         let early = (index == 0 && !self.tracker.needs_pause()).then_some(&mut *watch);
         let round = self.send(session, index, taken, early, last_verdict)?;
         if let Some(unsent) = &round.unsent {
             pending.union_with(unsent);
+        }
+        if index == 0 {
+            watch.skipped(round.skipped.as_ref(), round.unsent.as_ref());
         }
         let unsent = pending.count();
         let settled = self.settle(session)?;
@@ -132,6 +142,7 @@ impl Driver<'_> {
             elapsed: self.started.elapsed(),
             duration: began.elapsed(),
             pages: round.pages,
+            first: first.min(round.pages),
             empty: round.empty,
             wire_bytes: round.bytes,
             arrived: ByteCount((under_way_before + round.bytes).0.saturating_sub(settled.under_way.0)),
@@ -139,6 +150,7 @@ impl Driver<'_> {
             memory_sent_total: self.report.pages_transferred.bytes(),
             dirty_after: pending.count(),
             unsent,
+            never_sent: watch.never_sent().count(),
             fixed_cost: self.fixed_cost(session).saturating_add(harvest),
         };
         policy.set_limits(self.steering.limits());
@@ -248,6 +260,7 @@ impl Driver<'_> {
             duration: Duration::ZERO,
             totals: vec![ChannelTotals::default(); session.jobs.len()],
             unsent: None,
+            skipped: None,
         };
         let mut meter = Meter::new(session);
         let ticker = tick(PROGRESS_EVERY);
@@ -285,12 +298,8 @@ impl Driver<'_> {
         round.bytes += sent.bytes;
         round.empty += sent.encodings.zero;
         round.totals[usize::from(sent.channel)] = sent.totals;
-        if let Some(unsent) = sent.unsent {
-            match &mut round.unsent {
-                Some(all) => all.union_with(&unsent),
-                none => *none = Some(unsent),
-            }
-        }
+        add(&mut round.unsent, sent.unsent);
+        add(&mut round.skipped, sent.skipped);
         self.report.pages_transferred += sent.pages;
         self.report.wire_bytes += sent.bytes;
         self.report.pages_by_encoding += sent.encodings;
@@ -339,13 +348,24 @@ impl Meter {
     }
 }
 
+/// Adds what one worker reports to what the others did.
+fn add(all: &mut Option<PageBitmap>, part: Option<PageBitmap>) {
+    match (all, part) {
+        (Some(all), Some(part)) => all.union_with(&part),
+        (all, Some(part)) => *all = Some(part),
+        (_, None) => {}
+    }
+}
+
 /// Takes what the next round sends out of `pending`: all of it, or the sample that was asked for.
-fn take_round(pending: &mut PageBitmap, verdict: Option<Verdict>) -> PageBitmap {
+fn take_round(pending: &mut PageBitmap, never_sent: &PageBitmap, verdict: Option<Verdict>) -> PageBitmap {
     let all = std::mem::replace(pending, PageBitmap::new(pending.chunks()));
     if verdict.is_none_or(|verdict| verdict.reason != Reason::Sampling) {
         return all;
     }
-    let sample = all.spread(SAMPLE_PAGES);
+    let mut sent_before = all.clone();
+    sent_before.subtract(never_sent);
+    let sample = sent_before.spread(SAMPLE_PAGES);
     *pending = all;
     pending.subtract(&sample);
     sample

@@ -16,6 +16,7 @@ use crossbeam::channel::{Receiver, at};
 use crate::bitmap::{PageBitmap, SharedBitmap};
 use crate::dirty::{DirtyError, DirtyTracker};
 use crate::policy::DirtyCurve;
+use crate::units::PageCount;
 
 /// What was found so far since tracking began.
 pub(super) struct DirtyWatch {
@@ -24,6 +25,8 @@ pub(super) struct DirtyWatch {
     found: PageBitmap,
     /// The same, for the workers.
     skip: Arc<SharedBitmap>,
+    /// Pages that the first round left out: they are pending, and go for the first time when they do.
+    never_sent: PageBitmap,
     next: Duration,
     curve: DirtyCurve,
 }
@@ -32,7 +35,14 @@ impl DirtyWatch {
     /// Tracking began just now, for memory of so many chunks.
     pub(super) fn new(chunks: u32) -> Self {
         let skip = Arc::new(SharedBitmap::new(chunks));
-        Self { since: Instant::now(), found: PageBitmap::new(chunks), skip, next: FIRST_LOOK, curve: DirtyCurve::default() }
+        Self {
+            since: Instant::now(),
+            found: PageBitmap::new(chunks),
+            skip,
+            never_sent: PageBitmap::new(chunks),
+            next: FIRST_LOOK,
+            curve: DirtyCurve::default(),
+        }
     }
 
     /// What was found so far.
@@ -43,6 +53,23 @@ impl DirtyWatch {
     /// What was found so far, and later what will have been found by then.
     pub(super) fn skip(&self) -> Arc<SharedBitmap> {
         Arc::clone(&self.skip)
+    }
+
+    /// The first round is over, and its workers left these out.
+    pub(super) fn skipped(&mut self, skipped: Option<&PageBitmap>, unsent: Option<&PageBitmap>) {
+        skipped.into_iter().chain(unsent).for_each(|pages| self.never_sent.union_with(pages));
+    }
+
+    /// Pages that were never sent.
+    pub(super) fn never_sent(&self) -> &PageBitmap {
+        &self.never_sent
+    }
+
+    /// A round sends `pages`: how many of them go for the first time.
+    pub(super) fn sent(&mut self, pages: &PageBitmap) -> PageCount {
+        let before = self.never_sent.count();
+        self.never_sent.subtract(pages);
+        PageCount(before.0 - self.never_sent.count().0)
     }
 
     /// Fires when the next look is due.
@@ -65,11 +92,6 @@ impl DirtyWatch {
     pub(super) fn finish(&mut self, pending: &mut PageBitmap) {
         pending.union_with(&self.found);
         self.curve.add(self.since.elapsed(), pending.count());
-    }
-
-    /// All pages found so far.
-    pub(super) fn found(&self) -> &PageBitmap {
-        &self.found
     }
 
     /// Distinct pages by time, at the end.

@@ -42,6 +42,8 @@ pub(super) struct Sent {
     pub(super) channel: u16,
     /// Pages left when the round was halted.
     pub(super) unsent: Option<PageBitmap>,
+    /// Pages left out because they are pending again.
+    pub(super) skipped: Option<PageBitmap>,
 }
 
 /// Counted while a round runs, for progress; and how workers are stopped.
@@ -87,9 +89,14 @@ impl Worker<'_> {
         let before = self.frames.totals();
         let mut encodings = Encodings::default();
         let mut unsent = None;
+        let mut skipped = None;
         let (channel, channels) = (self.channel, self.channels);
         for chunk in job.order.iter().copied().filter(|&chunk| channel_of(chunk, channels) == channel) {
-            let word = job.pages.word(chunk) & !job.skip.as_ref().map_or(0, |skip| skip.word(chunk));
+            let all = job.pages.word(chunk);
+            let word = all & !job.skip.as_ref().map_or(0, |skip| skip.word(chunk));
+            if word != all {
+                skipped.get_or_insert_with(|| PageBitmap::new(job.pages.chunks())).insert_word(chunk, all & !word);
+            }
             if word == 0 {
                 continue;
             }
@@ -122,6 +129,7 @@ impl Worker<'_> {
             totals,
             channel: self.channel,
             unsent,
+            skipped,
         })
     }
 

@@ -13,6 +13,7 @@ fn round(index: u32, dirty: u64) -> RoundFacts {
         elapsed: Duration::from_secs(u64::from(index) + 1),
         duration: Duration::from_secs(1),
         pages: PageCount(10_000),
+        first: if index == 0 { PageCount(10_000) } else { PageCount(0) },
         empty: PageCount(0),
         wire_bytes: ByteCount(40_000_000),
         arrived: ByteCount(40_000_000),
@@ -20,6 +21,7 @@ fn round(index: u32, dirty: u64) -> RoundFacts {
         memory_sent_total: PageCount(10_000 * (u64::from(index) + 1)).bytes(),
         dirty_after: PageCount(dirty),
         unsent: PageCount(0),
+        never_sent: PageCount(0),
         fixed_cost: Duration::from_millis(20),
     }
 }
@@ -84,7 +86,7 @@ fn two_flat_rounds_are_a_plateau_from_round_three_on() {
 fn the_cold_migration_stops_before_anything_is_sent() {
     let mut policy = Policy::new(Limits { max_rounds: 0, on_limit: OnLimit::Abort, ..Limits::default() }, GUEST);
     assert_eq!(policy.start().to_string(), "stop-and-copy: max-rounds");
-    let pause = PauseFacts { paused_for: Duration::ZERO, remaining: GUEST.pages(), fixed_cost: Duration::ZERO };
+    let pause = PauseFacts { paused_for: Duration::ZERO, remaining: GUEST.pages(), never_sent: PageCount(0), fixed_cost: Duration::ZERO };
     assert_eq!(policy.after_pause(&pause).decision, Decision::StopAndCopy, "a cold stop promised nothing");
 }
 
@@ -100,7 +102,12 @@ fn limits_can_change_while_it_runs() {
 fn a_pause_that_would_break_its_promise_is_taken_back_a_few_times() {
     // So little slower than the link that short rounds would not help.
     let mut policy = Policy::new(Limits { downtime_limit: Duration::from_secs(1), ..Limits::default() }, GUEST);
-    let fits = PauseFacts { paused_for: Duration::from_millis(5), remaining: PageCount(8000), fixed_cost: Duration::from_millis(20) };
+    let fits = PauseFacts {
+        paused_for: Duration::from_millis(5),
+        remaining: PageCount(8000),
+        never_sent: PageCount(0),
+        fixed_cost: Duration::from_millis(20),
+    };
     let too_much = PauseFacts { remaining: PageCount(12_000), ..fits };
     assert_eq!(policy.after_round(&round(0, 8000)).to_string(), "stop-and-copy: downtime-limit");
     assert_eq!(policy.after_pause(&fits).to_string(), "stop-and-copy: downtime-limit");
@@ -116,7 +123,7 @@ fn a_pause_that_would_break_its_promise_is_taken_back_a_few_times() {
 fn a_stop_at_a_limit_promises_nothing_and_is_not_taken_back() {
     let mut policy = Policy::new(Limits { max_rounds: 1, ..Limits::default() }, GUEST);
     assert_eq!(policy.after_round(&round(0, 9000)).to_string(), "stop-and-copy: max-rounds");
-    let pause = PauseFacts { paused_for: Duration::ZERO, remaining: PageCount(9000), fixed_cost: Duration::ZERO };
+    let pause = PauseFacts { paused_for: Duration::ZERO, remaining: PageCount(9000), never_sent: PageCount(0), fixed_cost: Duration::ZERO };
     assert_eq!(policy.after_pause(&pause).to_string(), "stop-and-copy: max-rounds");
 }
 

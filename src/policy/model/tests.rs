@@ -239,6 +239,7 @@ fn the_rest_is_predicted_as_the_whole_would_be() {
         elapsed: first.duration,
         duration: first.duration,
         pages: first.pages,
+        first: first.pages,
         empty: PageCount(0),
         wire_bytes: first.pages.bytes(),
         arrived: first.pages.bytes(),
@@ -246,6 +247,7 @@ fn the_rest_is_predicted_as_the_whole_would_be() {
         memory_sent_total: first.pages.bytes(),
         dirty_after: first.dirty_after,
         unsent: PageCount(0),
+        never_sent: PageCount(0),
         fixed_cost: Duration::ZERO,
     };
     let mut policy = Policy::new(whole.limits, whole.memory);
