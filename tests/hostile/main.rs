@@ -9,7 +9,6 @@ mod doubt;
 mod floods;
 mod forge;
 #[path = "../migration/guest.rs"]
-#[expect(dead_code, reason = "the tests of migrations use the rest")]
 mod guest;
 mod honest;
 mod on_receiver;
