@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use pageferry::bitmap::PageBitmap;
 use pageferry::dirty::{self, Choice, DirtyError, Tracked, TrackerKind};
-use pageferry::guests::{CheckError, GuestBuildError, GuestSpec, Rate, TestGuest, build_destination, build_source};
+use pageferry::guests::{CheckError, Content, GuestBuildError, GuestSpec, Rate, TestGuest, build_destination, build_source};
 use pageferry::memory::{Backing, GuestMemory, PageSummary};
 use pageferry::units::{GuestAddr, PAGE_SIZE, PAGE_WORDS, PageIndex};
 
@@ -160,6 +160,24 @@ fn one_altered_word_anywhere_is_found_and_named() {
             store(&memory, page, word, was);
             guest.check().unwrap();
         }
+    }
+}
+
+#[test]
+fn an_altered_word_of_any_content_is_found() {
+    let _turn = my_turn();
+    for content in Content::ALL {
+        let mut guest = source(&format!("workload:memory=24MiB,fill=2MiB,working-set=1MiB,rate=max,content={content}")).expect("needs nothing");
+        run_for(&mut *guest, Duration::from_millis(20));
+        guest.check().unwrap();
+        let memory = Arc::clone(guest.memory());
+        for page in [FIRST + 100, FIRST + 301, FIRST + 302, FIRST + 303, FIRST + 304] {
+            let was = load(&memory, page, 9);
+            store(&memory, page, 9, was ^ 1);
+            assert!(matches!(guest.check(), Err(CheckError::Mismatch { .. })), "{content}: page {page}");
+            store(&memory, page, 9, was);
+        }
+        guest.check().unwrap();
     }
 }
 

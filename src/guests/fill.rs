@@ -1,27 +1,77 @@
 //! What a test guest's memory holds before the guest writes to it.
 //!
 //! Guest-physical [16 MiB, 16 MiB + fill): page `i` of it is pseudo-random when `random-every` is not 0 and divides
-//! `i`, and holds records otherwise, which compress as a program's data does. Everything else is zeros that nobody
-//! wrote, so that it stays unpopulated.
+//! `i`, and holds the guest's [`Content`] otherwise. Everything else is zeros that nobody wrote, so that it stays
+//! unpopulated.
+
+use std::fmt;
 
 use super::pages::Page;
 use super::pattern::{GOLDEN, MIX_1, mix};
 use super::spec::GuestSpec;
+use super::text::Vocabulary;
 use super::{PROGRAM_BYTES, PROGRAM_PAGES};
 use crate::units::PAGE_WORDS;
 
+/// What the pages of the fill that are not random hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Content {
+    /// Records of four words, which compress as a program's data does.
+    Records,
+    /// Words of a made-up language, which compress as text does.
+    Text,
+    /// One word in sixteen is a small number and the others are zero; every fourth page or so is zeros altogether.
+    Sparse,
+}
+
+impl Content {
+    /// All contents.
+    pub const ALL: [Self; 3] = [Self::Records, Self::Text, Self::Sparse];
+
+    /// The name in descriptions.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Records => "records",
+            Self::Text => "text",
+            Self::Sparse => "sparse",
+        }
+    }
+}
+
+impl fmt::Display for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// The fill of one guest.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Fill {
     pages: u64,
     random_every: u64,
     seed: u64,
+    source: Source,
+}
+
+/// Where the pages come from that are not random.
+#[derive(Clone, Debug)]
+enum Source {
+    Records,
+    Text(Vocabulary),
+    Sparse,
 }
 
 impl Fill {
     pub(super) fn new(spec: &GuestSpec) -> Self {
+        let source = match spec.content() {
+            Content::Records => Source::Records,
+            Content::Text => Source::Text(Vocabulary::new()),
+            Content::Sparse => Source::Sparse,
+        };
         // Another sequence than that of the writes.
-        Self { pages: spec.fill().pages().0, random_every: spec.random_every(), seed: mix(spec.seed(), PROGRAM_BYTES.0) }
+        Self { pages: spec.fill().pages().0, random_every: spec.random_every(), seed: mix(spec.seed(), PROGRAM_BYTES.0), source }
     }
 
     /// The guest pages that are filled.
@@ -29,33 +79,21 @@ impl Fill {
         PROGRAM_PAGES..PROGRAM_PAGES + self.pages
     }
 
-    /// Word `index` of guest page `page`; 0 outside the fill.
-    #[inline]
-    pub(super) fn word(&self, page: u64, index: usize) -> u64 {
-        if !self.range().contains(&page) {
-            0
-        } else if self.is_random(page) {
-            mix(self.seed, page * PAGE_WORDS as u64 + index as u64)
-        } else {
-            let j = (index & !3) as u64;
-            match index % 4 {
-                0 => page,
-                1 => j + 1,
-                2 => {
-                    let x = page.wrapping_mul(GOLDEN).wrapping_add((j + 2).wrapping_mul(MIX_1));
-                    (x ^ (x >> 29)) & 0xffff
-                }
-                _ => 0,
-            }
-        }
-    }
-
-    /// All of guest page `page`.
+    /// All of guest page `page`: zeros outside the fill.
     pub(super) fn page(&self, page: u64, out: &mut Page) {
-        if self.range().contains(&page) {
-            out.iter_mut().enumerate().for_each(|(index, word)| *word = self.word(page, index));
-        } else {
+        if !self.range().contains(&page) {
             out.fill(0);
+        } else if self.is_random(page) {
+            set(out, |index| mix(self.seed, page * PAGE_WORDS as u64 + index));
+        } else {
+            match &self.source {
+                Source::Records => set(out, |index| record_word(page, index)),
+                Source::Text(vocabulary) => vocabulary.page(self.seed, page, out),
+                Source::Sparse => {
+                    let key = mix(self.seed, page);
+                    if key.is_multiple_of(EMPTY_EVERY) { out.fill(0) } else { set(out, |index| sparse_word(key, index)) }
+                }
+            }
         }
     }
 
@@ -63,6 +101,34 @@ impl Fill {
         self.random_every != 0 && (page - PROGRAM_PAGES).is_multiple_of(self.random_every)
     }
 }
+
+fn set(out: &mut Page, word: impl Fn(u64) -> u64) {
+    (0..).zip(out).for_each(|(index, out)| *out = word(index));
+}
+
+/// A record is the page's number, the record's, a small number that looks random, and zero.
+fn record_word(page: u64, index: u64) -> u64 {
+    let j = index & !3;
+    match index % 4 {
+        0 => page,
+        1 => j + 1,
+        2 => {
+            let x = page.wrapping_mul(GOLDEN).wrapping_add((j + 2).wrapping_mul(MIX_1));
+            (x ^ (x >> 29)) & 0xffff
+        }
+        _ => 0,
+    }
+}
+
+fn sparse_word(key: u64, index: u64) -> u64 {
+    let x = mix(key, index);
+    if x.is_multiple_of(SPARSE_EVERY) { x >> 32 } else { 0 }
+}
+
+/// One sparse page in about so many is zeros.
+const EMPTY_EVERY: u64 = 4;
+/// One word of a sparse page in about so many is not zero.
+const SPARSE_EVERY: u64 = 16;
 
 #[cfg(test)]
 mod tests {
@@ -86,6 +152,36 @@ mod tests {
     #[test]
     fn no_page_is_random_when_none_is_asked_for() {
         let fill = Fill::new(&"workload:random-every=0".parse().unwrap());
-        assert!(fill.range().all(|page| fill.word(page, 0) == page));
+        let mut page = [0; PAGE_WORDS];
+        for number in fill.range() {
+            fill.page(number, &mut page);
+            assert_eq!(page[0], number);
+        }
+    }
+
+    #[test]
+    fn sparse_memory_is_mostly_zeros() {
+        let fill = Fill::new(&"workload:content=sparse,random-every=0".parse().unwrap());
+        let (mut words, mut empty) = (0, 0);
+        for number in fill.range() {
+            let mut page = [0; PAGE_WORDS];
+            fill.page(number, &mut page);
+            let set = page.iter().filter(|word| **word != 0).count();
+            (words, empty) = (words + set, empty + usize::from(set == 0));
+        }
+        let pages = fill.range().count();
+        assert!((pages / 5..pages / 3).contains(&empty), "{empty} of {pages} pages are empty");
+        let dense = words / (pages - empty);
+        assert!((PAGE_WORDS / 20..PAGE_WORDS / 12).contains(&dense), "{dense} words in each of the others");
+    }
+
+    #[test]
+    fn random_pages_lie_among_any_content() {
+        for content in Content::ALL {
+            let fill = Fill::new(&format!("workload:random-every=3,content={content}").parse().unwrap());
+            let mut page = [0; PAGE_WORDS];
+            fill.page(4096 + 3, &mut page);
+            assert!(page.iter().all(|word| *word > 1 << 40), "{content}");
+        }
     }
 }

@@ -25,6 +25,7 @@ mod pages;
 mod pattern;
 mod spec;
 mod state;
+mod text;
 mod throttle;
 mod workload;
 
@@ -32,6 +33,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use check::{CheckError, Expected};
+pub use fill::Content;
 #[cfg(all(feature = "kvm", target_arch = "x86_64"))]
 pub use kvm::KvmGuest;
 pub use pattern::Pattern;

@@ -8,6 +8,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::PROGRAM_BYTES;
+use super::fill::Content;
 use super::pattern::Pattern;
 use crate::units::{ByteCount, PAGE_SIZE, PageCount};
 
@@ -92,6 +93,7 @@ pub struct GuestSpec {
     memory: ByteCount,
     fill: ByteCount,
     random_every: u64,
+    content: Content,
     working_set: ByteCount,
     rate: Rate,
     pattern: Pattern,
@@ -100,8 +102,8 @@ pub struct GuestSpec {
 
 impl GuestSpec {
     /// The guest of `kind` that `keys` (`key=value,...`, may be empty) describes. Keys left out have their defaults:
-    /// `memory=256MiB`, `fill` half of it (what fits), `random-every=2`, `working-set=16MiB`, `rate=20000`,
-    /// `pattern=sweep`, `seed=1`.
+    /// `memory=256MiB`, `fill` half of it (what fits), `random-every=2`, `content=records`, `working-set=16MiB`,
+    /// `rate=20000`, `pattern=sweep`, `seed=1`.
     ///
     /// # Errors
     /// Names the key, its value and what is accepted.
@@ -111,6 +113,7 @@ impl GuestSpec {
             memory: ByteCount(256 << 20),
             fill: ByteCount(0),
             random_every: 2,
+            content: Content::Records,
             working_set: ByteCount(16 << 20),
             rate: Rate::Paced(20_000),
             pattern: Pattern::Sweep,
@@ -141,6 +144,10 @@ impl GuestSpec {
             "fill" => self.fill = size()?,
             "working-set" => self.working_set = size()?,
             "random-every" => self.random_every = value.parse().map_err(|_| bad("a number of pages, 0 for no random page"))?,
+            "content" => {
+                let content = Content::ALL.into_iter().find(|content| content.name() == value);
+                self.content = content.ok_or_else(|| bad("records, text or sparse"))?;
+            }
             "rate" if value == "max" => self.rate = Rate::Max,
             "rate" => {
                 let rate = value.parse().ok().filter(|rate| (1..=MAX_RATE).contains(rate));
@@ -195,6 +202,12 @@ impl GuestSpec {
         self.random_every
     }
 
+    /// What the other pages of the fill hold.
+    #[must_use]
+    pub fn content(&self) -> Content {
+        self.content
+    }
+
     /// How much of it the guest writes to, from 16 MiB on.
     #[must_use]
     pub fn working_set(&self) -> ByteCount {
@@ -229,10 +242,11 @@ impl GuestSpec {
     #[must_use]
     pub fn keys(&self) -> String {
         format!(
-            "memory={},fill={},random-every={},working-set={},rate={},pattern={},seed={}",
+            "memory={},fill={},random-every={},content={},working-set={},rate={},pattern={},seed={}",
             size(self.memory),
             size(self.fill),
             self.random_every,
+            self.content,
             size(self.working_set),
             self.rate,
             self.pattern,
@@ -343,7 +357,7 @@ fn parse_size(text: &str) -> Option<ByteCount> {
 }
 
 const UNITS: [(u64, &str); 4] = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
-const KEYS: [&str; 7] = ["memory", "fill", "random-every", "working-set", "rate", "pattern", "seed"];
+const KEYS: [&str; 8] = ["memory", "fill", "random-every", "content", "working-set", "rate", "pattern", "seed"];
 const FILL: usize = 1;
 
 #[cfg(test)]
@@ -355,7 +369,10 @@ mod tests {
     #[test]
     fn defaults_are_the_documented_ones() {
         let spec: GuestSpec = "workload".parse().unwrap();
-        assert_eq!(spec.to_string(), "workload:memory=256MiB,fill=128MiB,random-every=2,working-set=16MiB,rate=20000,pattern=sweep,seed=1");
+        assert_eq!(
+            spec.to_string(),
+            "workload:memory=256MiB,fill=128MiB,random-every=2,content=records,working-set=16MiB,rate=20000,pattern=sweep,seed=1"
+        );
         assert_eq!("kvm:memory=40MiB".parse::<GuestSpec>().unwrap().fill(), ByteCount(20 << 20));
         assert_eq!("kvm:memory=20MiB,working-set=4096".parse::<GuestSpec>().unwrap().fill(), ByteCount(4 << 20));
     }
@@ -364,7 +381,7 @@ mod tests {
     fn the_canonical_form_is_read_back_as_the_same_guest() {
         for text in [
             "kvm:memory=1.5GiB,fill=64MiB,random-every=0,rate=max,pattern=hot-cold,seed=18446744073709551615",
-            "workload:memory=16781312,fill=0,working-set=4KiB,pattern=rewrite,rate=1",
+            "workload:memory=16781312,fill=0,content=text,working-set=4KiB,pattern=rewrite,rate=1",
         ] {
             let spec: GuestSpec = text.parse().unwrap();
             assert_eq!(spec.to_string().parse::<GuestSpec>().unwrap(), spec, "{text}");
@@ -387,6 +404,7 @@ mod tests {
             ("kvm:working-set=0", "guest key working-set=0: 4096 to 240MiB is accepted"),
             ("kvm:working-set=5000", "guest key working-set=5000: a size in whole pages"),
             ("kvm:rate=0", "guest key rate=0: pages a second from 1 to 100000000, or max"),
+            ("kvm:content=music", "guest key content=music: records, text or sparse"),
             ("kvm:pattern=zigzag", "guest key pattern=zigzag: sweep, random, rewrite or hot-cold"),
             ("kvm:memory=99999999999999999999", "guest key memory="),
             ("kvm:memory=18446744073709551615TiB", "guest key memory="),
