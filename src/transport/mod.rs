@@ -11,7 +11,7 @@ mod stream;
 
 pub use endpoint::{Endpoint, EndpointError};
 pub use pacing::Pacer;
-pub use stream::{Listener, Stream, StreamControl};
+pub use stream::{Listener, SendQueue, Stream, StreamControl};
 
 /// Why a byte stream could not be made or used.
 #[derive(Debug, thiserror::Error)]

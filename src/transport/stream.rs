@@ -27,6 +27,16 @@ pub struct StreamControl {
     socket: Arc<Socket>,
 }
 
+/// How the sending side of a [`Stream`] stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SendQueue {
+    /// Bytes that were written and have not arrived at the peer's host. Nothing where the system does not say.
+    pub under_way: ByteCount,
+    /// How many bytes the peer's host has room for, those under way included; only TCP says. Much less than it once was
+    /// means that the peer does not read as fast as the bytes arrive.
+    pub peer_window: Option<ByteCount>,
+}
+
 /// Takes connections.
 #[derive(Debug)]
 pub struct Listener {
@@ -115,6 +125,12 @@ impl Stream {
         Self { socket: Arc::clone(&self.socket) }
     }
 
+    /// How its sending side stands: two system calls, about a microsecond.
+    #[must_use]
+    pub fn send_queue(&self) -> SendQueue {
+        SendQueue { under_way: under_way(&self.socket), peer_window: crate::sys::socket_queue::peer_window(self.socket.as_fd()).map(ByteCount) }
+    }
+
     /// The other end, for messages to a person.
     #[must_use]
     pub fn peer(&self) -> String {
@@ -129,7 +145,7 @@ impl StreamControl {
     /// Bytes that were written and have not arrived at the peer's host. Nothing where the system does not say.
     #[must_use]
     pub fn under_way(&self) -> ByteCount {
-        ByteCount(crate::sys::socket_queue::unacknowledged(self.socket.as_fd()).unwrap_or(0))
+        under_way(&self.socket)
     }
 
     /// Ends the connection in both directions; reads and writes under way return at once.
@@ -231,6 +247,10 @@ impl Drop for Listener {
     }
 }
 
+fn under_way(socket: &Socket) -> ByteCount {
+    ByteCount(crate::sys::socket_queue::unacknowledged(socket.as_fd()).unwrap_or(0))
+}
+
 fn targets(endpoint: &Endpoint) -> io::Result<Vec<(Domain, SockAddr)>> {
     if let Endpoint::Unix(path) = endpoint {
         return Ok(vec![(Domain::UNIX, SockAddr::unix(path)?)]);
@@ -261,6 +281,27 @@ mod tests {
         let path = folder.path().join("socket");
         exchange(&Endpoint::Unix(path.clone()));
         assert!(!path.exists(), "the socket's file is gone with the listener");
+    }
+
+    #[test]
+    fn what_the_peer_has_not_read_fills_its_window() {
+        let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
+        let mut client = Stream::connect(listener.endpoint(), Duration::from_secs(5)).unwrap();
+        let mut server = listener.accept(Duration::from_secs(5)).unwrap().expect("a connection");
+        let Some(empty) = client.send_queue().peer_window else {
+            eprintln!("skipped: the kernel does not tell the peer's window");
+            return;
+        };
+        client.socket.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+        while client.write(&[0; 1 << 16]).is_ok() {}
+        let full = client.send_queue();
+        assert!(full.under_way.0 > 0 && full.peer_window.is_some_and(|window| window < empty), "{full:?} after {empty}");
+        let mut taken = vec![0; 1 << 16];
+        while client.send_queue().under_way.0 > 0 {
+            server.read(&mut taken).unwrap();
+        }
+        assert!(client.send_queue().peer_window > full.peer_window, "reading opens it again");
+        assert_eq!(Stream::pair().unwrap().0.send_queue(), SendQueue { under_way: ByteCount(0), peer_window: None });
     }
 
     #[test]
