@@ -1,0 +1,193 @@
+//! How fast the connection takes bytes, and which end it waits for.
+//!
+//! Writes alone tell little: the socket's buffer hides a slow link for hundreds of milliseconds. What counts is bytes
+//! acknowledged over time, and only while some were under way all the time; otherwise the link could have taken more, and
+//! how much more is found out by hoping: the rate is taken to be higher, step by step, until there is something under way
+//! all the time again. So a rate that changes is noticed in either direction.
+//!
+//! A receiver that is short of processor time looks like a slow link, and compression would make it worse. It shows in
+//! its window, which shrinks as data waits there to be read.
+
+use std::time::{Duration, Instant};
+
+/// What a worker sees of its connection after a write.
+#[derive(Clone, Copy, Debug)]
+pub struct LinkSample {
+    /// Bytes written since the connection began.
+    pub written: u64,
+    /// How many of them the peer's host has not acknowledged.
+    pub unacknowledged: u64,
+    /// Time spent in writes, and waiting for a turn to write, since the last sample.
+    pub blocked: Duration,
+    /// Bytes the peer's host has room for, where the system says.
+    pub peer_window: Option<u64>,
+}
+
+/// What is known of a connection.
+#[derive(Debug)]
+pub(super) struct Link {
+    /// Bytes a second.
+    rate: f64,
+    /// Whether that was measured, not hoped.
+    is_measured: bool,
+    /// Seconds a written byte costs the sender.
+    write_cost: f64,
+    /// Seconds a plain byte costs the sender whatever is done with it.
+    overhead: f64,
+    /// Times the usual that the receiver takes for its work.
+    slowness: f64,
+    /// The largest window seen.
+    widest: u64,
+    last: Option<Last>,
+    /// Since the last sample.
+    encoded: Encoded,
+    window: Window,
+}
+
+/// The last sample.
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    at: Instant,
+    written: u64,
+    acknowledged: u64,
+}
+
+/// Work that was done between two samples.
+#[derive(Clone, Copy, Debug, Default)]
+struct Encoded {
+    plain: f64,
+    took: f64,
+    /// Seconds that a receiver with time to itself needs for it.
+    receiver: f64,
+}
+
+/// What is gathered until it is enough for a judgement. Seconds and bytes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Window {
+    elapsed: f64,
+    busy: f64,
+    busy_bytes: f64,
+    /// Of the busy time, that in which the receiver was behind, and the work it was given then.
+    behind: f64,
+    behind_work: f64,
+}
+
+impl Link {
+    pub(super) fn new() -> Self {
+        Self {
+            rate: FASTEST,
+            is_measured: false,
+            write_cost: 0.4e-9,
+            overhead: 0.3e-9,
+            slowness: 1.0,
+            widest: 0,
+            last: None,
+            encoded: Encoded::default(),
+            window: Window::default(),
+        }
+    }
+
+    /// Bytes a second to expect of it.
+    pub(super) fn rate(&self) -> f64 {
+        self.rate
+    }
+
+    /// Seconds that writing a byte takes when there is room.
+    pub(super) fn write_cost(&self) -> f64 {
+        self.write_cost
+    }
+
+    /// Seconds that the sender spends on a plain byte beside compression.
+    pub(super) fn overhead(&self) -> f64 {
+        self.overhead
+    }
+
+    /// Times the usual that the receiver takes for its work.
+    pub(super) fn receiver_slowness(&self) -> f64 {
+        self.slowness
+    }
+
+    /// Takes note of work on the way to the link.
+    pub(super) fn encoded(&mut self, plain: f64, took: f64, receiver: f64) {
+        self.encoded.plain += plain;
+        self.encoded.took += took;
+        self.encoded.receiver += receiver;
+    }
+
+    /// Call before work: a sender that had nothing to do says nothing about the link.
+    pub(super) fn resume(&mut self, now: Instant) {
+        if let Some(last) = self.last
+            && now.saturating_duration_since(last.at).as_secs_f64() > PAUSE + 4.0 * self.encoded.took
+        {
+            self.last = None;
+            self.encoded = Encoded::default();
+        }
+    }
+
+    /// Takes note of how the connection stands.
+    pub(super) fn sample(&mut self, now: Instant, sample: LinkSample) {
+        let encoded = std::mem::take(&mut self.encoded);
+        let written = sample.written;
+        let acknowledged = written.saturating_sub(sample.unacknowledged);
+        let Some(last) = self.last.replace(Last { at: now, written, acknowledged }) else { return };
+        let elapsed = now.saturating_duration_since(last.at).as_secs_f64();
+        let blocked = sample.blocked.as_secs_f64();
+        let (out, arrived) = (written.saturating_sub(last.written) as f64, acknowledged.saturating_sub(last.acknowledged) as f64);
+        self.widest = self.widest.max(sample.peer_window.unwrap_or(0));
+
+        self.window.elapsed += elapsed;
+        let is_held_up = blocked > (elapsed * HELD_UP).max(3.0 * out * self.write_cost);
+        if acknowledged < last.written || is_held_up {
+            self.window.busy += elapsed;
+            self.window.busy_bytes += arrived;
+            if sample.peer_window.is_some_and(|window| window < self.widest / 3) {
+                self.window.behind += elapsed;
+                self.window.behind_work += encoded.receiver;
+            }
+        } else if out > 0.0 {
+            self.write_cost += ((blocked / out).min(3.0 * self.write_cost) - self.write_cost) / 16.0;
+        }
+        if encoded.plain > 0.0 {
+            let rest = ((elapsed - blocked - encoded.took) / encoded.plain).clamp(0.0, 2.0 * self.overhead);
+            self.overhead += (rest.max(FREE) - self.overhead) / 16.0;
+        }
+        if self.window.elapsed >= WINDOW {
+            let window = std::mem::take(&mut self.window);
+            self.judge(&window);
+        }
+    }
+
+    fn judge(&mut self, window: &Window) {
+        let slowness = window.behind / window.behind_work;
+        if window.behind > window.busy / 2.0 && window.behind > window.elapsed / 4.0 && slowness < IMPLAUSIBLE {
+            self.slowness += (slowness.max(1.0) - self.slowness) / 2.0;
+            return;
+        }
+        self.slowness += (1.0 - self.slowness) / 16.0;
+        if window.busy > window.elapsed / 2.0 {
+            let rate = (window.busy_bytes / window.busy).max(SLOWEST);
+            self.rate = if self.is_measured { (self.rate + rate) / 2.0 } else { rate };
+            self.is_measured = true;
+        } else {
+            self.rate = (self.rate * HOPE).min(FASTEST);
+            self.is_measured = false;
+        }
+    }
+}
+
+/// Seconds after which the samples are judged.
+const WINDOW: f64 = 0.02;
+/// Of the time between two samples, that which a write must take to count as held up.
+const HELD_UP: f64 = 0.3;
+/// Seconds without work that make a pause.
+const PAUSE: f64 = 2e-3;
+/// By how much more is hoped for at a time.
+const HOPE: f64 = 1.15;
+/// A receiver that seems to take so many times the usual is not the reason.
+const IMPLAUSIBLE: f64 = 5.0;
+/// Bytes a second that no link is taken to exceed ...
+const FASTEST: f64 = 8e9;
+/// ... or to fall short of.
+const SLOWEST: f64 = 1e4;
+/// Seconds that a byte costs at least.
+const FREE: f64 = 0.02e-9;
