@@ -174,7 +174,11 @@ impl Encoder {
                 self.parts.words.push(word);
                 Form::Uniform
             }
-            (PageSummary::Mixed, Method::Raw) => Form::Raw,
+            (PageSummary::Mixed, Method::Raw) => {
+                packed.plain_bytes += PAGE_SIZE;
+                packed.packed_bytes += PAGE_SIZE;
+                Form::Raw
+            }
             (PageSummary::Mixed, Method::Lz4) => {
                 packed.plain_bytes += PAGE_SIZE;
                 let length = self.lz4_page(work.chunk, bit, page, &mut packed.took);

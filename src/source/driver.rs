@@ -124,13 +124,13 @@ impl Driver<'_> {
                 let worker = Worker {
                     channel,
                     channels,
-                    control: stream.control(),
                     stream,
                     memory,
                     pacer,
                     live: &live,
                     frames: FrameWriter::new(Encoder::new(settings.clone(), memory.layout().chunks())),
                     chooser: Chooser::new(encoding.compression),
+                    told: Instant::now(),
                     written: 0,
                     buffer: Vec::new(),
                 };

@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::memory::GuestMemory;
 use crate::page::{Chooser, Encoded, LinkSample, Work};
 use crate::stats::Encodings;
-use crate::transport::{Pacer, Stream, StreamControl, TransportError};
+use crate::transport::{Pacer, SendQueue, Stream, TransportError};
 use crate::units::{ByteCount, CHUNK_SIZE, ChunkIndex, PageCount};
 use crate::wire::{ChannelTotals, FrameWriter, channel_of};
 
@@ -57,13 +57,13 @@ pub(super) struct Worker<'d> {
     pub(super) channel: u16,
     pub(super) channels: u16,
     pub(super) stream: Stream,
-    /// The same connection, to look at.
-    pub(super) control: StreamControl,
     pub(super) memory: &'d GuestMemory,
     pub(super) pacer: &'d Pacer,
     pub(super) live: &'d Live,
     pub(super) frames: FrameWriter,
     pub(super) chooser: Chooser,
+    /// When the choice was last told.
+    pub(super) told: Instant,
     /// Bytes written to the stream since the beginning.
     pub(super) written: u64,
     pub(super) buffer: Vec<u8>,
@@ -108,7 +108,7 @@ impl Worker<'_> {
             encodings += pages.masks.encodings();
             // Relaxed: counters for display.
             self.live.pages.fetch_add(u64::from(word.count_ones()), Ordering::Relaxed);
-            if self.buffer.len() >= CHUNK_SIZE {
+            if self.buffer.len() >= FLUSH_BYTES {
                 self.flush()?;
             }
         }
@@ -128,8 +128,9 @@ impl Worker<'_> {
     fn flush(&mut self) -> Result<(), Error> {
         let slice_bytes = if self.pacer.rate().is_some() { PACED_SLICE } else { self.buffer.len().max(1) };
         for slice in self.buffer.chunks(slice_bytes) {
-            self.wait_for_turn(ByteCount(slice.len() as u64));
+            // A turn waited for holds the worker up as a full socket does.
             let began = Instant::now();
+            self.wait_for_turn(ByteCount(slice.len() as u64));
             self.stream.write_all(slice).map_err(|error| {
                 // The send timeout shows as "would block": say what it means.
                 let stalled = error.kind() == ErrorKind::WouldBlock;
@@ -139,8 +140,13 @@ impl Worker<'_> {
             self.live.bytes.fetch_add(slice.len() as u64, Ordering::Relaxed);
             self.written += slice.len() as u64;
             let now = Instant::now();
-            let sample = LinkSample { written: self.written, unacknowledged: self.control.under_way().0, blocked: now - began, peer_window: None };
-            self.chooser.link(now, sample);
+            let SendQueue { under_way, peer_window } = self.stream.send_queue();
+            let peer_window = peer_window.map(|window| window.0);
+            self.chooser.link(now, LinkSample { written: self.written, unacknowledged: under_way.0, blocked: now - began, peer_window });
+            if now.saturating_duration_since(self.told) >= TELL_EVERY {
+                self.told = now;
+                tracing::debug!(channel = self.channel, choice = %self.chooser, under_way = under_way.0, peer_window, "compression");
+            }
         }
         self.buffer.clear();
         Ok(())
@@ -159,5 +165,9 @@ impl Worker<'_> {
     }
 }
 
+/// Bytes of frames from which on they are written: a small packed chunk waits for the next, and the link for neither.
+const FLUSH_BYTES: usize = CHUNK_SIZE / 4;
+/// How often a worker tells what it chooses, in its log.
+const TELL_EVERY: Duration = Duration::from_millis(100);
 /// Bytes written at once under a bandwidth limit.
 const PACED_SLICE: usize = 64 << 10;

@@ -8,6 +8,7 @@
 //! A receiver that is short of processor time looks like a slow link, and compression would make it worse. It shows in
 //! its window, which shrinks as data waits there to be read.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 /// What a worker sees of its connection after a write.
@@ -172,6 +173,13 @@ impl Link {
             self.rate = (self.rate * HOPE).min(FASTEST);
             self.is_measured = false;
         }
+    }
+}
+
+impl fmt::Display for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let how = if self.is_measured { "measured" } else { "hoped" };
+        write!(f, "{:.1} MB/s ({how}), receiver {:.1}", self.rate / 1e6, self.slowness)
     }
 }
 

@@ -16,6 +16,7 @@ mod plan;
 mod tests;
 
 use std::cmp::Ordering;
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::Compression;
@@ -145,6 +146,19 @@ impl Chooser {
         let is_far = |index: usize| index > FIXED_ZSTD_INDEX && self.plan.heavy < FIXED_ZSTD_INDEX;
         let unused = (1..LADDER.len()).filter(|index| !self.plan.uses(*index) && !is_far(*index));
         unused.max_by(|a, b| overdue(*a).total_cmp(&overdue(*b))).filter(|index| overdue(*index) >= 1.0)
+    }
+}
+
+impl fmt::Display for Chooser {
+    /// What it chooses and why, for a log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Plan { light, heavy, share, .. } = self.plan;
+        match (self.setting, share > 0.0 && share < 1.0) {
+            (Compression::Auto, true) => write!(f, "{:.0} % {:?}, {:?}", share * 100.0, LADDER[heavy], LADDER[light])?,
+            (Compression::Auto, false) => write!(f, "{:?}", LADDER[heavy])?,
+            (setting, _) => return write!(f, "{setting:?}"),
+        }
+        write!(f, " at {}", self.link)
     }
 }
 
