@@ -66,6 +66,7 @@ struct Encoded {
 #[derive(Clone, Copy, Debug, Default)]
 struct Window {
     elapsed: f64,
+    arrived: f64,
     busy: f64,
     busy_bytes: f64,
     /// Of the busy time, that in which the receiver was behind, and the work it was given then.
@@ -137,8 +138,9 @@ impl Link {
         self.widest = self.widest.max(sample.peer_window.unwrap_or(0));
 
         self.window.elapsed += elapsed;
+        self.window.arrived += arrived;
         let is_held_up = blocked > (elapsed * HELD_UP).max(3.0 * out * self.write_cost);
-        if acknowledged < last.written || is_held_up {
+        if acknowledged + DELAYED < last.written || is_held_up {
             self.window.busy += elapsed;
             self.window.busy_bytes += arrived;
             if sample.peer_window.is_some_and(|window| window < self.widest / 3) {
@@ -152,7 +154,8 @@ impl Link {
             let rest = ((elapsed - blocked - encoded.took) / encoded.plain).clamp(0.0, 2.0 * self.overhead);
             self.overhead += (rest.max(FREE) - self.overhead) / 16.0;
         }
-        if self.window.elapsed >= WINDOW {
+        let is_enough = self.window.busy_bytes >= ENOUGH || self.window.busy < self.window.elapsed / 2.0 || self.window.busy >= STALL;
+        if self.window.elapsed >= WINDOW && is_enough {
             let window = std::mem::take(&mut self.window);
             self.judge(&window);
         }
@@ -170,7 +173,7 @@ impl Link {
             self.rate = if self.is_measured { (self.rate + rate) / 2.0 } else { rate };
             self.is_measured = true;
         } else {
-            self.rate = (self.rate * HOPE).min(FASTEST);
+            self.rate = (self.rate * HOPE).max(window.arrived / window.elapsed).min(FASTEST);
             self.is_measured = false;
         }
     }
@@ -185,6 +188,12 @@ impl fmt::Display for Link {
 
 /// Seconds after which the samples are judged.
 const WINDOW: f64 = 0.02;
+/// A busy time is judged once so many bytes have arrived in it, ...
+const ENOUGH: f64 = 32768.0;
+/// ... or after so many seconds: a lost packet can hold all others up.
+const STALL: f64 = 0.25;
+/// Bytes that may be under way for no other reason than that their acknowledgement waits for company.
+const DELAYED: u64 = 32 << 10;
 /// Of the time between two samples, that which a write must take to count as held up.
 const HELD_UP: f64 = 0.3;
 /// Seconds without work that make a pause.
