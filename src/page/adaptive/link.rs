@@ -50,6 +50,8 @@ pub(super) struct Link {
     slowness: f64,
     /// The largest window seen.
     widest: u64,
+    /// Windows in a row in which bytes were under way all the time.
+    saturated: u32,
     last: Option<Last>,
     /// Since the last sample.
     encoded: Encoded,
@@ -96,6 +98,7 @@ impl Link {
             overhead: 0.3e-9,
             slowness: 1.0,
             widest: 0,
+            saturated: 0,
             last: None,
             encoded: Encoded::default(),
             window: Window::default(),
@@ -156,7 +159,7 @@ impl Link {
         if acknowledged + DELAYED < last.written || waited > elapsed * PACED {
             self.window.busy += elapsed;
             self.window.busy_bytes += arrived;
-            if sample.peer_window.is_some_and(|window| window < self.widest / 3) {
+            if sample.peer_window.is_none_or(|window| window < self.widest / 3) {
                 self.window.behind += elapsed;
                 self.window.behind_work += encoded.receiver;
             }
@@ -176,18 +179,27 @@ impl Link {
 
     fn judge(&mut self, window: &Window) {
         let slowness = window.behind / window.behind_work;
-        if window.behind > window.busy / 2.0 && window.behind > window.elapsed / 4.0 && slowness < IMPLAUSIBLE {
-            self.slowness += (slowness.max(1.0) - self.slowness) / 2.0;
-            return;
-        }
-        self.slowness += (1.0 - self.slowness) / 16.0;
-        self.is_measured = window.busy > window.elapsed / 2.0;
+        let is_likely = if self.widest == 0 { window.arrived > window.elapsed * LIKELY_RECEIVER } else { slowness < IMPLAUSIBLE };
+        let is_behind = window.behind > window.busy / 2.0 && window.behind > window.elapsed / 4.0 && is_likely;
+        let slowness = if is_behind { slowness.max(1.0) } else { 1.0 };
+        self.slowness += (slowness - self.slowness) * if is_behind { 0.5 } else { 0.06 };
+
+        // Now and then something is under way all the time by chance, above all where processors are short.
+        self.saturated = if window.busy > window.elapsed * SATURATED && !is_behind { self.saturated + 1 } else { 0 };
+        self.is_measured = self.saturated >= if self.was_measured { IN_A_ROW } else { 2 };
         self.was_measured |= self.is_measured;
         self.seen.rotate_right(1);
-        self.seen[0] = if self.is_measured { window.busy_bytes / window.busy } else { window.arrived / window.elapsed };
+        self.seen[0] = window.arrived / window.elapsed;
         let hoped = self.rate * if self.was_measured { HOPE } else { FIRST_STEP };
         let known = self.seen_at_best();
-        self.rate = if self.is_measured { known } else { hoped.max(known) }.clamp(SLOWEST, FASTEST);
+        self.rate = if self.is_measured {
+            known
+        } else if self.saturated > 0 {
+            self.rate.max(known)
+        } else {
+            hoped.max(known)
+        }
+        .clamp(SLOWEST, FASTEST);
     }
 
     /// The second best of the last few windows.
@@ -208,6 +220,10 @@ impl fmt::Display for Link {
 const WINDOW: f64 = 0.025;
 /// ... and as long as the link has never been the bottleneck.
 const FIRST_WINDOW: f64 = 0.004;
+/// Of a window, the part in which bytes must be under way if the link is the bottleneck, ...
+const SATURATED: f64 = 0.9;
+/// ... and of how many windows.
+const IN_A_ROW: u32 = 3;
 /// How many windows a link is remembered for at its best.
 const WINDOWS: usize = 16;
 /// Bytes a second to begin with: little enough to begin with compression, which does no harm for so short.
@@ -228,6 +244,8 @@ const PACED: f64 = 0.3;
 const PAUSE: f64 = 2e-3;
 /// A receiver that seems to take so many times the usual is not the reason.
 const IMPLAUSIBLE: f64 = 20.0;
+/// A connection that does not tell its window is one within a host, unless it is slower than this: bytes a second.
+const LIKELY_RECEIVER: f64 = 150e6;
 /// Bytes a second that no link is taken to exceed ...
 const FASTEST: f64 = 8e9;
 /// ... or to fall short of.
