@@ -136,7 +136,8 @@ impl Worker<'_> {
     fn flush(&mut self) -> Result<(), Error> {
         let slice_bytes = if self.pacer.rate().is_some() { PACED_SLICE } else { self.buffer.len().max(1) };
         for slice in self.buffer.chunks(slice_bytes) {
-            // A turn waited for holds the worker up as a full socket does.
+            let ready = Instant::now();
+            self.wait_for_turn(ByteCount(slice.len() as u64));
             let began = Instant::now();
             self.wait_for_turn(ByteCount(slice.len() as u64));
             self.stream.write_all(slice).map_err(|error| {
@@ -150,7 +151,8 @@ impl Worker<'_> {
             let now = Instant::now();
             let SendQueue { under_way, peer_window } = self.stream.send_queue();
             let peer_window = peer_window.map(|window| window.0);
-            self.chooser.link(now, LinkSample { written: self.written, unacknowledged: under_way.0, blocked: now - began, peer_window });
+            let (blocked, waited) = (now - began, began - ready);
+            self.chooser.link(now, LinkSample { written: self.written, unacknowledged: under_way.0, blocked, waited, peer_window });
             if now.saturating_duration_since(self.told) >= TELL_EVERY {
                 self.told = now;
                 tracing::debug!(channel = self.channel, choice = %self.chooser, under_way = under_way.0, peer_window, "compression");

@@ -298,7 +298,7 @@ mod tests {
         assert!(full.under_way.0 > 0 && full.peer_window.is_some_and(|window| window < empty), "{full:?} after {empty}");
         let mut taken = vec![0; 1 << 16];
         while client.send_queue().under_way.0 > 0 {
-            server.read(&mut taken).unwrap();
+            assert!(server.read(&mut taken).unwrap() > 0);
         }
         assert!(client.send_queue().peer_window > full.peer_window, "reading opens it again");
         assert_eq!(Stream::pair().unwrap().0.send_queue(), SendQueue { under_way: ByteCount(0), peer_window: None });

@@ -5,6 +5,11 @@
 //! how much more is found out by hoping: the rate is taken to be higher, step by step, until there is something under way
 //! all the time again. So a rate that changes is noticed in either direction.
 //!
+//! Where processors are short, threads of both ends and the network's own wait for their turn, and bytes arrive in bursts
+//! with gaps between. That is no slow link, and compression would widen the gaps. A link is as fast as it was at its best
+//! in the last fraction of a second (as in BBR, <https://queue.acm.org/detail.cfm?id=3022184>); the very best is left
+//! out, because one lost packet lets all that came after it count at once.
+//!
 //! A receiver that is short of processor time looks like a slow link, and compression would make it worse. It shows in
 //! its window, which shrinks as data waits there to be read.
 
@@ -18,8 +23,10 @@ pub struct LinkSample {
     pub written: u64,
     /// How many of them the peer's host has not acknowledged.
     pub unacknowledged: u64,
-    /// Time spent in writes, and waiting for a turn to write, since the last sample.
+    /// Time spent in writes since the last sample.
     pub blocked: Duration,
+    /// Time spent waiting for a turn to write, where the rate is limited.
+    pub waited: Duration,
     /// Bytes the peer's host has room for, where the system says.
     pub peer_window: Option<u64>,
 }
@@ -31,6 +38,10 @@ pub(super) struct Link {
     rate: f64,
     /// Whether that was measured, not hoped.
     is_measured: bool,
+    /// Whether it ever was.
+    was_measured: bool,
+    /// Bytes a second that arrived in the last few windows, the latest at the front.
+    seen: [f64; WINDOWS],
     /// Seconds a written byte costs the sender.
     write_cost: f64,
     /// Seconds a plain byte costs the sender whatever is done with it.
@@ -39,6 +50,8 @@ pub(super) struct Link {
     slowness: f64,
     /// The largest window seen.
     widest: u64,
+    /// Windows in a row in which bytes were under way all the time.
+    saturated: u32,
     last: Option<Last>,
     /// Since the last sample.
     encoded: Encoded,
@@ -77,12 +90,15 @@ struct Window {
 impl Link {
     pub(super) fn new() -> Self {
         Self {
-            rate: FASTEST,
+            rate: FIRST_HOPE,
             is_measured: false,
+            was_measured: false,
+            seen: [0.0; WINDOWS],
             write_cost: 0.4e-9,
             overhead: 0.3e-9,
             slowness: 1.0,
             widest: 0,
+            saturated: 0,
             last: None,
             encoded: Encoded::default(),
             window: Window::default(),
@@ -139,11 +155,11 @@ impl Link {
 
         self.window.elapsed += elapsed;
         self.window.arrived += arrived;
-        let is_held_up = blocked > (elapsed * HELD_UP).max(3.0 * out * self.write_cost);
-        if acknowledged + DELAYED < last.written || is_held_up {
+        let waited = sample.waited.as_secs_f64();
+        if acknowledged + DELAYED < last.written || waited > elapsed * PACED {
             self.window.busy += elapsed;
             self.window.busy_bytes += arrived;
-            if sample.peer_window.is_some_and(|window| window < self.widest / 3) {
+            if sample.peer_window.is_none_or(|window| window < self.widest / 3) {
                 self.window.behind += elapsed;
                 self.window.behind_work += encoded.receiver;
             }
@@ -151,11 +167,11 @@ impl Link {
             self.write_cost += ((blocked / out).min(3.0 * self.write_cost) - self.write_cost) / 16.0;
         }
         if encoded.plain > 0.0 {
-            let rest = ((elapsed - blocked - encoded.took) / encoded.plain).clamp(0.0, 2.0 * self.overhead);
+            let rest = ((elapsed - blocked - waited - encoded.took) / encoded.plain).clamp(0.0, 2.0 * self.overhead);
             self.overhead += (rest.max(FREE) - self.overhead) / 16.0;
         }
         let is_enough = self.window.busy_bytes >= ENOUGH || self.window.busy < self.window.elapsed / 2.0 || self.window.busy >= STALL;
-        if self.window.elapsed >= WINDOW && is_enough {
+        if self.window.elapsed >= (if self.was_measured { WINDOW } else { FIRST_WINDOW }) && is_enough {
             let window = std::mem::take(&mut self.window);
             self.judge(&window);
         }
@@ -163,19 +179,33 @@ impl Link {
 
     fn judge(&mut self, window: &Window) {
         let slowness = window.behind / window.behind_work;
-        if window.behind > window.busy / 2.0 && window.behind > window.elapsed / 4.0 && slowness < IMPLAUSIBLE {
-            self.slowness += (slowness.max(1.0) - self.slowness) / 2.0;
-            return;
-        }
-        self.slowness += (1.0 - self.slowness) / 16.0;
-        if window.busy > window.elapsed / 2.0 {
-            let rate = (window.busy_bytes / window.busy).max(SLOWEST);
-            self.rate = if self.is_measured { (self.rate + rate) / 2.0 } else { rate };
-            self.is_measured = true;
+        let is_likely = if self.widest == 0 { window.arrived > window.elapsed * LIKELY_RECEIVER } else { slowness < IMPLAUSIBLE };
+        let is_behind = window.behind > window.busy / 2.0 && window.behind > window.elapsed / 4.0 && is_likely;
+        let slowness = if is_behind { slowness.max(1.0) } else { 1.0 };
+        self.slowness += (slowness - self.slowness) * if is_behind { 0.5 } else { 0.06 };
+
+        // Now and then something is under way all the time by chance, above all where processors are short.
+        self.saturated = if window.busy > window.elapsed * SATURATED && !is_behind { self.saturated + 1 } else { 0 };
+        self.is_measured = self.saturated >= if self.was_measured { IN_A_ROW } else { 2 };
+        self.was_measured |= self.is_measured;
+        self.seen.rotate_right(1);
+        self.seen[0] = window.arrived / window.elapsed;
+        let hoped = self.rate * if self.was_measured { HOPE } else { FIRST_STEP };
+        let known = self.seen_at_best();
+        self.rate = if self.is_measured {
+            known
+        } else if self.saturated > 0 {
+            self.rate.max(known)
         } else {
-            self.rate = (self.rate * HOPE).max(window.arrived / window.elapsed).min(FASTEST);
-            self.is_measured = false;
+            hoped.max(known)
         }
+        .clamp(SLOWEST, FASTEST);
+    }
+
+    /// The second best of the last few windows.
+    fn seen_at_best(&self) -> f64 {
+        let (_, second) = self.seen.iter().fold((0.0f64, 0.0f64), |(best, second), &rate| (best.max(rate), second.max(rate.min(best))));
+        second
     }
 }
 
@@ -186,22 +216,36 @@ impl fmt::Display for Link {
     }
 }
 
-/// Seconds after which the samples are judged.
-const WINDOW: f64 = 0.02;
+/// Seconds after which the samples are judged, ...
+const WINDOW: f64 = 0.025;
+/// ... and as long as the link has never been the bottleneck.
+const FIRST_WINDOW: f64 = 0.004;
+/// Of a window, the part in which bytes must be under way if the link is the bottleneck, ...
+const SATURATED: f64 = 0.9;
+/// ... and of how many windows.
+const IN_A_ROW: u32 = 3;
+/// How many windows a link is remembered for at its best.
+const WINDOWS: usize = 16;
+/// Bytes a second to begin with: little enough to begin with compression, which does no harm for so short.
+const FIRST_HOPE: f64 = 40e6;
+/// By how much more is hoped for at a time to begin with, ...
+const FIRST_STEP: f64 = 2.0;
+/// ... and later.
+const HOPE: f64 = 1.15;
 /// A busy time is judged once so many bytes have arrived in it, ...
 const ENOUGH: f64 = 32768.0;
 /// ... or after so many seconds: a lost packet can hold all others up.
 const STALL: f64 = 0.25;
 /// Bytes that may be under way for no other reason than that their acknowledgement waits for company.
 const DELAYED: u64 = 32 << 10;
-/// Of the time between two samples, that which a write must take to count as held up.
-const HELD_UP: f64 = 0.3;
+/// Of the time between two samples, that spent waiting for a turn if the limit is the bottleneck.
+const PACED: f64 = 0.3;
 /// Seconds without work that make a pause.
 const PAUSE: f64 = 2e-3;
-/// By how much more is hoped for at a time.
-const HOPE: f64 = 1.15;
 /// A receiver that seems to take so many times the usual is not the reason.
-const IMPLAUSIBLE: f64 = 5.0;
+const IMPLAUSIBLE: f64 = 20.0;
+/// A connection that does not tell its window is one within a host, unless it is slower than this: bytes a second.
+const LIKELY_RECEIVER: f64 = 150e6;
 /// Bytes a second that no link is taken to exceed ...
 const FASTEST: f64 = 8e9;
 /// ... or to fall short of.

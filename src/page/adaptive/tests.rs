@@ -119,6 +119,7 @@ impl World {
             written: whole(self.written),
             unacknowledged: whole(self.unsent),
             blocked: Duration::from_secs_f64(blocked),
+            waited: Duration::ZERO,
             peer_window: self.says_window.then(|| whole(RECEIVE_BUFFER - self.unread)),
         }
     }
