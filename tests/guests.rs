@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use pageferry::bitmap::PageBitmap;
 use pageferry::dirty::{self, Choice, DirtyError, Tracked, TrackerKind};
+use pageferry::guest::RunShare;
 use pageferry::guests::{CheckError, Content, GuestBuildError, GuestSpec, Rate, TestGuest, build_destination, build_source};
 use pageferry::memory::{Backing, GuestMemory, PageSummary};
 use pageferry::units::{GuestAddr, PAGE_SIZE, PAGE_WORDS, PageIndex};
