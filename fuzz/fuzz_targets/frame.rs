@@ -53,10 +53,10 @@ fn sign(bytes: &mut [u8], sequence: u64) -> Option<usize> {
     if header[4] != 2 {
         let field = |at: usize| u64::from_le_bytes(*header[at..].first_chunk().expect("inside the header"));
         let meta = usize::from(u16::from_le_bytes([header[20], header[21]]));
-        length = (field(72).count_ones() as usize * 4096 + meta).min(payload.len());
-        header[80..88].copy_from_slice(&xxh3_64(&payload[..length]).to_le_bytes());
+        length = (field(80).count_ones() as usize * 4096 + meta).min(payload.len());
+        header[88..96].copy_from_slice(&xxh3_64(&payload[..length]).to_le_bytes());
     }
-    let checksum = xxh3_64(&header[..88]);
-    header[88..].copy_from_slice(&checksum.to_le_bytes());
+    let checksum = xxh3_64(&header[..96]);
+    header[96..].copy_from_slice(&checksum.to_le_bytes());
     Some(FRAME_HEADER_BYTES + length)
 }

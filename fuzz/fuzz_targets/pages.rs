@@ -1,4 +1,4 @@
-//! Bytes into the decoder of a chunk's pages: deltas, packed deltas, LZ4 blocks and Zstandard frames; no panic, whatever
+//! Bytes into the decoder of a chunk's pages: deltas, columns, packed ones, LZ4 blocks and Zstandard frames; no panic, whatever
 //! comes. And pages into the encoder: what it makes comes out again as it went in.
 //!
 //! The input says which pages come in which form; what is left are the meta bytes, or words that change.
@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 use libfuzzer_sys::fuzz_target;
 use pageferry::bitmap::PageBitmap;
 use pageferry::memory::{Backing, GuestMemory, MemoryLayout};
-use pageferry::page::{Codecs, Decoder, DeltaPacking, Encoder, EncoderSettings, Form, Masks, Method, PageKey, Pages, Work};
+use pageferry::page::{Codecs, Decoder, Encoder, EncoderSettings, Form, Masks, Method, Packing, PageKey, Pages, Work};
 use pageferry::units::{ByteCount, ChunkIndex, PAGE_WORDS, PageCount};
 
 static SOURCE: LazyLock<GuestMemory> = LazyLock::new(chunk);
@@ -28,12 +28,12 @@ fn decode(bytes: &[u8]) {
     let Some((packing, meta)) = rest.split_first() else { return };
     let mut masks = [0; Form::ALL.len()];
     for (bit, form) in forms.iter().enumerate() {
-        if let Some(mask) = masks.get_mut(usize::from(form % 8)) {
+        if let Some(mask) = masks.get_mut(usize::from(form % 9)) {
             *mask |= 1 << bit;
         }
     }
-    let delta_packing = [DeltaPacking::Plain, DeltaPacking::Lz4, DeltaPacking::Zstd][usize::from(packing % 3)];
-    let pages = Pages { masks: Masks::from_array(masks), delta_packing, meta_bytes: u32::try_from(meta.len()).expect("a short input") };
+    let packing = [Packing::Plain, Packing::Lz4, Packing::Zstd][usize::from(packing % 3)];
+    let pages = Pages { masks: Masks::from_array(masks), packing, meta_bytes: u32::try_from(meta.len()).expect("a short input") };
     let mut everything = PageBitmap::new(1);
     everything.insert_word(CHUNK, u64::MAX);
     let _ = decoder(everything).place_meta(&mut DESTINATION.placement(), CHUNK, &pages, meta);

@@ -16,10 +16,13 @@ impl Codecs {
     /// Unchanged pages, and differences to what was sent before.
     pub const DELTA: Self = Self(1 << 2);
 
+    /// Columns.
+    pub const COLUMNS: Self = Self(1 << 3);
+
     /// All that is built in.
     #[must_use]
     pub const fn built_in() -> Self {
-        Self(Self::LZ4.0 | Self::DELTA.0 | if cfg!(feature = "zstd") { Self::ZSTD.0 } else { 0 })
+        Self(Self::LZ4.0 | Self::DELTA.0 | Self::COLUMNS.0 | if cfg!(feature = "zstd") { Self::ZSTD.0 } else { 0 })
     }
 
     /// As on the wire. Bits of a later version name forms that this end does not know.

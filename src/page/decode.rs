@@ -4,7 +4,10 @@
 
 use super::key::PageKey;
 use super::pack::Unpacker;
-use super::{CHECK_BYTES, DeltaPacking, LENGTH_BYTES, MAX_DELTA_BYTES, MAX_PACKED_BYTES, Masks, PACKED_LENGTH_BYTES, Pages, WORD_BYTES, bits, delta};
+use super::{
+    CHECK_BYTES, LENGTH_BYTES, MAX_COLUMNS_BYTES, MAX_DELTA_BYTES, MAX_PACKED_BYTES, Masks, PACKED_LENGTH_BYTES, Packing, Pages, WORD_BYTES, bits,
+    columns, delta,
+};
 use crate::bitmap::PageBitmap;
 use crate::memory::Placement;
 use crate::units::{CHUNK_SIZE, ChunkIndex, PAGE_SIZE};
@@ -43,10 +46,10 @@ pub enum PageError {
         /// The pages it must make.
         pages: u32,
     },
-    /// Packed deltas that do not make exactly the deltas.
-    #[error("the packed deltas from page {bit} on do not decompress to {length} bytes")]
-    PackedDeltas {
-        /// The position of the first page with a delta in the chunk.
+    /// Packed deltas and columns that do not make exactly these.
+    #[error("the packed deltas and columns from page {bit} on do not decompress to {length} bytes")]
+    Packed {
+        /// The position of the first such page in the chunk.
         bit: u32,
         /// The bytes they must make.
         length: usize,
@@ -62,6 +65,20 @@ pub enum PageError {
     /// Bytes that are not a delta.
     #[error("the delta of page {bit} goes beyond the page or itself")]
     Delta {
+        /// The page's position in its chunk.
+        bit: u32,
+    },
+    /// Columns longer than they may be, or none.
+    #[error("the columns of page {bit} have {length} bytes")]
+    ColumnsLength {
+        /// The page's position in its chunk.
+        bit: u32,
+        /// The length announced.
+        length: usize,
+    },
+    /// Bytes that are not the columns of a page.
+    #[error("the columns of page {bit} do not make a page")]
+    Columns {
         /// The page's position in its chunk.
         bit: u32,
     },
@@ -118,18 +135,19 @@ impl Decoder {
         let mut rest = Reader { whole: meta.len(), bytes: meta };
         let words = rest.take(masks.uniform.count_ones() as usize * WORD_BYTES)?;
         let checks = rest.take(masks.delta.count_ones() as usize * CHECK_BYTES)?;
-        let delta_lengths = rest.take(masks.delta.count_ones() as usize * LENGTH_BYTES)?;
+        let small_lengths = rest.take((masks.delta.count_ones() + masks.columns.count_ones()) as usize * LENGTH_BYTES)?;
         let lz4_lengths = rest.take(masks.lz4.count_ones() as usize * LENGTH_BYTES)?;
         for (bit, word) in bits(masks.uniform).zip(words.as_chunks().0) {
             placement.write_uniform(chunk, bit, u64::from_le_bytes(*word));
         }
-        self.place_deltas(placement, chunk, pages, (checks, delta_lengths), &mut rest)?;
+        self.place_small(placement, chunk, pages, (checks, small_lengths), &mut rest)?;
         self.place_lz4(placement, chunk, masks, lz4_lengths, &mut rest)?;
         self.place_zstd(placement, chunk, masks.zstd, &mut rest)?;
         rest.end()
     }
 
-    fn place_deltas(
+    /// Deltas and columns, which may be packed together.
+    fn place_small(
         &mut self,
         placement: &mut Placement<'_>,
         chunk: ChunkIndex,
@@ -137,45 +155,50 @@ impl Decoder {
         (checks, lengths): (&[u8], &[u8]),
         rest: &mut Reader<'_>,
     ) -> Result<(), PageError> {
-        let mask = pages.masks.delta;
-        let Some(bit) = bits(mask).next() else { return Ok(()) };
+        let Masks { delta, columns, .. } = pages.masks;
+        let Some(first) = bits(delta | columns).next() else { return Ok(()) };
+        let in_order = || bits(delta).chain(bits(columns)).zip(lengths.as_chunks().0.iter().map(|length| usize::from(u16::from_le_bytes(*length))));
         let mut total = 0;
-        for (bit, length) in bits(mask).zip(lengths.as_chunks().0) {
-            let length = usize::from(u16::from_le_bytes(*length));
-            if !(1..=MAX_DELTA_BYTES).contains(&length) {
-                return Err(PageError::DeltaLength { bit, length });
+        for (bit, length) in in_order() {
+            let is_delta = delta >> bit & 1 == 1;
+            if length == 0 || length > if is_delta { MAX_DELTA_BYTES } else { MAX_COLUMNS_BYTES } {
+                return Err(if is_delta { PageError::DeltaLength { bit, length } } else { PageError::ColumnsLength { bit, length } });
             }
             total += length;
         }
-        let unpacked = &mut self.scratch[..total];
-        let whole = match pages.delta_packing {
-            DeltaPacking::Plain => {
-                unpacked.copy_from_slice(rest.take(total)?);
-                true
-            }
-            packing => {
-                let length = rest.take(PACKED_LENGTH_BYTES)?;
-                let length = u32::from_le_bytes(*length.first_chunk().expect("so many bytes were taken"));
-                let block = rest.take(length as usize)?;
-                if packing == DeltaPacking::Lz4 { self.unpacker.lz4(block, unpacked) } else { self.unpacker.zstd(block, unpacked) }
-            }
-        };
-        if !whole {
-            return Err(PageError::PackedDeltas { bit, length: total });
-        }
-        let mut deltas = &*unpacked;
+        self.unpack_small(pages.packing, first, total, rest)?;
+        let mut unpacked = &self.scratch[..total];
+        let mut checks = checks.as_chunks().0.iter();
         let mut page = [0; PAGE_SIZE];
-        for ((bit, length), check) in bits(mask).zip(lengths.as_chunks().0).zip(checks.as_chunks().0) {
-            let (delta, later) = deltas.split_at(usize::from(u16::from_le_bytes(*length)));
-            deltas = later;
-            placement.memory().chunk(chunk).copy_out(bit, &mut page);
-            delta::apply(delta, &mut page).ok_or(PageError::Delta { bit })?;
-            if self.key.check(&page) != *check {
-                return Err(PageError::Base { bit });
+        for (bit, length) in in_order() {
+            let (bytes, later) = unpacked.split_at(length);
+            unpacked = later;
+            if delta >> bit & 1 == 1 {
+                placement.memory().chunk(chunk).copy_out(bit, &mut page);
+                delta::apply(bytes, &mut page).ok_or(PageError::Delta { bit })?;
+                if checks.next() != Some(&self.key.check(&page)) {
+                    return Err(PageError::Base { bit });
+                }
+            } else {
+                columns::decode(bytes, &mut page).ok_or(PageError::Columns { bit })?;
             }
             placement.write_page(chunk, bit, &page);
         }
         Ok(())
+    }
+
+    /// Puts `total` bytes of deltas and columns into the scratch.
+    fn unpack_small(&mut self, packing: Packing, bit: u32, total: usize, rest: &mut Reader<'_>) -> Result<(), PageError> {
+        let unpacked = &mut self.scratch[..total];
+        if packing == Packing::Plain {
+            unpacked.copy_from_slice(rest.take(total)?);
+            return Ok(());
+        }
+        let length = rest.take(PACKED_LENGTH_BYTES)?;
+        let length = u32::from_le_bytes(*length.first_chunk().expect("so many bytes were taken"));
+        let block = rest.take(length as usize)?;
+        let whole = if packing == Packing::Lz4 { self.unpacker.lz4(block, unpacked) } else { self.unpacker.zstd(block, unpacked) };
+        if whole { Ok(()) } else { Err(PageError::Packed { bit, length: total }) }
     }
 
     fn place_lz4(

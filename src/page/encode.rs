@@ -9,7 +9,7 @@ use super::history::History;
 use super::key::{BlockHashes, check_of};
 use super::known::Known;
 use super::pack::{Packer, lz4_room};
-use super::{Codecs, DeltaPacking, Form, MAX_DELTA_BYTES, MAX_PACKED_BYTES, Method, PageKey, Pages, bits, delta};
+use super::{Codecs, Form, MAX_COLUMNS_BYTES, MAX_DELTA_BYTES, MAX_PACKED_BYTES, Method, Packing, PageKey, Pages, bits, columns, delta};
 use crate::memory::{Chunk, PageSummary};
 use crate::units::{ByteCount, CHUNK_PAGES, CHUNK_SIZE, ChunkIndex, PAGE_SIZE};
 
@@ -75,14 +75,16 @@ struct Parts {
     words: Vec<u64>,
     checks: Vec<[u8; 4]>,
     delta_lengths: Vec<u16>,
+    columns_lengths: Vec<u16>,
     lz4_lengths: Vec<u16>,
     deltas: Vec<u8>,
+    columns: Vec<u8>,
     /// LZ4 blocks, with room after them for whatever LZ4 may want to write of one more page.
     blocks: Box<[u8]>,
     blocks_bytes: usize,
     /// Pages for the Zstandard frame.
     plain: Vec<u8>,
-    /// Deltas, then pages, compressed.
+    /// Deltas and columns, compressed.
     scratch: Box<[u8]>,
 }
 
@@ -113,9 +115,9 @@ impl Encoder {
             }
         }
         self.finish_zstd(method, &mut encoded, out);
-        encoded.pages.delta_packing = self.pack_deltas(method);
+        encoded.pages.packing = self.pack_small(method);
         let meta = out.len();
-        self.parts.append_to(encoded.pages.delta_packing, out);
+        self.parts.append_to(encoded.pages.packing, out);
         encoded.pages.meta_bytes = u32::try_from(out.len() - meta).expect("less than a chunk and a half");
         encoded
     }
@@ -167,6 +169,22 @@ impl Encoder {
         made
     }
 
+    /// Appends the columns of a page that has some, if no compressor is likely to make less of it.
+    fn push_columns(&mut self, page: &[u8; PAGE_SIZE], method: Method) -> bool {
+        let columns = &mut self.parts.columns;
+        let start = columns.len();
+        let limit = match method {
+            Method::Raw => MAX_COLUMNS_BYTES,
+            Method::Lz4 => MAX_COLUMNS_BYTES / 2,
+            Method::Zstd(_) => MAX_COLUMNS_BYTES / 4,
+        };
+        let made = self.settings.codecs.contains(Codecs::COLUMNS) && columns::encode(page, limit, columns);
+        if made {
+            self.parts.columns_lengths.push(u16::try_from(columns.len() - start).expect("shorter than a page"));
+        }
+        made
+    }
+
     /// The form of a page that is sent without regard to what it was.
     fn whole_page(&mut self, work: &Work<'_>, bit: u32, page: &[u8; PAGE_SIZE], summary: PageSummary, method: Method, packed: &mut Packed) -> Form {
         match (summary, method) {
@@ -174,6 +192,7 @@ impl Encoder {
                 self.parts.words.push(word);
                 Form::Uniform
             }
+            (PageSummary::Mixed, _) if self.push_columns(page, method) => Form::Columns,
             (PageSummary::Mixed, Method::Raw) => {
                 packed.plain_bytes += PAGE_SIZE;
                 packed.packed_bytes += PAGE_SIZE;
@@ -241,26 +260,27 @@ impl Encoder {
         (masks.raw, masks.zstd) = (all, 0);
     }
 
-    /// Compresses the deltas as a whole, where it pays.
-    fn pack_deltas(&mut self, method: Method) -> DeltaPacking {
-        let Parts { deltas, scratch, .. } = &mut self.parts;
-        if deltas.len() < LEAST_PACKED_DELTAS || method == Method::Raw {
-            return DeltaPacking::Plain;
+    /// Puts the columns after the deltas, and compresses all that as a whole where it pays.
+    fn pack_small(&mut self, method: Method) -> Packing {
+        let Parts { deltas, columns, scratch, .. } = &mut self.parts;
+        deltas.append(columns);
+        if deltas.len() < LEAST_PACKED || method == Method::Raw || looks_random(deltas) {
+            return Packing::Plain;
         }
         let (length, packing) = match method {
             Method::Zstd(level) => {
                 let room = deltas.len();
-                (self.packer.zstd(level, deltas, &mut scratch[..room]), DeltaPacking::Zstd)
+                (self.packer.zstd(level, deltas, &mut scratch[..room]), Packing::Zstd)
             }
-            _ => (Some(self.packer.lz4(deltas, scratch)), DeltaPacking::Lz4),
+            _ => (Some(self.packer.lz4(deltas, scratch)), Packing::Lz4),
         };
         match length {
-            Some(length) if length + LEAST_PACKED_DELTAS / 2 < deltas.len() => {
+            Some(length) if length + LEAST_PACKED / 2 < deltas.len() => {
                 deltas.clear();
                 deltas.extend_from_slice(&scratch[..length]);
                 packing
             }
-            _ => DeltaPacking::Plain,
+            _ => Packing::Plain,
         }
     }
 
@@ -286,12 +306,14 @@ impl Parts {
             words: Vec::with_capacity(CHUNK_PAGES),
             checks: Vec::with_capacity(CHUNK_PAGES),
             delta_lengths: Vec::with_capacity(CHUNK_PAGES),
+            columns_lengths: Vec::with_capacity(CHUNK_PAGES),
             lz4_lengths: Vec::with_capacity(CHUNK_PAGES),
-            deltas: Vec::new(),
+            deltas: Vec::with_capacity(CHUNK_PAGES * (MAX_DELTA_BYTES + MAX_COLUMNS_BYTES)),
+            columns: Vec::with_capacity(CHUNK_PAGES * MAX_COLUMNS_BYTES),
             blocks: vec![0; CHUNK_PAGES * MAX_PACKED_BYTES + lz4_room(PAGE_SIZE)].into_boxed_slice(),
             blocks_bytes: 0,
             plain: Vec::new(),
-            scratch: vec![0; lz4_room(CHUNK_PAGES * MAX_DELTA_BYTES)].into_boxed_slice(),
+            scratch: vec![0; lz4_room(CHUNK_PAGES * MAX_COLUMNS_BYTES)].into_boxed_slice(),
         }
     }
 
@@ -299,6 +321,8 @@ impl Parts {
         self.words.clear();
         self.checks.clear();
         self.delta_lengths.clear();
+        self.columns_lengths.clear();
+        self.columns.clear();
         self.lz4_lengths.clear();
         self.deltas.clear();
         self.plain.clear();
@@ -306,11 +330,11 @@ impl Parts {
     }
 
     /// In the order of the format.
-    fn append_to(&self, packing: DeltaPacking, out: &mut Vec<u8>) {
+    fn append_to(&self, packing: Packing, out: &mut Vec<u8>) {
         out.extend(self.words.iter().flat_map(|word| word.to_le_bytes()));
         out.extend(self.checks.iter().flatten());
-        out.extend(self.delta_lengths.iter().chain(&self.lz4_lengths).flat_map(|length| length.to_le_bytes()));
-        if packing != DeltaPacking::Plain {
+        out.extend(self.delta_lengths.iter().chain(&self.columns_lengths).chain(&self.lz4_lengths).flat_map(|length| length.to_le_bytes()));
+        if packing != Packing::Plain {
             out.extend(u32::try_from(self.deltas.len()).expect("less than a chunk").to_le_bytes());
         }
         out.extend_from_slice(&self.deltas);
@@ -318,7 +342,7 @@ impl Parts {
     }
 }
 
-/// Deltas of fewer bytes than this are not compressed.
-const LEAST_PACKED_DELTAS: usize = 64;
+/// Deltas and columns of fewer bytes than this are not compressed.
+const LEAST_PACKED: usize = 64;
 
 const _: () = assert!(CHUNK_PAGES * PAGE_SIZE == CHUNK_SIZE);

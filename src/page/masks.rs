@@ -1,6 +1,6 @@
 //! How the pages of a chunk travel.
 
-use super::{CHECK_BYTES, Codecs, LENGTH_BYTES, MAX_DELTA_BYTES, MAX_PACKED_BYTES, PACKED_LENGTH_BYTES, WORD_BYTES};
+use super::{CHECK_BYTES, Codecs, LENGTH_BYTES, MAX_COLUMNS_BYTES, MAX_DELTA_BYTES, MAX_PACKED_BYTES, PACKED_LENGTH_BYTES, WORD_BYTES};
 use crate::stats::Encodings;
 use crate::units::{PAGE_SIZE, PageCount};
 
@@ -15,6 +15,8 @@ pub enum Form {
     Unchanged,
     /// The difference to what was last sent, of at most [`MAX_DELTA_BYTES`].
     Delta,
+    /// Columns of words that are alike, in at most [`MAX_COLUMNS_BYTES`].
+    Columns,
     /// An LZ4 block of at most [`MAX_PACKED_BYTES`].
     Lz4,
     /// Part of the chunk's Zstandard frame.
@@ -25,7 +27,7 @@ pub enum Form {
 
 impl Form {
     /// All of them, in the order of their masks on the wire.
-    pub const ALL: [Self; 7] = [Self::Zero, Self::Uniform, Self::Unchanged, Self::Delta, Self::Lz4, Self::Zstd, Self::Raw];
+    pub const ALL: [Self; 8] = [Self::Zero, Self::Uniform, Self::Unchanged, Self::Delta, Self::Columns, Self::Lz4, Self::Zstd, Self::Raw];
 }
 
 /// How the pages of a chunk travel: each mask names pages by their bits, and no page is in two of them.
@@ -39,6 +41,8 @@ pub struct Masks {
     pub unchanged: u64,
     /// [`Form::Delta`].
     pub delta: u64,
+    /// [`Form::Columns`].
+    pub columns: u64,
     /// [`Form::Lz4`].
     pub lz4: u64,
     /// [`Form::Zstd`].
@@ -50,14 +54,14 @@ pub struct Masks {
 impl Masks {
     /// From the masks in the order of [`Form::ALL`].
     #[must_use]
-    pub fn from_array([zero, uniform, unchanged, delta, lz4, zstd, raw]: [u64; 7]) -> Self {
-        Self { zero, uniform, unchanged, delta, lz4, zstd, raw }
+    pub fn from_array([zero, uniform, unchanged, delta, columns, lz4, zstd, raw]: [u64; 8]) -> Self {
+        Self { zero, uniform, unchanged, delta, columns, lz4, zstd, raw }
     }
 
     /// The masks in the order of [`Form::ALL`].
     #[must_use]
-    pub fn to_array(self) -> [u64; 7] {
-        [self.zero, self.uniform, self.unchanged, self.delta, self.lz4, self.zstd, self.raw]
+    pub fn to_array(self) -> [u64; 8] {
+        [self.zero, self.uniform, self.unchanged, self.delta, self.columns, self.lz4, self.zstd, self.raw]
     }
 
     /// Puts `page`, a mask of one bit, into the mask of `form`.
@@ -67,6 +71,7 @@ impl Masks {
             Form::Uniform => &mut self.uniform,
             Form::Unchanged => &mut self.unchanged,
             Form::Delta => &mut self.delta,
+            Form::Columns => &mut self.columns,
             Form::Lz4 => &mut self.lz4,
             Form::Zstd => &mut self.zstd,
             Form::Raw => &mut self.raw,
@@ -94,14 +99,14 @@ impl Masks {
     /// The pages of which the destination needs to have memory, and of those only the ones whose contents come along.
     #[must_use]
     pub fn filled(&self) -> u64 {
-        self.uniform | self.lz4 | self.zstd | self.raw
+        self.uniform | self.columns | self.lz4 | self.zstd | self.raw
     }
 
     /// How many pages go in each form.
     #[must_use]
     pub fn encodings(&self) -> Encodings {
-        let [zero, uniform, unchanged, delta, lz4, zstd, raw] = self.to_array().map(|mask| PageCount(u64::from(mask.count_ones())));
-        Encodings { zero, uniform, unchanged, delta, lz4, zstd, raw }
+        let [zero, uniform, unchanged, delta, columns, lz4, zstd, raw] = self.to_array().map(|mask| PageCount(u64::from(mask.count_ones())));
+        Encodings { zero, uniform, unchanged, delta, columns, lz4, zstd, raw }
     }
 
     /// Bytes of the raw pages.
@@ -111,9 +116,9 @@ impl Masks {
     }
 }
 
-/// How the deltas of a chunk travel.
+/// How the deltas and columns of a chunk travel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DeltaPacking {
+pub enum Packing {
     /// As they are.
     #[default]
     Plain,
@@ -128,8 +133,8 @@ pub enum DeltaPacking {
 pub struct Pages {
     /// The form of each page.
     pub masks: Masks,
-    /// How deltas travel; plain where there are none.
-    pub delta_packing: DeltaPacking,
+    /// How deltas and columns travel; plain where there are none.
+    pub packing: Packing,
     /// Bytes after the raw pages.
     pub meta_bytes: u32,
 }
@@ -139,24 +144,25 @@ impl Pages {
     #[must_use]
     pub fn codecs(&self) -> Codecs {
         let need = |needed: bool, codec| if needed { codec } else { Codecs::NONE };
-        let Masks { unchanged, delta, lz4, zstd, .. } = self.masks;
+        let Masks { unchanged, delta, columns, lz4, zstd, .. } = self.masks;
         need(unchanged | delta != 0, Codecs::DELTA)
-            .or(need(lz4 != 0 || self.delta_packing == DeltaPacking::Lz4, Codecs::LZ4))
-            .or(need(zstd != 0 || self.delta_packing == DeltaPacking::Zstd, Codecs::ZSTD))
+            .or(need(columns != 0, Codecs::COLUMNS))
+            .or(need(lz4 != 0 || self.packing == Packing::Lz4, Codecs::LZ4))
+            .or(need(zstd != 0 || self.packing == Packing::Zstd, Codecs::ZSTD))
     }
 
-    /// Whether deltas are packed only where there are any, and there may be so many meta bytes.
+    /// Whether deltas and columns are packed only where there are any, and there may be so many meta bytes.
     #[must_use]
     pub fn is_plausible(&self) -> bool {
         let count = |mask: u64| mask.count_ones() as usize;
-        let Masks { uniform, delta, lz4, zstd, .. } = self.masks;
-        let packed = self.delta_packing != DeltaPacking::Plain;
+        let Masks { uniform, delta, columns, lz4, zstd, .. } = self.masks;
+        let packed = self.packing != Packing::Plain;
         let fixed = count(uniform) * WORD_BYTES
             + count(delta) * (CHECK_BYTES + LENGTH_BYTES)
-            + count(lz4) * LENGTH_BYTES
+            + (count(columns) + count(lz4)) * LENGTH_BYTES
             + if packed { PACKED_LENGTH_BYTES } else { 0 };
-        let least = if packed { 1 } else { count(delta) } + count(lz4) + usize::from(zstd != 0);
-        let most = count(delta) * MAX_DELTA_BYTES + (count(lz4) + count(zstd)) * MAX_PACKED_BYTES;
-        (delta != 0 || !packed) && (fixed + least..=fixed + most).contains(&(self.meta_bytes as usize))
+        let least = if packed { 1 } else { count(delta) + count(columns) } + count(lz4) + usize::from(zstd != 0);
+        let most = count(delta) * MAX_DELTA_BYTES + count(columns) * MAX_COLUMNS_BYTES + (count(lz4) + count(zstd)) * MAX_PACKED_BYTES;
+        (delta | columns != 0 || !packed) && (fixed + least..=fixed + most).contains(&(self.meta_bytes as usize))
     }
 }

@@ -1,11 +1,11 @@
 //! One chunk of pages to bytes and back.
 //!
 //! Each page takes the cheapest form it fits: nothing at all (zeros, or unchanged since it was last sent), one word
-//! (uniform), the difference to what was last sent (delta), LZ4, a share of the chunk's Zstandard frame, or itself (raw).
+//! (uniform), the difference to what was last sent (delta), columns of words that are alike, LZ4, a share of the chunk's Zstandard frame, or itself (raw).
 //! A word of the dirty bitmap thereby splits into disjoint masks, and the bytes that belong to them are
 //!
 //! ```text
-//! raw pages | words of uniform pages | checks of deltas | lengths of deltas | lengths of LZ4 blocks | deltas | LZ4 blocks | Zstandard frame
+//! raw pages | words of uniform pages | checks of deltas | lengths of deltas, columns, LZ4 blocks | deltas, columns | LZ4 blocks | Zstandard frame
 //! ```
 //!
 //! each part in page order. Raw pages come first so that neither end moves them: the [`Encoder`] copies a page out of
@@ -21,6 +21,7 @@
 mod adaptive;
 mod bases;
 mod codecs;
+mod columns;
 mod decode;
 mod delta;
 mod encode;
@@ -33,11 +34,12 @@ mod pack;
 
 pub use adaptive::{Chooser, LinkSample, Method};
 pub use codecs::Codecs;
+pub use columns::MAX_COLUMNS_BYTES;
 pub use decode::{Decoder, PageError};
 pub use delta::MAX_DELTA_BYTES;
 pub use encode::{Encoded, Encoder, EncoderSettings, Packed, Work};
 pub use key::PageKey;
-pub use masks::{DeltaPacking, Form, Masks, Pages};
+pub use masks::{Form, Masks, Packing, Pages};
 
 use crate::units::{ByteCount, PAGE_SIZE};
 
@@ -89,9 +91,9 @@ const MAX_AUTO_CACHE: u64 = 1 << 30;
 const WORD_BYTES: usize = size_of::<u64>();
 /// Bytes of the check of a delta.
 const CHECK_BYTES: usize = size_of::<u32>();
-/// Bytes of the length of an LZ4 block or a delta.
+/// Bytes of the length of a delta, a page in columns or an LZ4 block.
 const LENGTH_BYTES: usize = size_of::<u16>();
-/// Bytes of the length of packed deltas.
+/// Bytes of the length of packed deltas and columns.
 const PACKED_LENGTH_BYTES: usize = size_of::<u32>();
 
 /// The numbers of the bits set in `mask`, from the lowest.

@@ -194,6 +194,8 @@ pub struct Encodings {
     pub unchanged: PageCount,
     /// Differences to what was sent before.
     pub delta: PageCount,
+    /// Columns of words that are alike.
+    pub columns: PageCount,
     /// Compressed one by one.
     pub lz4: PageCount,
     /// Compressed together with others of their chunk.
@@ -208,6 +210,7 @@ impl std::ops::AddAssign for Encodings {
         self.uniform += other.uniform;
         self.unchanged += other.unchanged;
         self.delta += other.delta;
+        self.columns += other.columns;
         self.lz4 += other.lz4;
         self.zstd += other.zstd;
         self.raw += other.raw;
@@ -273,6 +276,7 @@ mod tests {
                 uniform: PageCount(2000),
                 unchanged: PageCount(10),
                 delta: PageCount(20),
+                columns: PageCount(40),
                 zstd: PageCount(30),
                 lz4: PageCount(30_000),
                 raw: PageCount(37_000),
@@ -300,7 +304,7 @@ mod tests {
             r#"{"index":0,"kind":"pre-copy","pages":66000,"wire_bytes":190000000,"duration_ms":2200.0,"dirty_after":4000,"#,
             r#""decision":"stop-and-copy: downtime-limit"},"#,
             r#"{"index":1,"kind":"stop-and-copy","pages":4000,"wire_bytes":10000000,"duration_ms":140.5,"dirty_after":0,"decision":null}],"#,
-            r#""pages_by_encoding":{"zero":1000,"uniform":2000,"unchanged":10,"delta":20,"lz4":30000,"zstd":30,"raw":37000},"tracker":"write-protect","channels":2,"#,
+            r#""pages_by_encoding":{"zero":1000,"uniform":2000,"unchanged":10,"delta":20,"columns":40,"lz4":30000,"zstd":30,"raw":37000},"tracker":"write-protect","channels":2,"#,
             r#""predicted":{"total_ms":2340.0,"downtime_ms":140.0},"stall_ms":0.0,"guest_owner":"destination","#,
             r#""downtime_parts_ms":{"pause":4.0,"send":140.5,"run":0.578}}"#,
         );

@@ -144,9 +144,9 @@ pub enum FrameError {
         /// The chunk.
         chunk: ChunkIndex,
     },
-    /// A way to pack deltas that this version does not have.
-    #[error("the deltas of chunk {} are packed in way {code}, which does not exist", chunk.0)]
-    DeltaPacking {
+    /// A way to pack deltas and columns that this version does not have.
+    #[error("the deltas and columns of chunk {} are packed in way {code}, which does not exist", chunk.0)]
+    Packing {
         /// The chunk.
         chunk: ChunkIndex,
         /// The way's number.

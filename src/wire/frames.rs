@@ -10,11 +10,11 @@ use super::error::{FrameError, WireError};
 use super::fields::{get, put};
 use super::{ChannelTotals, channel_of};
 use crate::memory::{MemoryLayout, Placement};
-use crate::page::{Codecs, Decoder, DeltaPacking, Encoded, Encoder, Form, Masks, Pages, Work};
+use crate::page::{Codecs, Decoder, Encoded, Encoder, Form, Masks, Packing, Pages, Work};
 use crate::units::{ByteCount, ChunkIndex, PageCount};
 
 /// Bytes of a frame's header.
-pub const FRAME_HEADER_BYTES: usize = 96;
+pub const FRAME_HEADER_BYTES: usize = 104;
 
 /// The most meta bytes a frame can have.
 pub const MAX_META_BYTES: usize = 64 * (2 + crate::page::MAX_PACKED_BYTES);
@@ -127,7 +127,7 @@ impl FrameWriter {
         let payload_checksum = match body {
             FrameBody::Chunk { chunk, pages } => {
                 put(header, KIND_AT, [KIND_CHUNK]);
-                put(header, DELTA_PACKING_AT, [delta_packing_code(pages.delta_packing)]);
+                put(header, PACKING_AT, [packing_code(pages.packing)]);
                 put(header, CHUNK_AT, chunk.0.to_le_bytes());
                 put(header, META_AT, pages.meta_bytes.to_le_bytes());
                 for (at, mask) in MASKS_AT.into_iter().zip(pages.masks.to_array()) {
@@ -240,7 +240,7 @@ impl FrameReader {
             return Err(FrameError::Sequence { found: sequence });
         }
         let round = u16::from_le_bytes(get(header, ROUND_AT));
-        let [packing] = get(header, DELTA_PACKING_AT);
+        let [packing] = get(header, PACKING_AT);
         let body = match get(header, KIND_AT) {
             [KIND_CHUNK] => self.parse_chunk(header, layout)?,
             [KIND_ROUND_END] if packing != 0 || header[CHUNK_AT..CHECKSUM_AT].iter().any(|&byte| byte != 0) => return Err(FrameError::Reserved),
@@ -267,13 +267,18 @@ impl FrameReader {
         if masks.all() == 0 || masks.all() & !valid != 0 || !masks.is_disjoint() {
             return Err(FrameError::Masks { chunk });
         }
-        let [code] = get(header, DELTA_PACKING_AT);
-        let delta_packing = delta_packing(code).ok_or(FrameError::DeltaPacking { chunk, code })?;
-        let pages = Pages { masks, delta_packing, meta_bytes: u32::from_le_bytes(get(header, META_AT)) };
+        let [code] = get(header, PACKING_AT);
+        let packing = packing_of(code).ok_or(FrameError::Packing { chunk, code })?;
+        let pages = Pages { masks, packing, meta_bytes: u32::from_le_bytes(get(header, META_AT)) };
         if !self.codecs.contains(pages.codecs()) {
-            let form = [(Codecs::DELTA, masks.unchanged | masks.delta), (Codecs::LZ4, masks.lz4), (Codecs::ZSTD, masks.zstd)];
+            let form = [
+                (Codecs::DELTA, masks.unchanged | masks.delta),
+                (Codecs::COLUMNS, masks.columns),
+                (Codecs::LZ4, masks.lz4),
+                (Codecs::ZSTD, masks.zstd),
+            ];
             let unagreed = form.into_iter().find(|(codec, mask)| *mask != 0 && !self.codecs.contains(*codec));
-            let mask = unagreed.map_or(masks.delta, |(_, mask)| mask);
+            let mask = unagreed.map_or(masks.delta | masks.columns, |(_, mask)| mask);
             return Err(FrameError::NotAgreed { chunk, bit: mask.trailing_zeros() });
         }
         if !pages.is_plausible() {
@@ -298,19 +303,19 @@ fn count(totals: &mut ChannelTotals, header: &FrameHeader) {
     totals.digest = checksum_of(&link);
 }
 
-fn delta_packing_code(packing: DeltaPacking) -> u8 {
+fn packing_code(packing: Packing) -> u8 {
     match packing {
-        DeltaPacking::Plain => 0,
-        DeltaPacking::Lz4 => 1,
-        DeltaPacking::Zstd => 2,
+        Packing::Plain => 0,
+        Packing::Lz4 => 1,
+        Packing::Zstd => 2,
     }
 }
 
-fn delta_packing(code: u8) -> Option<DeltaPacking> {
+fn packing_of(code: u8) -> Option<Packing> {
     match code {
-        0 => Some(DeltaPacking::Plain),
-        1 => Some(DeltaPacking::Lz4),
-        2 => Some(DeltaPacking::Zstd),
+        0 => Some(Packing::Plain),
+        1 => Some(Packing::Lz4),
+        2 => Some(Packing::Zstd),
         _ => None,
     }
 }
@@ -322,11 +327,11 @@ const KIND_ROUND_END: u8 = 2;
 // Offsets of the header's fields.
 const MAGIC_AT: usize = 0;
 const KIND_AT: usize = 4;
-const DELTA_PACKING_AT: usize = 5;
+const PACKING_AT: usize = 5;
 const ROUND_AT: usize = 6;
 const SEQUENCE_AT: usize = 8;
 const CHUNK_AT: usize = 16;
 const META_AT: usize = 20;
-const MASKS_AT: [usize; Form::ALL.len()] = [24, 32, 40, 48, 56, 64, 72];
-const PAYLOAD_CHECKSUM_AT: usize = 80;
-const CHECKSUM_AT: usize = 88;
+const MASKS_AT: [usize; Form::ALL.len()] = [24, 32, 40, 48, 56, 64, 72, 80];
+const PAYLOAD_CHECKSUM_AT: usize = 88;
+const CHECKSUM_AT: usize = 96;

@@ -8,13 +8,13 @@ use xxhash_rust::xxh3::xxh3_64;
 #[derive(Clone, Default)]
 pub(crate) struct Frame {
     pub(crate) kind: u8,
-    /// Of a chunk: how its deltas are packed.
+    /// Of a chunk: how its deltas and columns are packed.
     pub(crate) packing: u8,
     pub(crate) round: u16,
     pub(crate) sequence: u64,
     pub(crate) chunk: u32,
-    /// Zero, uniform, unchanged, delta, LZ4, Zstandard, raw.
-    pub(crate) masks: [u64; 7],
+    /// Zero, uniform, unchanged, delta, columns, LZ4, Zstandard, raw.
+    pub(crate) masks: [u64; 8],
     pub(crate) raw: Vec<u8>,
     pub(crate) meta: Vec<u8>,
     /// Said in place of the true length.
@@ -24,14 +24,14 @@ pub(crate) struct Frame {
 impl Frame {
     /// One raw page, at the front of `chunk`.
     pub(crate) fn raw_page(chunk: u32) -> Self {
-        Self { kind: 1, chunk, masks: [0, 0, 0, 0, 0, 0, 1], raw: vec![7; 4096], ..Self::default() }
+        Self { kind: 1, chunk, masks: [0, 0, 0, 0, 0, 0, 0, 1], raw: vec![7; 4096], ..Self::default() }
     }
 
     /// Packed pages from the front of chunk 0: lengths and blocks as given.
     pub(crate) fn packed(blocks: &[(u16, &[u8])]) -> Self {
         let mut meta: Vec<u8> = blocks.iter().flat_map(|(length, _)| length.to_le_bytes()).collect();
         blocks.iter().for_each(|(_, block)| meta.extend_from_slice(block));
-        Self { kind: 1, masks: [0, 0, 0, 0, (1 << blocks.len()) - 1, 0, 0], meta, ..Self::default() }
+        Self { kind: 1, masks: [0, 0, 0, 0, 0, (1 << blocks.len()) - 1, 0, 0], meta, ..Self::default() }
     }
 
     /// Deltas of the pages of `mask` in chunk 0: their checks (made up), lengths and bytes.
@@ -39,7 +39,13 @@ impl Frame {
         let mut meta = vec![0; 4 * lengths.len()];
         meta.extend(lengths.iter().flat_map(|length| length.to_le_bytes()));
         meta.extend_from_slice(deltas);
-        Self { kind: 1, masks: [0, 0, 0, mask, 0, 0, 0], meta, ..Self::default() }
+        Self { kind: 1, masks: [0, 0, 0, mask, 0, 0, 0, 0], meta, ..Self::default() }
+    }
+
+    /// The first page of chunk 0 in columns.
+    pub(crate) fn columns(columns: &[u8]) -> Self {
+        let length = u16::try_from(columns.len()).unwrap().to_le_bytes();
+        Self { kind: 1, masks: [0, 0, 0, 0, 1, 0, 0, 0], meta: [&length, columns].concat(), ..Self::default() }
     }
 
     pub(crate) fn round_end() -> Self {

@@ -167,7 +167,7 @@ fn finish_with(evil: &mut EvilSource, change: fn(&mut u64, &mut u64, &mut u64)) 
 /// Frames with good checksums that make no sense, as the first one of channel 0.
 fn senseless_frames() -> Vec<(&'static str, &'static str, Frame)> {
     let page = || Frame::raw_page(0);
-    let zero_run = || Frame { masks: [1, 0, 0, 0, 0, 0, 0], raw: Vec::new(), ..page() };
+    let zero_run = || Frame { masks: [1, 0, 0, 0, 0, 0, 0, 0], raw: Vec::new(), ..page() };
     let last_chunk = u32::try_from(PAGES.0 / 64).unwrap();
     vec![
         ("outside the memory", "outside the memory", Frame::raw_page(last_chunk + 1)),
@@ -175,9 +175,9 @@ fn senseless_frames() -> Vec<(&'static str, &'static str, Frame)> {
         ("on the wrong channel", "belongs on channel 1", Frame::raw_page(1)),
         ("a sequence gap", "numbered 1", Frame { sequence: 1, ..page() }),
         ("a sequence far ahead", "numbered 18446744073709551615", Frame { sequence: u64::MAX, ..page() }),
-        ("masks that overlap", "masks", Frame { masks: [1, 0, 0, 0, 0, 0, 1], ..page() }),
-        ("masks of no page", "masks", Frame { masks: [0; 7], raw: Vec::new(), ..page() }),
-        ("pages past the region's end", "masks", Frame { chunk: last_chunk, masks: [1 << 63, 0, 0, 0, 0, 0, 0], raw: Vec::new(), ..page() }),
+        ("masks that overlap", "masks", Frame { masks: [1, 0, 0, 0, 0, 0, 0, 1], ..page() }),
+        ("masks of no page", "masks", Frame { masks: [0; 8], raw: Vec::new(), ..page() }),
+        ("pages past the region's end", "masks", Frame { chunk: last_chunk, masks: [1 << 63, 0, 0, 0, 0, 0, 0, 0], raw: Vec::new(), ..page() }),
         ("an unknown kind", "kind 3", Frame { kind: 3, ..page() }),
         ("kind 0", "kind 0", Frame { kind: 0, ..page() }),
         ("an unknown packing of deltas", "way 3", Frame { packing: 3, ..page() }),
@@ -186,7 +186,7 @@ fn senseless_frames() -> Vec<(&'static str, &'static str, Frame)> {
         (
             "a Zstandard frame nobody agreed on",
             "page 3 of chunk 0 comes in a form that was not agreed on",
-            Frame { masks: [0, 0, 0, 0, 0, 8, 0], meta: vec![1; 9], raw: Vec::new(), ..page() },
+            Frame { masks: [0, 0, 0, 0, 0, 0, 8, 0], meta: vec![1; 9], raw: Vec::new(), ..page() },
         ),
         (
             "deltas packed in a way nobody agreed on",
@@ -196,13 +196,16 @@ fn senseless_frames() -> Vec<(&'static str, &'static str, Frame)> {
         (
             "an unchanged page that was never sent",
             "page 1 refers to contents that were never sent",
-            Frame { masks: [0, 0, 2, 0, 0, 0, 0], raw: Vec::new(), ..page() },
+            Frame { masks: [0, 0, 2, 0, 0, 0, 0, 0], raw: Vec::new(), ..page() },
         ),
+        ("columns of no width", "columns of page 0 do not make a page", Frame::columns(&[0, 0, 0])),
+        ("columns past their end", "columns of page 0 do not make a page", Frame::columns(&[1, 1, 0, 7])),
+        ("packed columns that are none", "packed deltas and columns from page 0 on do not decompress", Frame { packing: 1, ..packed_columns() }),
         ("a delta of a page that was never sent", "page 2 refers to contents that were never sent", Frame::deltas(4, &[10], &[0; 10])),
         ("a round end with a chunk", "reserved", Frame { chunk: 1, ..Frame::round_end() }),
         ("meta where none belongs", "meta", Frame { meta: vec![0; 8], ..zero_run() }),
         ("huge meta", "meta", Frame { meta_bytes: Some(u32::MAX), ..zero_run() }),
-        ("a uniform page without its word", "meta", Frame { masks: [0, 1, 0, 0, 0, 0, 0], raw: Vec::new(), ..page() }),
+        ("a uniform page without its word", "meta", Frame { masks: [0, 1, 0, 0, 0, 0, 0, 0], raw: Vec::new(), ..page() }),
         ("an empty LZ4 block", "LZ4 block of page 0 has 0 bytes", Frame::packed(&[(0, &[]), (2, &[0, 0])])),
         ("an LZ4 block past the end", "meta bytes", Frame::packed(&[(100, &[0; 10])])),
         ("bytes after the LZ4 block", "meta bytes", Frame::packed(&[(26, &[LZ4_PAGE, &[0; 30]].concat())])),
@@ -213,6 +216,13 @@ fn senseless_frames() -> Vec<(&'static str, &'static str, Frame)> {
         ("LZ4 that is too long for itself", "LZ4 block of page 0 has 3585 bytes", long_block()),
         ("rounds out of order", "round", Frame { round: 7, ..Frame::round_end() }),
     ]
+}
+
+/// Columns of 3000 bytes, of which LZ4 makes more: a literal and a match that goes on and on.
+fn packed_columns() -> Frame {
+    let block = lz4_run(0xff, 100);
+    let meta = [&3000u16.to_le_bytes()[..], &u32::try_from(block.len()).unwrap().to_le_bytes(), &block].concat();
+    Frame { meta, ..Frame::columns(&[]) }
 }
 
 /// A page of sevens: one literal, a match of 4090 bytes, five literals.

@@ -31,7 +31,7 @@ type Step = (Stage, fn(&mut EvilSource));
 
 pub(crate) const CHANNELS: u16 = 2;
 /// Not Zstandard, so that it can be sent without having been agreed on.
-pub(crate) const CODECS: Codecs = Codecs::LZ4.or(Codecs::DELTA);
+pub(crate) const CODECS: Codecs = Codecs::LZ4.or(Codecs::DELTA).or(Codecs::COLUMNS);
 
 pub(crate) struct EvilSource {
     pub(crate) endpoint: Endpoint,
