@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use pageferry::bitmap::PageBitmap;
 use pageferry::dirty::{self, Choice, DirtyError, Tracked, TrackerKind};
+use pageferry::guest::RunShare;
 use pageferry::guests::{CheckError, Content, GuestBuildError, GuestSpec, Rate, TestGuest, build_destination, build_source};
 use pageferry::memory::{Backing, GuestMemory, PageSummary};
 use pageferry::units::{GuestAddr, PAGE_SIZE, PAGE_WORDS, PageIndex};
@@ -375,6 +376,39 @@ fn paced_guests_do_not_exceed_their_rate() {
         let rate = (guest.writes() - before) as f64 / start.elapsed().as_secs_f64();
         println!("{kind}: {rate:.0} writes/s of 20000");
         assert!(rate < 22_000., "{kind}: {rate} writes a second");
+    }
+}
+
+/// Writes a second, over a while.
+fn pace(guest: &dyn TestGuest) -> f64 {
+    let (began, before) = (Instant::now(), guest.writes());
+    sleep(Duration::from_millis(200));
+    (guest.writes() - before) as f64 / began.elapsed().as_secs_f64()
+}
+
+#[test]
+fn throttled_guests_do_their_share_until_that_is_lifted() {
+    const RATE: f64 = 10_000.0;
+    let _turn = my_turn();
+    for kind in KINDS {
+        let Some(mut guest) = source(&format!("{kind}:memory=24MiB,fill=2MiB,working-set=2MiB,rate=10000")) else { continue };
+        guest.throttle(RunShare::new(0.1)).unwrap();
+        guest.resume().unwrap();
+        let throttled = pace(&*guest);
+        assert!(throttled < RATE * 0.4, "{kind}: {throttled} writes/s from its first start on");
+        guest.pause().unwrap();
+        guest.check().unwrap();
+        guest.resume().unwrap();
+        let still = pace(&*guest);
+        assert!(still < RATE * 0.4, "{kind}: {still} writes/s after a pause");
+        guest.throttle(RunShare::FULL).unwrap();
+        // A busy machine may take a while to let it.
+        assert!((0..25).any(|_| pace(&*guest) > RATE * 0.5), "{kind}: still slow");
+        guest.throttle(RunShare::new(0.1)).unwrap();
+        let again = pace(&*guest);
+        assert!(again < RATE * 0.4, "{kind}: {again} writes/s when throttled as it runs");
+        guest.pause().unwrap();
+        guest.check().unwrap();
     }
 }
 

@@ -72,6 +72,12 @@ fn a_writing_guest_arrives_identical_and_runs() {
         let Some(Ending::Completed { report: theirs }) = &seen.ending else { panic!("{:?}", seen.ending) };
         assert_eq!(theirs.pages_transferred, report.pages_transferred);
         assert_eq!(theirs.wire_bytes, report.wire_bytes);
+        let parts = report.downtime_parts.expect("it was paused");
+        assert!(parts.sum().abs_diff(report.downtime) < Duration::from_micros(10), "{parts:?} make {:?}", report.downtime);
+        let parts = theirs.downtime_parts.expect("they resumed it");
+        assert!(parts.load.is_some() && parts.resume.is_some() && parts.sum() < report.downtime, "{parts:?}");
+        assert!(report.predicted.is_some() && report.prediction_error.is_some(), "{}", report.to_json());
+        assert_eq!(report.throttle, None);
         assert_eq!(theirs.pages_by_encoding, report.pages_by_encoding);
         let sent = report.pages_by_encoding;
         let packed = if compression == Compression::Lz4 { sent.lz4 } else { sent.zstd };
