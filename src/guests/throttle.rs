@@ -32,6 +32,7 @@ impl Throttle {
     }
 
     /// Whether the guest is ever held.
+    #[cfg(any(test, all(feature = "kvm", target_arch = "x86_64")))]
     pub(super) fn is_on(&self) -> bool {
         self.runs_ns.load(Ordering::Relaxed) < PERIOD_NS
     }
