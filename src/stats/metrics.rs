@@ -43,7 +43,7 @@ impl fmt::Display for Metrics<'_> {
             ("total migration time", HumanTime(report.total).to_string(), format!("{} rounds", report.rounds.len())),
         ];
         if let (Some(predicted), Some(error)) = (report.predicted, report.prediction_error) {
-            let note = format!("{:+.1} % in fact; downtime {}", error.total * 100.0, HumanTime(predicted.downtime));
+            let note = format!("{:+.1} % in fact; {} of it with the guest stopped", error.total * 100.0, HumanTime(predicted.downtime));
             rows.push(("predicted total", HumanTime(predicted.total).to_string(), note));
         }
         if let Some(throttle) = report.throttle {
@@ -96,6 +96,6 @@ total migration time       2.346 s  0 rounds";
         };
         let text = report.metrics().to_string();
         assert!(text.contains("downtime                    5.1 ms  the guest runs nowhere: pause 0.2 ms, run 4.9 ms\n"), "{text}");
-        assert!(text.ends_with("predicted total            2.000 s  -1.2 % in fact; downtime 5.0 ms"), "{text}");
+        assert!(text.ends_with("predicted total            2.000 s  -1.2 % in fact; 5.0 ms of it with the guest stopped"), "{text}");
     }
 }

@@ -39,7 +39,7 @@ fn the_demo_leaves_no_process_behind() -> Result<()> {
 #[test]
 fn a_plan_has_a_row_for_each_round_and_what_it_comes_to() -> Result<()> {
     let ended = run(PAGEFERRY, "plan --memory 1GiB --dirty-rate 10000 --bandwidth 1Gbit/s --working-set 64MiB")?.expect(0)?;
-    for word in ["round", "stop-and-copy: downtime-limit", "total", "downtime"] {
+    for word in ["round", "stop-and-copy: dirty-threshold", "total", "downtime"] {
         ensure!(ended.stdout.contains(word), "{word}: {ended}");
     }
     Ok(())
