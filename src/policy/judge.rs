@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::history::{History, Trend};
 use super::throttling::{Step, Throttling};
 use super::tightening::Tightening;
-use super::{Decision, Estimator, Limits, MAX_ROUNDS, OnLimit, PauseFacts, Plateau, Reason, RoundFacts, Verdict};
+use super::{Decision, DirtyCurve, Estimator, Limits, MAX_ROUNDS, OnLimit, PauseFacts, Plateau, Reason, RoundFacts, Verdict};
 use crate::units::{ByteCount, PageCount};
 
 /// Decides after each round of one migration.
@@ -19,6 +19,7 @@ pub struct Policy {
     guest: ByteCount,
     estimator: Estimator,
     history: History,
+    curve: DirtyCurve,
     tightening: Tightening,
     throttling: Throttling,
     /// Rounds that were only samples, and how many may be.
@@ -39,6 +40,7 @@ impl Policy {
             guest,
             estimator: Estimator::default(),
             history: History::default(),
+            curve: DirtyCurve::default(),
             tightening: Tightening::default(),
             throttling: Throttling::new(),
             samples: 0,
@@ -65,6 +67,11 @@ impl Policy {
         self.limits = limits;
     }
 
+    /// How the guest dirties pages at full speed, once that was seen.
+    pub fn set_curve(&mut self, curve: DirtyCurve) {
+        self.curve = curve;
+    }
+
     /// The rates as known so far.
     #[must_use]
     pub fn estimator(&self) -> &Estimator {
@@ -87,7 +94,12 @@ impl Policy {
 
     /// After a round and the harvest that followed it. Call it once for every round, in order.
     pub fn after_round(&mut self, facts: &RoundFacts) -> Verdict {
+        let knew_resends = self.estimator.knows_resends();
         self.estimator.observe(facts);
+        if !knew_resends {
+            // What rounds left before was reckoned with another price.
+            self.history = History::default();
+        }
         let remainder = self.estimator.time_for_rest(facts.dirty_after, facts.never_sent);
         if self.wants_sample(facts) {
             self.samples += 1;
@@ -191,7 +203,7 @@ impl Policy {
         match self.limits.on_limit {
             OnLimit::Stop => (Decision::StopAndCopy, reason),
             OnLimit::Abort => (Decision::Abort, reason),
-            OnLimit::Throttle => match self.throttling.step(facts.dirty_after, facts.duration, self.estimator.page_rate()) {
+            OnLimit::Throttle => match self.throttling.step(facts.dirty_after, facts.duration, self.estimator.page_rate(), &self.curve) {
                 Step::Lower => (Decision::Throttle, reason),
                 Step::Enough => (Decision::Round, Reason::Converging),
                 Step::GiveUp => (Decision::StopAndCopy, reason),

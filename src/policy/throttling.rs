@@ -2,11 +2,13 @@
 //!
 //! Rounds shrink when the guest dirties less wire time a second than there is: the dirty rate of the last round, times
 //! what a page takes. The share of run time is lowered in proportion to that, once a round at most. A guest that comes
-//! back to the same pages shows less than it dirties in long rounds, so one step may not be enough; then the next round
-//! shows it. The share only goes down: what made it necessary is still there.
+//! back to the same pages shows less than it dirties in long rounds: when a round found about all that the guest ever
+//! dirties, its rate is taken from how it began, where that is known. Otherwise one step may not be enough, and the next
+//! round shows it. The share only goes down: what made it necessary is still there.
 
 use std::time::Duration;
 
+use super::DirtyCurve;
 use crate::guest::RunShare;
 use crate::units::{PageCount, PagesPerSec};
 
@@ -44,14 +46,19 @@ impl Throttling {
         self.began
     }
 
-    /// After a round of `duration` that left `dirty` pages, where `page_rate` pages a second are moved.
-    pub(super) fn step(&mut self, dirty: PageCount, duration: Duration, page_rate: PagesPerSec) -> Step {
+    /// After a round of `duration` that left `dirty` pages, where `page_rate` pages a second are moved; `curve` is how the
+    /// guest dirtied pages at full speed.
+    pub(super) fn step(&mut self, dirty: PageCount, duration: Duration, page_rate: PagesPerSec, curve: &DirtyCurve) -> Step {
         self.began = true;
         self.rounds += 1;
         if self.rounds > MOST_ROUNDS {
             return Step::GiveUp;
         }
-        let busy = dirty.0 as f64 / duration.as_secs_f64() / page_rate.0;
+        let mut rate = dirty.0 as f64 / duration.as_secs_f64();
+        if dirty.0 as f64 > curve.most().0 as f64 * NEARLY_ALL {
+            rate = rate.max(curve.first_rate().0 * self.share.value());
+        }
+        let busy = rate / page_rate.0;
         let share = RunShare::new(self.share.value() * WANTED / busy);
         if busy <= ENOUGH || share >= self.share {
             return Step::Enough;
@@ -70,6 +77,8 @@ impl Throttling {
 const WANTED: f64 = 0.5;
 /// It is left alone while it dirties no more than this.
 const ENOUGH: f64 = 0.7;
+/// A round that finds so much of what the guest ever dirties does not tell how fast it does.
+const NEARLY_ALL: f64 = 0.9;
 /// A throttled guest that does not converge in so many rounds never does.
 const MOST_ROUNDS: u32 = 15;
 
@@ -78,7 +87,7 @@ mod tests {
     use super::*;
 
     /// A guest that would dirty `rate` pages a second, never more than `set`, while 10 000 are moved: shares and dirty pages.
-    fn throttle(rate: f64, set: f64) -> (Vec<u32>, Vec<u32>) {
+    fn throttle(rate: f64, set: f64, curve: &DirtyCurve) -> (Vec<u32>, Vec<u32>) {
         let mut throttling = Throttling::new();
         let (mut dirty, mut shares, mut left) = (set, Vec::new(), Vec::new());
         for _ in 0..MOST_ROUNDS {
@@ -86,7 +95,7 @@ mod tests {
             dirty = (rate * throttling.share().value() * seconds).min(set);
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small positive numbers")]
             let pages = dirty as u64;
-            let step = throttling.step(PageCount(pages), Duration::from_secs_f64(seconds), PagesPerSec(10_000.0));
+            let step = throttling.step(PageCount(pages), Duration::from_secs_f64(seconds), PagesPerSec(10_000.0), curve);
             assert_ne!(step, Step::GiveUp);
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small positive numbers")]
             let percent = (throttling.share().value() * 100.0).round() as u32;
@@ -101,14 +110,17 @@ mod tests {
 
     #[test]
     fn the_share_falls_only_as_far_as_rounds_need_to_shrink() {
-        let (shares, left) = throttle(9000.0, 1e4);
+        let (shares, left) = throttle(9000.0, 1e4, &DirtyCurve::default());
         assert_eq!(shares[0], 56, "9000 a second against 10 000: {shares:?}");
         assert!(shares.iter().all(|&share| share == 56) && left.last() < Some(&100), "{shares:?} {left:?}");
         // What a guest does beyond its working set does not show at first.
-        let (shares, left) = throttle(50_000.0, 1e4);
+        let (shares, left) = throttle(50_000.0, 1e4, &DirtyCurve::default());
         assert_eq!(shares[..3], [50, 25, 13], "{shares:?}");
         assert!((8..=13).contains(shares.last().unwrap()) && left.last() < Some(&100), "{shares:?} {left:?}");
-        let (shares, _) = throttle(5000.0, 1e4);
+        // Unless it was seen before.
+        let (shares, left) = throttle(50_000.0, 1e4, &DirtyCurve::sweep(PagesPerSec(50_000.0), PageCount(10_000)));
+        assert!(shares.iter().all(|&share| share == 10) && left.last() < Some(&100), "{shares:?} {left:?}");
+        let (shares, _) = throttle(5000.0, 1e4, &DirtyCurve::default());
         assert!(shares.iter().all(|&share| share == 100), "half as fast converges by itself");
     }
 
@@ -116,9 +128,10 @@ mod tests {
     fn a_guest_that_cannot_be_slowed_down_is_given_up_on() {
         let mut throttling = Throttling::new();
         throttling.forgo();
-        assert_eq!(throttling.step(PageCount(1000), Duration::from_secs(1), PagesPerSec(1.0)), Step::GiveUp);
+        assert_eq!(throttling.step(PageCount(1000), Duration::from_secs(1), PagesPerSec(1.0), &DirtyCurve::default()), Step::GiveUp);
         let mut stubborn = Throttling::new();
-        let steps: Vec<_> = (0..=MOST_ROUNDS).map(|_| stubborn.step(PageCount(100_000), Duration::from_secs(1), PagesPerSec(1.0))).collect();
+        let steps: Vec<_> =
+            (0..=MOST_ROUNDS).map(|_| stubborn.step(PageCount(100_000), Duration::from_secs(1), PagesPerSec(1.0), &DirtyCurve::default())).collect();
         assert_eq!(steps.last(), Some(&Step::GiveUp));
         assert_eq!(stubborn.share(), RunShare::LEAST);
     }

@@ -136,6 +136,7 @@ impl Driver<'_> {
         let harvest = harvest.elapsed();
         if index == 0 {
             watch.finish(pending);
+            policy.set_curve(watch.curve().clone());
         }
         let facts = RoundFacts {
             index,

@@ -151,8 +151,8 @@ fn a_guest_that_works_in_bursts_is_stopped_between_them() {
         ("is at a low already", &[9000, 4000, 9000, 4100], &[go, go, go, low]),
         (
             "does not wait for ever",
-            &[9000, 4000, 9000, 9000, 9000, 9000, 9000, 9000, 9000, 9000],
-            &[go, go, go, wait, wait, wait, wait, wait, wait, "stop-and-copy: plateau"],
+            &[9000, 4000, 9000, 9000, 9000, 9000, 9000, 9000],
+            &[go, go, go, wait, wait, wait, wait, "stop-and-copy: plateau"],
         ),
     ];
     for (name, dirty, expected) in table {
