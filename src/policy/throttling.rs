@@ -18,6 +18,8 @@ pub(super) struct Throttling {
     share: RunShare,
     /// Since it began.
     rounds: u32,
+    /// Rounds in a row in which it could not be slowed down further and still was too fast.
+    in_vain: u32,
     began: bool,
 }
 
@@ -34,7 +36,7 @@ pub(super) enum Step {
 
 impl Throttling {
     pub(super) fn new() -> Self {
-        Self { share: RunShare::FULL, rounds: 0, began: false }
+        Self { share: RunShare::FULL, rounds: 0, in_vain: 0, began: false }
     }
 
     /// The share in force.
@@ -59,6 +61,10 @@ impl Throttling {
             rate = rate.max(curve.first_rate().0 * self.share.value());
         }
         let busy = rate / page_rate.0;
+        self.in_vain = if self.share == RunShare::LEAST && busy > ENOUGH { self.in_vain + 1 } else { 0 };
+        if self.in_vain > MOST_IN_VAIN {
+            return Step::GiveUp;
+        }
         let share = RunShare::new(self.share.value() * WANTED / busy);
         if busy <= ENOUGH || share >= self.share {
             return Step::Enough;
@@ -81,6 +87,8 @@ const ENOUGH: f64 = 0.7;
 const NEARLY_ALL: f64 = 0.9;
 /// A throttled guest that does not converge in so many rounds never does.
 const MOST_ROUNDS: u32 = 15;
+/// Nor does one that is still too fast after so many at the least share.
+const MOST_IN_VAIN: u32 = 2;
 
 #[cfg(test)]
 mod tests {
@@ -132,7 +140,7 @@ mod tests {
         let mut stubborn = Throttling::new();
         let steps: Vec<_> =
             (0..=MOST_ROUNDS).map(|_| stubborn.step(PageCount(100_000), Duration::from_secs(1), PagesPerSec(1.0), &DirtyCurve::default())).collect();
-        assert_eq!(steps.last(), Some(&Step::GiveUp));
+        assert_eq!(steps.iter().position(|step| *step == Step::GiveUp), Some(3), "lowered at once, and two rounds in vain: {steps:?}");
         assert_eq!(stubborn.share(), RunShare::LEAST);
     }
 }
