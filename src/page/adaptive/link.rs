@@ -50,6 +50,8 @@ pub(super) struct Link {
     slowness: f64,
     /// The largest window seen.
     widest: u64,
+    /// Windows judged.
+    judged: u32,
     /// Windows in a row in which bytes were under way all the time.
     saturated: u32,
     last: Option<Last>,
@@ -98,6 +100,7 @@ impl Link {
             overhead: 0.3e-9,
             slowness: 1.0,
             widest: 0,
+            judged: 0,
             saturated: 0,
             last: None,
             encoded: Encoded::default(),
@@ -190,8 +193,13 @@ impl Link {
         self.was_measured |= self.is_measured;
         self.seen.rotate_right(1);
         self.seen[0] = window.arrived / window.elapsed;
-        let hoped = self.rate * if self.was_measured { HOPE } else { FIRST_STEP };
+        self.judged = self.judged.saturating_add(1);
         let known = self.seen_at_best();
+        let hoped = match (self.was_measured, self.judged <= FIRST_WINDOWS) {
+            (true, _) => self.rate * HOPE,
+            (false, true) => (self.rate * FIRST_STEP).min(known * FIRST_LIMIT).max(self.rate),
+            (false, false) => self.rate * FIRST_STEP,
+        };
         self.rate = if self.is_measured {
             known
         } else if self.saturated > 0 {
@@ -230,6 +238,10 @@ const WINDOWS: usize = 16;
 const FIRST_HOPE: f64 = 40e6;
 /// By how much more is hoped for at a time to begin with, ...
 const FIRST_STEP: f64 = 2.0;
+/// ... but at most so many times what was seen ...
+const FIRST_LIMIT: f64 = 6.0;
+/// ... in so many windows, because the buffers on the way must fill before a slow link shows, ...
+const FIRST_WINDOWS: u32 = 8;
 /// ... and later.
 const HOPE: f64 = 1.15;
 /// A busy time is judged once so many bytes have arrived in it, ...
