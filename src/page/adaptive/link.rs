@@ -167,7 +167,9 @@ impl Link {
                 self.window.behind_work += encoded.receiver;
             }
         } else if out > 0.0 {
-            self.write_cost += ((blocked / out).min(3.0 * self.write_cost) - self.write_cost) / 16.0;
+            // Who is woken by the bytes may take this thread's processor at once: the low figures are the true ones.
+            let cost = (blocked / out).min(HIGHEST_WRITE_COST);
+            self.write_cost += (cost - self.write_cost) / if cost < self.write_cost { 8.0 } else { 64.0 };
         }
         if encoded.plain > 0.0 {
             let rest = ((elapsed - blocked - waited - encoded.took) / encoded.plain).clamp(0.0, 2.0 * self.overhead);
@@ -185,7 +187,7 @@ impl Link {
         let is_likely = if self.widest == 0 { window.arrived > window.elapsed * LIKELY_RECEIVER } else { slowness < IMPLAUSIBLE };
         let is_behind = window.behind > window.busy / 2.0 && window.behind > window.elapsed / 4.0 && is_likely;
         let slowness = if is_behind { slowness.max(1.0) } else { 1.0 };
-        self.slowness += (slowness - self.slowness) * if is_behind { 0.5 } else { 0.06 };
+        self.slowness += (slowness - self.slowness) * if is_behind { 0.5 } else { 0.25 };
 
         // Now and then something is under way all the time by chance, above all where processors are short.
         self.saturated = if window.busy > window.elapsed * SATURATED && !is_behind { self.saturated + 1 } else { 0 };
@@ -262,5 +264,7 @@ const LIKELY_RECEIVER: f64 = 150e6;
 const FASTEST: f64 = 8e9;
 /// ... or to fall short of.
 const SLOWEST: f64 = 1e4;
+/// Seconds that writing a byte costs at most: a copy, and TCP over this very host.
+const HIGHEST_WRITE_COST: f64 = 0.8e-9;
 /// Seconds that a byte costs at least.
 const FREE: f64 = 0.02e-9;
