@@ -50,6 +50,8 @@ pub(super) struct Link {
     slowness: f64,
     /// The largest window seen.
     widest: u64,
+    /// Windows judged.
+    judged: u32,
     /// Windows in a row in which bytes were under way all the time.
     saturated: u32,
     last: Option<Last>,
@@ -98,6 +100,7 @@ impl Link {
             overhead: 0.3e-9,
             slowness: 1.0,
             widest: 0,
+            judged: 0,
             saturated: 0,
             last: None,
             encoded: Encoded::default(),
@@ -164,7 +167,9 @@ impl Link {
                 self.window.behind_work += encoded.receiver;
             }
         } else if out > 0.0 {
-            self.write_cost += ((blocked / out).min(3.0 * self.write_cost) - self.write_cost) / 16.0;
+            // Who is woken by the bytes may take this thread's processor at once: the low figures are the true ones.
+            let cost = (blocked / out).min(HIGHEST_WRITE_COST);
+            self.write_cost += (cost - self.write_cost) / if cost < self.write_cost { 8.0 } else { 64.0 };
         }
         if encoded.plain > 0.0 {
             let rest = ((elapsed - blocked - waited - encoded.took) / encoded.plain).clamp(0.0, 2.0 * self.overhead);
@@ -182,7 +187,7 @@ impl Link {
         let is_likely = if self.widest == 0 { window.arrived > window.elapsed * LIKELY_RECEIVER } else { slowness < IMPLAUSIBLE };
         let is_behind = window.behind > window.busy / 2.0 && window.behind > window.elapsed / 4.0 && is_likely;
         let slowness = if is_behind { slowness.max(1.0) } else { 1.0 };
-        self.slowness += (slowness - self.slowness) * if is_behind { 0.5 } else { 0.06 };
+        self.slowness += (slowness - self.slowness) * if is_behind { 0.5 } else { 0.25 };
 
         // Now and then something is under way all the time by chance, above all where processors are short.
         self.saturated = if window.busy > window.elapsed * SATURATED && !is_behind { self.saturated + 1 } else { 0 };
@@ -190,8 +195,13 @@ impl Link {
         self.was_measured |= self.is_measured;
         self.seen.rotate_right(1);
         self.seen[0] = window.arrived / window.elapsed;
-        let hoped = self.rate * if self.was_measured { HOPE } else { FIRST_STEP };
+        self.judged = self.judged.saturating_add(1);
         let known = self.seen_at_best();
+        let hoped = match (self.was_measured, self.judged <= FIRST_WINDOWS) {
+            (true, _) => self.rate * HOPE,
+            (false, true) => (self.rate * FIRST_STEP).min(known * FIRST_LIMIT).max(self.rate),
+            (false, false) => self.rate * FIRST_STEP,
+        };
         self.rate = if self.is_measured {
             known
         } else if self.saturated > 0 {
@@ -230,6 +240,10 @@ const WINDOWS: usize = 16;
 const FIRST_HOPE: f64 = 40e6;
 /// By how much more is hoped for at a time to begin with, ...
 const FIRST_STEP: f64 = 2.0;
+/// ... but at most so many times what was seen ...
+const FIRST_LIMIT: f64 = 6.0;
+/// ... in so many windows, because the buffers on the way must fill before a slow link shows, ...
+const FIRST_WINDOWS: u32 = 8;
 /// ... and later.
 const HOPE: f64 = 1.15;
 /// A busy time is judged once so many bytes have arrived in it, ...
@@ -250,5 +264,7 @@ const LIKELY_RECEIVER: f64 = 150e6;
 const FASTEST: f64 = 8e9;
 /// ... or to fall short of.
 const SLOWEST: f64 = 1e4;
+/// Seconds that writing a byte costs at most: a copy, and TCP over this very host.
+const HIGHEST_WRITE_COST: f64 = 0.8e-9;
 /// Seconds that a byte costs at least.
 const FREE: f64 = 0.02e-9;

@@ -6,7 +6,8 @@
 //! where two stages are even.
 //!
 //! Processors do other things too, the guest above all, and the two ends may even share one. So a second of their time
-//! counts for a part of a second of the migration's.
+//! counts for a part of a second of the migration's. So does a second of the link's, which is known least: a rate that is
+//! only hoped for must not fill the link with bytes that save next to nothing.
 
 /// Seconds that a plain byte takes in each stage.
 #[derive(Clone, Copy, Debug)]
@@ -23,7 +24,7 @@ impl Demand {
     }
 
     fn price(&self) -> f64 {
-        self.time() + (self.sender + self.receiver) * PROCESSOR_PRICE
+        self.time() + (self.sender + self.receiver) * PROCESSOR_PRICE + self.link * LINK_PRICE
     }
 
     fn mixed(&self, other: &Self, share: f64) -> Self {
@@ -85,6 +86,8 @@ pub(super) fn best(demands: &[Demand]) -> Plan {
 
 /// Seconds of migration that a second of processor is worth.
 const PROCESSOR_PRICE: f64 = 0.4;
+/// The same for the link.
+const LINK_PRICE: f64 = 0.08;
 
 #[cfg(test)]
 mod tests {
