@@ -77,7 +77,8 @@ fn write_all(memory: &GuestMemory, round: u16) {
             let scrambled = (seed + index as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
             let scrambled = (scrambled ^ scrambled >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
             let changed = u64::from(round) * u64::from(index == 100);
-            let word = [0, u64::from(round) + 7, TEXT[index % TEXT.len()], index as u64 % 4 + changed, scrambled ^ scrambled >> 31][page as usize % 5];
+            let word =
+                [0, u64::from(round) + 7, TEXT[index % TEXT.len()], index as u64 % 4 + changed, scrambled ^ scrambled >> 31][page as usize % 5];
             memory.chunk(ChunkIndex(page / 64)).store_word(page % 64, index, word);
         }
     }

@@ -35,6 +35,13 @@ pub(super) fn encode(page: &[u8; PAGE_SIZE], limit: usize, out: &mut Vec<u8>) ->
     }
 }
 
+/// How many bytes `page` takes in columns, if it has such.
+#[must_use]
+pub fn columns_bytes(page: &[u8; PAGE_SIZE]) -> Option<usize> {
+    let mut out = Vec::new();
+    encode(page, MAX_COLUMNS_BYTES, &mut out).then_some(out.len())
+}
+
 /// Fills `page` from what [`encode`] made of it. `None` when it is not that: the page may be filled in part then.
 #[must_use]
 pub(super) fn decode(bytes: &[u8], page: &mut [u8; PAGE_SIZE]) -> Option<()> {
@@ -231,10 +238,11 @@ mod tests {
 
     #[test]
     fn records_take_a_fraction_of_their_page() {
-        let table: [(&str, fn(usize) -> u64, usize); 6] = [
+        type Word = fn(usize) -> u64;
+        let table: [(&str, Word, usize); 6] = [
             ("a number of the page, a counter, 16 random bits, zero", |at| [77, at as u64 / 4 * 4 + 1, mix(at) & 0xffff, 0][at % 4], 290),
             ("pointers into one heap", |at| 0x7f12_3400_0000 | mix(at) & 0xff_fff8, 512 * 3 + 90),
-            ("counting words", |at| 1 << 40 | at as u64 * 24, 120),
+            ("counting words", |at| (1 << 40) + at as u64 * 24, 120),
             ("records of five words", |at| [mix(at) & 0xff, 1 << 50, at as u64, 3, 0][at % 5], 103 + 70),
             ("records of six words", |at| [mix(at) & 0xff, 1 << 50, at as u64, 3, 0, 9][at % 6], 86 + 70),
             ("counting down", |at| 1_000_000 - at as u64, 150),

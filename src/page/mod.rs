@@ -34,7 +34,7 @@ mod pack;
 
 pub use adaptive::{Chooser, LinkSample, Method};
 pub use codecs::Codecs;
-pub use columns::MAX_COLUMNS_BYTES;
+pub use columns::{MAX_COLUMNS_BYTES, columns_bytes};
 pub use decode::{Decoder, PageError};
 pub use delta::MAX_DELTA_BYTES;
 pub use encode::{Encoded, Encoder, EncoderSettings, Packed, Work};

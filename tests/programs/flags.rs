@@ -87,7 +87,7 @@ fn what_is_not_built_in_is_said() -> Result<()> {
     for flags in ["--tls /keys", "--recover-for 5s"] {
         is_wrong(RECEIVE, &format!("{LISTEN} {flags}"), &[flags, "not built in"])?;
     }
-    for command in ["bench", "keys"] {
+    for command in ["keys"] {
         is_wrong(PAGEFERRY, command, &[command, "not built in"])?;
     }
     Ok(())
@@ -112,7 +112,7 @@ fn help_goes_to_standard_output() -> Result<()> {
     for (program, flags) in [
         (SEND, vec!["--to", "--guest", "--channels", "--downtime-limit", "--json", "Exit codes"]),
         (RECEIVE, vec!["--listen", "--max-memory", "--hold", "--dump"]),
-        (PAGEFERRY, vec!["demo", "plan", "probe", "report"]),
+        (PAGEFERRY, vec!["demo", "plan", "probe", "bench", "report"]),
     ] {
         let ended = run(program, "--help")?.expect(0)?;
         for flag in flags {
