@@ -61,6 +61,15 @@ impl SharedBitmap {
         self.words[chunk.as_usize()].load(Ordering::Relaxed)
     }
 
+    /// Adds all marks to `into` without taking them, as [`SharedBitmap::word`] sees them. Panics if the sizes differ.
+    pub fn peek_into(&self, into: &mut PageBitmap) {
+        assert_eq!(self.chunks(), into.chunks(), "bitmaps of two layouts");
+        for (word, to) in self.words.iter().zip(into.words_mut()) {
+            // Relaxed: as in `word`.
+            *to |= word.load(Ordering::Relaxed);
+        }
+    }
+
     /// Moves all marks into `into`. Panics if the sizes differ.
     pub fn drain_into(&self, into: &mut PageBitmap) {
         assert_eq!(self.chunks(), into.chunks(), "bitmaps of two layouts");

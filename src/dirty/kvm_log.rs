@@ -34,6 +34,7 @@ pub(super) struct KvmLog {
 struct Log {
     slot: Slot,
     first_chunk: ChunkIndex,
+    /// Where the log is read to.
     words: Vec<u64>,
 }
 
@@ -92,11 +93,19 @@ impl KvmLog {
         for log in &mut self.logs {
             log.slot.read_log(vm, &mut log.words)?;
             log.clear(vm)?;
-            for (chunk, &word) in (log.first_chunk.0..).zip(&log.words) {
-                into.insert_word(ChunkIndex(chunk), word);
-            }
+            log.add_to(into);
         }
         self.discards.harvest(into)
+    }
+
+    fn look(&mut self, into: &mut PageBitmap) -> io::Result<()> {
+        for log in &mut self.logs {
+            // Under manual protection this takes nothing. What is in `words` then is of no use to a harvest, which reads
+            // for itself: only bits that it reports may be cleared.
+            log.slot.read_log(self.vm.as_fd(), &mut log.words)?;
+            log.add_to(into);
+        }
+        Ok(())
     }
 }
 
@@ -109,6 +118,13 @@ impl Log {
             }
         }
         Ok(())
+    }
+
+    /// Adds what `words` holds to `into`.
+    fn add_to(&self, into: &mut PageBitmap) {
+        for (chunk, &word) in (self.first_chunk.0..).zip(&self.words) {
+            into.insert_word(ChunkIndex(chunk), word);
+        }
     }
 }
 
@@ -123,6 +139,10 @@ impl DirtyTracker for KvmLog {
 
     fn harvest(&mut self, into: &mut PageBitmap) -> Result<(), DirtyError> {
         self.take(into).map_err(TrackerKind::KvmLog.failed("harvest"))
+    }
+
+    fn peek(&mut self, into: &mut PageBitmap) -> Result<(), DirtyError> {
+        self.look(into).map_err(TrackerKind::KvmLog.failed("peek"))
     }
 
     fn stop(&mut self) -> Result<(), DirtyError> {

@@ -76,6 +76,11 @@ impl Marks {
     pub(super) fn drain_into(&self, into: &mut PageBitmap) {
         self.bits.drain_into(into);
     }
+
+    /// Adds all marks to `into`, and leaves them.
+    pub(super) fn peek_into(&self, into: &mut PageBitmap) {
+        self.bits.peek_into(into);
+    }
 }
 
 #[cfg(test)]

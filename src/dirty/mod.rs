@@ -6,6 +6,9 @@
 //! them; at the handover they are *delivered*. A migration that ends without handing over stops the tracker, and the
 //! next one begins with everything dirty, so no bit is lost on the way.
 //!
+//! [`DirtyTracker::peek`] moves nothing: it copies bits that stay with the tracker, for those who want to know early what
+//! the next harvest will bring. Whoever holds a page back because of it keeps that page pending himself.
+//!
 //! # Order
 //! A harvest re-arms what it reports before it returns, and pages are read only after that. A torn read is then
 //! harmless: the racing write marks the page again.
@@ -45,7 +48,7 @@ pub use open::{Choice, KvmSlots, Tracked, open};
 
 use crate::bitmap::PageBitmap;
 
-/// Finds the pages written since the last look.
+/// Finds the pages written since the last harvest.
 pub trait DirtyTracker: Send {
     /// Which mechanism this is.
     fn kind(&self) -> TrackerKind;
@@ -68,6 +71,15 @@ pub trait DirtyTracker: Send {
     /// # Errors
     /// When the kernel refuses. What was written is not known any more then: the migration must end.
     fn harvest(&mut self, into: &mut PageBitmap) -> Result<(), DirtyError>;
+
+    /// Adds to `into` pages known to have been written since the last harvest, or since the start, and leaves everything
+    /// as it is: the next harvest reports them, and nothing is re-armed, so the guest does not pay for it. May miss some,
+    /// discards above all; and a hole that is written and discarded again may be shown here and not be reported, being as
+    /// it was. Needs no pause, whatever [`DirtyTracker::needs_pause`] says. Only bits of real pages are set.
+    ///
+    /// # Errors
+    /// When the kernel refuses. Tracking goes on.
+    fn peek(&mut self, into: &mut PageBitmap) -> Result<(), DirtyError>;
 
     /// Ends tracking and takes its cost off the guest. Called also after errors; idempotent.
     ///
@@ -145,7 +157,7 @@ pub enum DirtyError {
     Kernel {
         /// Which one.
         kind: TrackerKind,
-        /// What it was doing: "arm", "harvest".
+        /// What it was doing: "arm", "harvest", "peek".
         action: &'static str,
         /// The kernel's answer.
         #[source]

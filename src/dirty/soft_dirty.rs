@@ -62,10 +62,12 @@ impl SoftDirty {
         self.discards.start()
     }
 
+    fn look(&mut self, into: &mut PageBitmap) -> io::Result<()> {
+        self.spans.iter().try_for_each(|span| self.pagemap.soft_dirty_runs(span.addresses.clone(), &mut |run| span.insert(&run, into)))
+    }
+
     fn take(&mut self, into: &mut PageBitmap) -> io::Result<()> {
-        for span in &self.spans {
-            self.pagemap.soft_dirty_runs(span.addresses.clone(), &mut |run| span.insert(&run, into))?;
-        }
+        self.look(into)?;
         self.discards.harvest(into)?;
         self.clear()
     }
@@ -86,6 +88,11 @@ impl DirtyTracker for SoftDirty {
 
     fn harvest(&mut self, into: &mut PageBitmap) -> Result<(), DirtyError> {
         self.take(into).map_err(TrackerKind::SoftDirty.failed("harvest"))
+    }
+
+    fn peek(&mut self, into: &mut PageBitmap) -> Result<(), DirtyError> {
+        // Reading alone loses nothing, so nobody need be paused.
+        self.look(into).map_err(TrackerKind::SoftDirty.failed("peek"))
     }
 
     fn stop(&mut self) -> Result<(), DirtyError> {

@@ -43,6 +43,11 @@ impl DirtyTracker for Union {
         self.mechanism.as_mut().map_or(Ok(()), |mechanism| mechanism.harvest(into))
     }
 
+    fn peek(&mut self, into: &mut PageBitmap) -> Result<(), DirtyError> {
+        self.marks.peek_into(into);
+        self.mechanism.as_mut().map_or(Ok(()), |mechanism| mechanism.peek(into))
+    }
+
     fn stop(&mut self) -> Result<(), DirtyError> {
         self.mechanism.as_mut().map_or(Ok(()), |mechanism| mechanism.stop())
     }

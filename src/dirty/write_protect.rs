@@ -89,6 +89,11 @@ impl WriteProtect {
         }
         self.discards.harvest(into)
     }
+
+    /// A scan that protects nothing leaves KVM's page tables alone, too.
+    fn look(&mut self, into: &mut PageBitmap) -> io::Result<()> {
+        self.spans.iter().try_for_each(|span| self.pagemap.find(span.addresses.clone(), Query::WRITTEN, &mut |run| span.insert(&run, into)))
+    }
 }
 
 impl DirtyTracker for WriteProtect {
@@ -102,6 +107,10 @@ impl DirtyTracker for WriteProtect {
 
     fn harvest(&mut self, into: &mut PageBitmap) -> Result<(), DirtyError> {
         self.take(into).map_err(TrackerKind::WriteProtect.failed("harvest"))
+    }
+
+    fn peek(&mut self, into: &mut PageBitmap) -> Result<(), DirtyError> {
+        self.look(into).map_err(TrackerKind::WriteProtect.failed("peek"))
     }
 
     fn stop(&mut self) -> Result<(), DirtyError> {

@@ -65,9 +65,7 @@ impl Driver<'_> {
         let mut pending = PageBitmap::new(self.memory.layout().chunks());
         self.tracker.start(&mut pending)?;
         let mut watch = DirtyWatch::new(self.memory.layout().chunks());
-        if !self.tracker.needs_pause() {
-            self.first_look(session, &mut watch)?;
-        }
+        self.first_look(session, &mut watch)?;
         let mut last_verdict = None;
         let mut index = 0;
         loop {
@@ -121,7 +119,7 @@ impl Driver<'_> {
         let under_way_before = self.under_way(session);
         let taken = take_round(pending, watch.never_sent(), last_verdict);
         let first = if index == 0 { taken.count() } else { watch.sent(&taken) };
-        let early = (index == 0 && !self.tracker.needs_pause()).then_some(&mut *watch);
+        let early = (index == 0).then_some(&mut *watch);
         let round = self.send(session, index, taken, early, last_verdict)?;
         if let Some(unsent) = &round.unsent {
             pending.union_with(unsent);

@@ -1,7 +1,7 @@
 //! A look at a running guest before anything is moved: what would moving it cost?
 //!
-//! Tracks the guest for a while and harvests at times that grow by a factor, as round 0 of a migration does, and packs a
-//! sample of its pages: as they are, for what they cost the first time, and against an earlier copy of theirs, for what
+//! Tracks the guest for a while and peeks at times that grow by a factor, as round 0 of a migration does, harvests once,
+//! as is done after it, and packs a sample of its pages: as they are, for what they cost the first time, and against an earlier copy of theirs, for what
 //! they cost again. The guest pays for the tracking while it lasts.
 
 use std::time::{Duration, Instant};
@@ -33,23 +33,18 @@ fn track(guest: &mut dyn Guest, memory: &GuestMemory, tracker: &mut dyn DirtyTra
     let began = Instant::now();
     let mut watch = DirtyWatch::new(memory.layout().chunks());
     let mut resent = Resent::default();
-    let mut harvest = Duration::ZERO;
     while began.elapsed() < time {
         let left = time.saturating_sub(began.elapsed());
-        // A little late is better than a harvest more.
+        // A little late is better than a look more.
         let _ = watch.next_look().recv_timeout(left);
-        let asked = Instant::now();
-        if tracker.needs_pause() {
-            guest.pause()?;
-            let looked = watch.look(tracker);
-            guest.resume()?;
-            looked?;
-        } else {
-            watch.look(tracker)?;
-        }
-        harvest = asked.elapsed();
+        watch.look(tracker)?;
         resent.look(memory, watch.found());
     }
+    let asked = Instant::now();
+    let mut pending = PageBitmap::new(memory.layout().chunks());
+    harvest(guest, tracker, &mut pending)?;
+    let round_cost = asked.elapsed();
+    watch.finish(&mut pending);
     let first = First::of(memory, &populated.spread(SAMPLE));
     Ok(MeasuredGuest {
         memory: memory.layout().bytes(),
@@ -58,8 +53,19 @@ fn track(guest: &mut dyn Guest, memory: &GuestMemory, tracker: &mut dyn DirtyTra
         again_bytes: resent.bytes().unwrap_or(first.bytes),
         processors: first.rate,
         curve: watch.into_curve(),
-        round_cost: harvest,
+        round_cost,
     })
+}
+
+/// Harvests, with the guest paused where the tracker needs it.
+fn harvest(guest: &mut dyn Guest, tracker: &mut dyn DirtyTracker, into: &mut PageBitmap) -> Result<(), Error> {
+    if !tracker.needs_pause() {
+        return Ok(tracker.harvest(into)?);
+    }
+    guest.pause()?;
+    let harvested = tracker.harvest(into);
+    guest.resume()?;
+    Ok(harvested?)
 }
 
 /// What pages cost the first time.

@@ -2,11 +2,14 @@
 //!
 //! What is dirty after round 0 is one number, and does not tell a guest that writes everything once from one that comes
 //! back to the same few pages. A few looks in between do: at times that grow by a factor, so that there are no more than
-//! thirty even in an hour, each costs a harvest and lets the guest's writes fault once more. Trackers that need the guest
-//! paused are not asked.
+//! thirty even in an hour. They peek. A harvest would re-arm what it reports, and a guest that comes back to the same
+//! pages would fault on all of them again after each look.
 //!
 //! They also save work: a page found dirty before its turn goes in a later round anyway, so it is not sent in this one;
 //! and what the guest is seen writing at the very beginning is sent last, so that there is time to find more of them.
+//!
+//! The bits stay with the tracker, and the harvest after the round reports them. What a worker left out becomes pending
+//! in any case ([`DirtyWatch::finish`]): then a look is no more than a hint, and whatever it says, no page is lost.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,11 +24,11 @@ use crate::units::PageCount;
 /// What was found so far since tracking began.
 pub(super) struct DirtyWatch {
     since: Instant,
-    /// The driver's, though not in its pending set yet.
+    /// Still the tracker's.
     found: PageBitmap,
     /// The same, for the workers.
     skip: Arc<SharedBitmap>,
-    /// Pages that the first round left out: they are pending, and go for the first time when they do.
+    /// Pages that the first round left out: they go for the first time when they do.
     never_sent: PageBitmap,
     next: Duration,
     curve: DirtyCurve,
@@ -77,20 +80,19 @@ impl DirtyWatch {
         at(self.since + self.next)
     }
 
-    /// Harvests.
+    /// Peeks.
     pub(super) fn look(&mut self, tracker: &mut dyn DirtyTracker) -> Result<(), DirtyError> {
         let time = self.since.elapsed();
-        tracker.harvest(&mut self.found)?;
-        // Only once they are among the found pages, which the round after this one sends.
+        tracker.peek(&mut self.found)?;
         self.found.occupied().for_each(|(chunk, word)| self.skip.mark_word(chunk, word));
         self.curve.add(time, self.found.count());
         self.next = time.mul_f64(GROWTH);
         Ok(())
     }
 
-    /// The round is over and `pending` holds what the harvest after it found: gives it what was found before.
+    /// The round is over and `pending` holds what the first harvest found: adds what the round left out.
     pub(super) fn finish(&mut self, pending: &mut PageBitmap) {
-        pending.union_with(&self.found);
+        pending.union_with(&self.never_sent);
         self.curve.add(self.since.elapsed(), pending.count());
     }
 
@@ -108,3 +110,60 @@ impl DirtyWatch {
 /// The first round waits for this look: long enough to see where a busy guest writes.
 const FIRST_LOOK: Duration = Duration::from_millis(4);
 const GROWTH: f64 = 1.5;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dirty::{self, Choice, Marks, Tracked, TrackerKind};
+    use crate::memory::{Backing, GuestMemory, MemoryLayout};
+    use crate::units::{ChunkIndex, PageIndex};
+
+    const CHUNKS: u32 = 4;
+
+    /// A tracker of what is marked, started.
+    fn tracker() -> (Box<dyn DirtyTracker>, Marks) {
+        let memory = GuestMemory::allocate(MemoryLayout::flat(PageCount(256)).unwrap(), Backing::Anonymous).unwrap();
+        let tracked = Tracked { marks_complete: true, ..Tracked::plain(Arc::new(memory)) };
+        let mut tracker = dirty::open(Choice::Only(TrackerKind::Marked), &tracked).unwrap();
+        tracker.start(&mut PageBitmap::new(CHUNKS)).unwrap();
+        (tracker, tracked.marks)
+    }
+
+    fn bitmap(pages: &[u64]) -> PageBitmap {
+        let mut bitmap = PageBitmap::new(CHUNKS);
+        pages.iter().for_each(|&page| bitmap.insert(PageIndex(page)));
+        bitmap
+    }
+
+    #[test]
+    fn a_look_leaves_the_bits_with_the_tracker() {
+        let (mut tracker, marks) = tracker();
+        let mut watch = DirtyWatch::new(CHUNKS);
+        let skip = watch.skip();
+        for (page, found) in [(3, &[3][..]), (200, &[3, 200])] {
+            marks.mark_pages(PageIndex(page), PageCount(1));
+            watch.look(&mut *tracker).unwrap();
+            let found = bitmap(found);
+            assert_eq!(*watch.found(), found);
+            assert_eq!(watch.curve().most(), found.count());
+            assert!((0..CHUNKS).map(ChunkIndex).all(|chunk| skip.word(chunk) == found.word(chunk)));
+        }
+        let mut pending = PageBitmap::new(CHUNKS);
+        tracker.harvest(&mut pending).unwrap();
+        assert_eq!(pending, bitmap(&[3, 200]));
+        marks.mark_pages(PageIndex(201), PageCount(1));
+        watch.finish(&mut pending);
+        assert_eq!(pending, bitmap(&[3, 200]), "what came after the harvest is the next one's");
+    }
+
+    #[test]
+    fn what_a_round_left_out_is_pending_whatever_the_harvest_says() {
+        let mut watch = DirtyWatch::new(CHUNKS);
+        watch.skipped(Some(&bitmap(&[3])), Some(&bitmap(&[70, 71])));
+        let mut pending = bitmap(&[9]);
+        watch.finish(&mut pending);
+        assert_eq!(pending, bitmap(&[3, 9, 70, 71]));
+        assert_eq!(watch.sent(&pending), PageCount(3));
+        assert!(watch.never_sent().is_empty());
+    }
+}

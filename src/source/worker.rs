@@ -27,8 +27,8 @@ pub(super) struct Job {
     pub(super) pages: Arc<PageBitmap>,
     /// The chunks of `pages`, in the order to go by.
     pub(super) order: Arc<[ChunkIndex]>,
-    /// Pages that turned out to have been written meanwhile, and are pending again: to send them now would be in vain. It
-    /// grows during the round.
+    /// Pages that turned out to have been written meanwhile, and go again in a later round: to send them now would be in
+    /// vain. It grows during the round.
     pub(super) skip: Option<Arc<SharedBitmap>>,
 }
 
@@ -42,7 +42,7 @@ pub(super) struct Sent {
     pub(super) channel: u16,
     /// Pages left when the round was halted.
     pub(super) unsent: Option<PageBitmap>,
-    /// Pages left out because they are pending again.
+    /// Pages left out because they go again in a later round.
     pub(super) skipped: Option<PageBitmap>,
 }
 

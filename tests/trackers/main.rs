@@ -50,6 +50,69 @@ fn a_harvest_reports_what_was_written_and_nothing_else() {
 }
 
 #[test]
+fn a_peek_shows_what_was_written_and_takes_nothing() {
+    for backing in BACKINGS {
+        each_tracker(&flat(4096), backing, |subject| {
+            for page in (0..2048).map(PageIndex) {
+                subject.write(page, 1);
+            }
+            subject.start();
+            subject.expect_peek(&[], "nothing was written");
+            let written = [0, 63, 64, 700, 2048, 4095];
+            for page in written {
+                subject.write(PageIndex(page), 2);
+            }
+            subject.expect_peek(&written, "written");
+            subject.expect_peek(&written, "still there");
+            subject.expect_harvest(&written, "peeked at twice");
+            subject.expect_peek(&[], "harvested");
+            subject.expect_harvest(&[], "reported once");
+            subject.write(PageIndex(700), 3);
+            subject.expect_peek(&[700], "armed by the harvest");
+            subject.expect_harvest(&[700], "peeked at");
+            subject.tracker.stop().unwrap();
+        });
+    }
+}
+
+#[test]
+fn no_write_is_lost_after_a_peek() {
+    each_tracker(&flat(4096), Backing::Anonymous, |subject| {
+        subject.write(PageIndex(7), 1);
+        subject.start();
+        for value in 2..6 {
+            subject.expect_peek(&[], "not written yet");
+            subject.write(PageIndex(7), value);
+            subject.expect_peek(&[7], "written");
+            // The one that was shown, and one that was not; populated at first, and a hole.
+            subject.write(PageIndex(7), value + 10);
+            subject.write(PageIndex(3000), value);
+            subject.expect_harvest(&[7, 3000], "written after a peek");
+        }
+    });
+}
+
+#[test]
+fn pages_discarded_after_a_peek_are_reported() {
+    for backing in BACKINGS {
+        each_tracker(&flat(4096), backing, |subject| {
+            for page in (0..2048).map(PageIndex) {
+                subject.write(page, 1);
+            }
+            subject.start();
+            subject.write(PageIndex(5), 2);
+            assert!(subject.peek().contains(PageIndex(5)), "{subject}");
+            for (first, count) in [(5, 1), (512, 1024)] {
+                subject.discard(PageIndex(first), PageCount(count));
+                subject.peek();
+                let reported = subject.harvest();
+                assert!((first..first + count).all(|page| reported.contains(PageIndex(page))), "{subject}: {first}+{count}");
+            }
+        });
+    }
+}
+
+#[test]
 fn many_scattered_writes_are_all_reported() {
     each_tracker(&flat(4096), Backing::Anonymous, |subject| {
         subject.start();
@@ -71,6 +134,7 @@ fn regions_of_odd_sizes_are_tracked_to_their_last_page() {
         for page in written {
             subject.write(PageIndex(page), 1);
         }
+        subject.expect_peek(&written, "written");
         subject.expect_harvest(&written, "written");
     });
 }
@@ -164,6 +228,7 @@ fn marks_are_part_of_every_harvest() {
         let marks = subject.tracked.marks.clone();
         marks.mark_range(GuestAddr(100 * 4096 - 1), ByteCount(2));
         subject.write(PageIndex(200), 1);
+        subject.expect_peek(&[99, 100, 200], "written");
         subject.expect_harvest(&[99, 100, 200], "written");
         subject.expect_harvest(&[], "reported once");
     });
@@ -198,7 +263,8 @@ fn huge_pages_are_tracked_whole() {
         subject.expect_harvest(&[], "reported once");
         subject.write(PageIndex(600), 2);
         subject.write(PageIndex(1500), 2);
-        let reported = subject.harvest();
+        let (shown, reported) = (subject.peek(), subject.harvest());
+        assert_eq!(shown, reported, "{subject}");
         assert!(reported.contains(PageIndex(600)) && reported.contains(PageIndex(1500)), "{subject}");
         assert!(!reported.contains(PageIndex(0)), "{subject}: another huge page");
         subject.discard(PageIndex(512), PageCount(512));

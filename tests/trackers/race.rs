@@ -1,6 +1,6 @@
-//! Writers and harvests at once: no write may be lost.
+//! Writers and harvests at once, with peeks in between: no write may be lost.
 //!
-//! Writers count up words of random pages. Each harvest is followed by copying what it reported to a shadow; at the end
+//! Writers count up words of random pages. What a peek shows, the next one and the harvest must show too. Each harvest is followed by copying what it reported to a shadow; at the end
 //! the shadow must equal the memory. The writers take a breath after each write: a page must come round so seldom that
 //! one lost write is not healed by the next, and a harvest must find few pages written, or none could slip through
 //! between reading and re-arming.
@@ -112,9 +112,16 @@ fn write_somewhere(tracked: &Tracked, random: &mut u64, word: usize, marking: bo
 fn rounds(subject: &mut Subject, running: &RwLock<()>, shadow: &mut [u8]) -> u32 {
     let (begin, mut harvests) = (Instant::now(), 0);
     while begin.elapsed() < LASTING || harvests < HARVESTS {
+        // A peek pauses nobody. Every other time there is none, so that harvests also come in quick succession.
+        let shown = (harvests % 2 == 1).then(|| (subject.peek(), subject.peek()));
         let paused = subject.tracker.needs_pause().then(|| running.write().unwrap());
         let reported = subject.harvest();
         drop(paused);
+        if let Some((mut first, mut second)) = shown {
+            first.subtract(&second);
+            second.subtract(&reported);
+            assert!(first.is_empty() && second.is_empty(), "{subject}: a peek took something");
+        }
         copy(&subject.memory, &reported, shadow);
         harvests += 1;
     }

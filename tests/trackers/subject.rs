@@ -133,21 +133,45 @@ impl Subject {
         populated
     }
 
-    /// A harvest on its own. Checks that only pages of the layout are in it.
+    /// A harvest on its own.
     pub(crate) fn harvest(&mut self) -> PageBitmap {
+        let mut reported = PageBitmap::new(self.memory.layout().chunks());
+        self.tracker.harvest(&mut reported).unwrap();
+        self.check_pages_are_real(&reported);
+        reported
+    }
+
+    /// A peek on its own.
+    pub(crate) fn peek(&mut self) -> PageBitmap {
+        let mut shown = PageBitmap::new(self.memory.layout().chunks());
+        self.tracker.peek(&mut shown).unwrap();
+        self.check_pages_are_real(&shown);
+        shown
+    }
+
+    fn check_pages_are_real(&self, bitmap: &PageBitmap) {
         let layout = self.memory.layout();
-        let mut bitmap = PageBitmap::new(layout.chunks());
-        self.tracker.harvest(&mut bitmap).unwrap();
         for (chunk, word) in bitmap.occupied() {
             assert_eq!(word & !layout.valid_mask(chunk), 0, "{self}: bits past the end of {chunk:?}");
         }
-        bitmap
     }
 
     /// Harvests, and checks that it reports `pages` (in order) and nothing else.
     #[track_caller]
     pub(crate) fn expect_harvest(&mut self, pages: &[u64], why: &str) {
         let reported = self.harvest();
+        self.check(&reported, pages, why);
+    }
+
+    /// Peeks, and checks that this shows `pages` (in order) and nothing else.
+    #[track_caller]
+    pub(crate) fn expect_peek(&mut self, pages: &[u64], why: &str) {
+        let shown = self.peek();
+        self.check(&shown, pages, why);
+    }
+
+    #[track_caller]
+    fn check(&self, reported: &PageBitmap, pages: &[u64], why: &str) {
         let missing: Vec<&u64> = pages.iter().filter(|&&page| !reported.contains(PageIndex(page))).collect();
         assert!(missing.is_empty(), "{self}: {why}: {missing:?} were not reported");
         let more = reported.count().0 - pages.len() as u64;
