@@ -235,7 +235,7 @@ const SATURATED: f64 = 0.9;
 /// ... and of how many windows.
 const IN_A_ROW: u32 = 3;
 /// How many windows a link is remembered for at its best.
-const WINDOWS: usize = 16;
+const WINDOWS: usize = 12;
 /// Bytes a second to begin with: little enough to begin with compression, which does no harm for so short.
 const FIRST_HOPE: f64 = 40e6;
 /// By how much more is hoped for at a time to begin with, ...
