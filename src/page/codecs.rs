@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::Compression;
+
 /// A set of forms that not every end can take; zero, uniform and raw pages need no agreement.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Codecs(u32);
@@ -41,6 +43,16 @@ impl Codecs {
     #[must_use]
     pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
+    }
+
+    /// All that is built in and that this kind of compression may use.
+    #[must_use]
+    pub const fn offered(compression: Compression) -> Self {
+        let all = Self::built_in();
+        match compression {
+            Compression::None => Self(all.0 & Self::DELTA.0),
+            _ => all,
+        }
     }
 
     /// What is in both.

@@ -52,7 +52,8 @@ pub enum Compression {
     /// Whatever the link and the pages make pay off, chosen chunk by chunk from what is measured.
     #[default]
     Auto,
-    /// Zeros and uniform pages are still recognised, for that costs nothing.
+    /// Zeros, uniform and unchanged pages are still recognised, for that costs nothing, and deltas are up to
+    /// [`DeltaCache`].
     None,
     /// LZ4 where it helps.
     Lz4,

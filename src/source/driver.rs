@@ -103,8 +103,15 @@ impl Driver<'_> {
         let (session, token) = (SessionId(random()?), Token(random()?));
         self.identity = Some((session, token));
         let layout = self.memory.layout().clone();
-        let offer =
-            Offer { session, token, channels: wanted, codecs: Codecs::built_in(), layout, guest_kind: words.kind, description: words.description };
+        let offer = Offer {
+            session,
+            token,
+            channels: wanted,
+            codecs: Codecs::offered(encoding.compression),
+            layout,
+            guest_kind: words.kind,
+            description: words.description,
+        };
         let pump = Pump::start(endpoint, offer, &self.timeouts)?;
         let (channels, codecs) = self.accepted(&pump).map_err(|error| part(&pump, error))?;
         self.report.channels = channels;
