@@ -139,7 +139,6 @@ impl Worker<'_> {
             let ready = Instant::now();
             self.wait_for_turn(ByteCount(slice.len() as u64));
             let began = Instant::now();
-            self.wait_for_turn(ByteCount(slice.len() as u64));
             self.stream.write_all(slice).map_err(|error| {
                 // The send timeout shows as "would block": say what it means.
                 let stalled = error.kind() == ErrorKind::WouldBlock;

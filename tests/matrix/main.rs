@@ -198,7 +198,8 @@ impl Case {
         ensure!(crossed(&source) == crossed(&destination), "sent {:?}, received {:?}", crossed(&source), crossed(&destination));
         let sent = source.pages_by_encoding;
         let no_differences = [Special::Lz4NoDelta, Special::Cold].map(Some).contains(&self.special);
-        ensure!((sent.delta.0 == 0) == no_differences, "{sent:?}");
+        // Pages that are rewritten whole with random words have none to make.
+        ensure!(if no_differences { sent.delta.0 == 0 } else { sent.delta.0 > 0 || self.pattern == "rewrite" }, "{sent:?}");
         let cold = self.special == Some(Special::Cold);
         ensure!((source.rounds.len() == 1) == cold, "{} rounds", source.rounds.len());
         Ok(source)

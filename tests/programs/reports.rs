@@ -23,7 +23,7 @@ const BOTH: [Field; 17] = [
     ("wire_bytes", Value::is_u64),
     ("rounds", |value| value.as_array().is_some_and(|rounds| !rounds.is_empty())),
     ("pages_by_encoding", |value| {
-        let forms = ["zero", "uniform", "unchanged", "delta", "lz4", "zstd", "raw"];
+        let forms = ["zero", "uniform", "unchanged", "delta", "columns", "lz4", "zstd", "raw"];
         has_fields(value, &forms.map(|form| (form, Value::is_u64 as fn(&Value) -> bool)))
     }),
     ("tracker", |value| value.is_string() || value.is_null()),
@@ -95,15 +95,17 @@ fn the_numbers_add_up() -> Result<()> {
         let pages: u64 = report.rounds.iter().map(|round| round.pages.0).sum();
         let bytes: u64 = report.rounds.iter().map(|round| round.wire_bytes.0).sum();
         let forms = &report.pages_by_encoding;
-        let encoded: u64 =
-            [forms.zero, forms.uniform, forms.unchanged, forms.delta, forms.lz4, forms.zstd, forms.raw].iter().map(|pages| pages.0).sum();
+        let encoded: u64 = [forms.zero, forms.uniform, forms.unchanged, forms.delta, forms.columns, forms.lz4, forms.zstd, forms.raw]
+            .iter()
+            .map(|pages| pages.0)
+            .sum();
         ensure!(report.pages_transferred.0 == pages && pages == encoded && report.wire_bytes.0 == bytes, "{}", report.to_json());
         ensure!(report.rounds.iter().zip(0..).all(|(round, index)| round.index == index), "{}", report.to_json());
         ensure!(report.total >= report.preparation + report.downtime + report.resume, "{}", report.to_json());
     }
     ensure!(sent.wire_bytes == received.wire_bytes && sent.pages_by_encoding == received.pages_by_encoding);
-    // 16 MiB are filled, every other page with what compresses.
-    ensure!(sent.pages_by_encoding.lz4.0 >= 2048 && sent.pages_by_encoding.raw.0 >= 2048, "{}", sent.to_json());
+    // 16 MiB are filled, every other page with records.
+    ensure!(sent.pages_by_encoding.columns.0 >= 2048 && sent.pages_by_encoding.raw.0 >= 2048, "{}", sent.to_json());
     ensure!(sent.rounds.iter().rev().skip(1).all(|round| round.decision.is_some()), "{}", sent.to_json());
     Ok(())
 }
