@@ -175,7 +175,7 @@ impl Case {
             source.display()
         );
         let sent = receiver.send(&guest, &flags)?.wait(LIMIT)?;
-        if sent.code == Some(2) && sent.stderr.contains("is not usable") {
+        if sent.code == Some(2) && ["is not usable", "not built in"].iter().any(|reason| sent.stderr.contains(reason)) {
             return Ok(Verdict::Skipped(sent.stderr.trim().to_owned()));
         }
         let sent = sent.expect(0)?;
