@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{DowntimeParts, Report};
+use super::{DowntimeParts, PostCopyReport, Report};
 use crate::units::HumanTime;
 
 /// Displays the five metrics, one a line, figures aligned; downtime with its parts, and the prediction if there was one.
@@ -31,6 +31,28 @@ impl Metrics<'_> {
     }
 }
 
+/// What the rows on post-copy are: name, figure, what it is.
+fn post_copy(report: &PostCopyReport) -> Vec<(&'static str, String, String)> {
+    let requests = report.requests.map_or_else(String::new, |requests| format!(" for {requests} requests"));
+    let note = format!("pages followed the guest: {} urgent{requests}, {} pushed", report.urgent_pages.0, report.bulk_pages.0);
+    let mut rows = vec![("post-copy", report.pages.0.to_string(), note)];
+    if let (Some(faults), Some(times)) = (report.faults, report.fault_us) {
+        let [p50, p90, p99, max] = [times.p50, times.p90, times.p99, times.max].map(|micros| HumanTime(Duration::from_micros(micros)));
+        rows.push(("faults", faults.to_string(), format!("half took {p50} at most, 90 % {p90}, 99 % {p99}, the longest {max}")));
+    }
+    if let Some(lost) = report.lost.filter(|lost| !lost.is_zero()) {
+        rows.push(("guest waited", HumanTime(lost).to_string(), format!("for missing pages, {} of its threads together", report.threads.len())));
+    }
+    if report.recoveries > 0 {
+        rows.push((
+            "interrupted",
+            HumanTime(report.interrupted).to_string(),
+            format!("without a connection, made again {} times", report.recoveries),
+        ));
+    }
+    rows
+}
+
 impl fmt::Display for Metrics<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let report = self.report;
@@ -50,6 +72,7 @@ impl fmt::Display for Metrics<'_> {
             let note = format!("of its time for the guest at least, for {}", HumanTime(throttle.time));
             rows.push(("throttled to", throttle.lowest_share.to_string(), note));
         }
+        rows.extend(report.post_copy.iter().flat_map(post_copy));
         for (index, (name, figure, note)) in rows.iter().enumerate() {
             let end = if index + 1 < rows.len() { "\n" } else { "" };
             write!(f, "{name:<20}  {figure:>12}  {note}{end}")?;
@@ -61,7 +84,7 @@ impl fmt::Display for Metrics<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stats::{Predicted, PredictionError};
+    use crate::stats::{FaultTimes, Predicted, PredictionError, ThreadLoss};
     use crate::units::{ByteCount, PageCount};
 
     #[test]
@@ -82,6 +105,35 @@ resume time                 0.6 ms  until nothing depends on the source
 pages transferred            70000  273.44 MiB of memory, 200 MiB on the wire
 total migration time       2.346 s  0 rounds";
         assert_eq!(report.metrics().to_string(), expected);
+    }
+
+    #[test]
+    fn post_copy_is_told_by_what_the_guest_waited_for() {
+        let lost = Duration::from_millis(45);
+        let report = Report {
+            post_copy: Some(PostCopyReport {
+                faults: Some(150),
+                fault_us: Some(FaultTimes { p50: 210, p90: 480, p99: 1200, max: 3400 }),
+                urgent_pages: PageCount(120),
+                bulk_pages: PageCount(9880),
+                requests: Some(150),
+                lost: Some(lost),
+                threads: vec![ThreadLoss { thread: 1, faults: 150, lost }],
+                recoveries: 1,
+                interrupted: Duration::from_secs(2),
+                ..PostCopyReport::of(PageCount(10_000))
+            }),
+            ..Report::new()
+        };
+        let text = report.metrics().to_string();
+        let rows: Vec<&str> = text.lines().skip(5).collect();
+        let expected = [
+            "post-copy                    10000  pages followed the guest: 120 urgent for 150 requests, 9880 pushed",
+            "faults                         150  half took 0.2 ms at most, 90 % 0.5 ms, 99 % 1.2 ms, the longest 3.4 ms",
+            "guest waited               45.0 ms  for missing pages, 1 of its threads together",
+            "interrupted                2.000 s  without a connection, made again 1 times",
+        ];
+        assert_eq!(rows, expected);
     }
 
     #[test]

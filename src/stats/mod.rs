@@ -8,6 +8,7 @@ mod downtime;
 mod metrics;
 mod millis;
 mod owner;
+mod post_copy;
 mod report;
 mod throttle;
 
@@ -15,5 +16,6 @@ pub use downtime::DowntimeParts;
 pub(crate) use downtime::Laps;
 pub use metrics::Metrics;
 pub use owner::GuestOwner;
+pub use post_copy::{FaultTimes, PostCopyReport, ThreadLoss};
 pub use report::{Encodings, Outcome, Predicted, PredictionError, Report, RoundKind, RoundReport, SCHEMA};
 pub use throttle::ThrottleReport;

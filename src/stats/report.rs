@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DowntimeParts, GuestOwner, Metrics, ThrottleReport, millis};
+use super::{DowntimeParts, GuestOwner, Metrics, PostCopyReport, ThrottleReport, millis};
 use crate::units::{ByteCount, PageCount};
 
 /// The version of the JSON form.
@@ -69,6 +69,9 @@ pub struct Report {
     /// How far off the prediction was; missing where there was none, or nothing came of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prediction_error: Option<PredictionError>,
+    /// What happened after the guest was moved before its memory; missing where it was not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub post_copy: Option<PostCopyReport>,
 }
 
 impl Report {
@@ -97,6 +100,7 @@ impl Report {
             downtime_parts: None,
             throttle: None,
             prediction_error: None,
+            post_copy: None,
         }
     }
 
@@ -180,6 +184,8 @@ pub enum RoundKind {
     StopAndCopy,
     /// The guest stood still, and it was the only round.
     Cold,
+    /// The guest ran at the destination.
+    PostCopy,
 }
 
 /// Pages by the form in which they went.
@@ -324,6 +330,18 @@ mod tests {
         let json = report.to_json();
         assert!(json.contains(r#""tracker":null"#) && json.contains(r#""predicted":null"#), "{json}");
         assert!(json.ends_with(r#""guest_owner":"destination","guest_check":"ok","guest_gap_ms":146.25}"#), "{json}");
+    }
+
+    #[test]
+    fn post_copy_is_a_round_and_has_figures_of_its_own() {
+        let round = RoundReport { index: 2, kind: RoundKind::PostCopy, ..sender().rounds.remove(1) };
+        let mut report = Report { post_copy: Some(PostCopyReport::of(PageCount(4000))), ..sender() };
+        report.rounds.push(round);
+        let json = report.to_json();
+        assert!(json.contains(r#"{"index":2,"kind":"post-copy","pages":4000,"#), "{json}");
+        let end = r#","post_copy":{"pages":4000,"urgent_pages":0,"bulk_pages":0,"recoveries":0,"interrupted_ms":0.0}}"#;
+        assert!(json.ends_with(end), "{json}");
+        assert_eq!(serde_json::from_str::<Report>(&json).unwrap(), report);
     }
 
     #[test]
