@@ -44,6 +44,22 @@ impl Progress {
                     bar.set_message(line);
                 }
             }
+            Event::Following { bytes, rate, pages, pages_left, requests, urgent_pages } => {
+                if let Some(bar) = &self.bar {
+                    bar.set_message(following(*bytes, *rate, *pages, *pages_left, *requests, *urgent_pages));
+                }
+            }
+            Event::Interrupted { pages_left, error } => {
+                self.line(&format!("the connection broke with {pages_left} left ({error}); the guest runs on at the destination"));
+            }
+            Event::Recovering { interrupted, attempts } => {
+                if let Some(bar) = &self.bar {
+                    bar.set_message(format!("interrupted for {}, {attempts} attempts to connect again", HumanTime(*interrupted)));
+                }
+            }
+            Event::Recovered { interrupted, pages_left } => {
+                self.line(&format!("connected again after {}, {pages_left} left", HumanTime(*interrupted)));
+            }
             Event::PauseUndone { remainder, stalled } => {
                 self.line(&format!("{remainder} were left after the pause, too many: the guest runs again after {}", HumanTime(*stalled)));
             }
@@ -63,6 +79,7 @@ impl Progress {
             Phase::PreCopy => "copying while the guest runs",
             Phase::StopAndCopy => "the guest is paused; copying the rest",
             Phase::Handover => "handing the guest over",
+            Phase::PostCopy => "the guest runs at the destination; its pages follow",
             Phase::Resolving => "in doubt: asking the destination whether it runs the guest",
         };
         match &self.bar {
@@ -91,6 +108,12 @@ impl Drop for Progress {
     }
 }
 
+/// The live line of post-copy: pages left, rate, faults.
+fn following(bytes: ByteCount, rate: BytesPerSec, pages: PageCount, left: PageCount, requests: u64, urgent: PageCount) -> String {
+    let percent = (pages.0 - left.0.min(pages.0)) * 100 / pages.0.max(1);
+    format!("post-copy {percent:>3} %  {bytes}  {rate}  {left} left  {requests} asked for, {} sent at once", urgent.0)
+}
+
 /// The live line: bytes, rate, round, dirty rate, expected downtime.
 fn live(
     index: u32,
@@ -115,6 +138,13 @@ fn live(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_live_line_of_post_copy_says_what_is_left() {
+        let line = following(ByteCount(1 << 30), BytesPerSec(125e6), PageCount(1000), PageCount(250), 12, PageCount(10));
+        assert_eq!(line, "post-copy  75 %  1 GiB  1.00 Gbit/s  250 pages left  12 asked for, 10 sent at once");
+        assert!(following(ByteCount(0), BytesPerSec(0.0), PageCount(0), PageCount(0), 0, PageCount(0)).starts_with("post-copy   0 %"));
+    }
 
     #[test]
     fn the_live_line_has_what_is_known() {

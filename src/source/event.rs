@@ -20,6 +20,8 @@ pub enum Phase {
     Handover,
     /// The commit was sent and no answer came; asking.
     Resolving,
+    /// The guest runs at the destination; the pages it lacks follow.
+    PostCopy,
 }
 
 /// Something that happened.
@@ -68,5 +70,41 @@ pub enum Event {
         remainder: PageCount,
         /// How long the guest stood.
         stalled: Duration,
+    },
+    /// Pages follow a guest that runs at the destination.
+    Following {
+        /// Bytes on the wire since the start.
+        bytes: ByteCount,
+        /// Rate over the last while.
+        rate: BytesPerSec,
+        /// Pages that were missing when the guest moved.
+        pages: PageCount,
+        /// Of them not sent yet.
+        pages_left: PageCount,
+        /// Pages that the guest's faults asked for.
+        requests: u64,
+        /// Pages sent because of them.
+        urgent_pages: PageCount,
+    },
+    /// The connection broke while pages followed. The guest runs on as far as its pages are there; nothing is lost.
+    Interrupted {
+        /// Pages not sent yet, as far as is known: those under way may have to go again.
+        pages_left: PageCount,
+        /// What went wrong.
+        error: String,
+    },
+    /// The connection is being made again.
+    Recovering {
+        /// For how long there has been none.
+        interrupted: Duration,
+        /// Attempts so far.
+        attempts: u32,
+    },
+    /// The connection is there again, and pages follow.
+    Recovered {
+        /// How long there was none.
+        interrupted: Duration,
+        /// Pages still to be sent.
+        pages_left: PageCount,
     },
 }
