@@ -16,7 +16,8 @@ pub struct Verdict {
     pub decision: Decision,
     /// Why.
     pub reason: Reason,
-    /// How long the guest would stand still if it were stopped now; [`Duration::MAX`] while no rate is known.
+    /// How long the guest would stand still if it were stopped now and the rest copied; [`Duration::MAX`] while no rate
+    /// is known.
     pub expected_downtime: Duration,
     /// Pages dirtied a second, smoothed.
     pub dirty_rate: PagesPerSec,
@@ -47,6 +48,8 @@ pub enum Decision {
     Round,
     /// Stop the guest and send the rest.
     StopAndCopy,
+    /// Stop the guest, run it at the destination, and let the rest follow.
+    PostCopy,
     /// Slow the guest down to [`Verdict::share`], then another round.
     Throttle,
     /// Give up; the guest runs on at the source.
@@ -66,6 +69,7 @@ impl fmt::Display for Decision {
         f.pad(match self {
             Self::Round => "round",
             Self::StopAndCopy => "stop-and-copy",
+            Self::PostCopy => "post-copy",
             Self::Throttle => "throttle",
             Self::Abort => "abort",
         })
@@ -101,6 +105,10 @@ pub enum Reason {
     LocalMinimum,
     /// The guest was paused, and what was left then turned out too much for [`Limits::downtime_limit`](super::Limits::downtime_limit).
     OverBudget,
+    /// The guest dirties pages so fast that no number of rounds will meet [`Limits::downtime_limit`](super::Limits::downtime_limit).
+    NotConverging,
+    /// [`PostCopy::After`](super::PostCopy::After) says so: that many rounds, then post-copy.
+    AsAsked,
 }
 
 impl fmt::Display for Reason {
@@ -118,6 +126,8 @@ impl fmt::Display for Reason {
             Self::Plateau => "plateau",
             Self::LocalMinimum => "local-minimum",
             Self::OverBudget => "over-budget",
+            Self::NotConverging => "not-converging",
+            Self::AsAsked => "as-asked",
         })
     }
 }

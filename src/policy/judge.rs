@@ -3,13 +3,16 @@
 //! The order of the questions matters: first whether the guest may be stopped within what was promised, and only then
 //! whether a limit is reached, so that a migration that just converged is never aborted for being late. And a guest that
 //! may be stopped is not always stopped at once: see [`tightening`](super::tightening).
+//!
+//! Post-copy changes the end, not the questions. Where it is left to the policy, one is added: whether the limits can
+//! still be met at all, see [`foresight`](super::foresight).
 
 use std::time::Duration;
 
 use super::history::{History, Trend};
 use super::throttling::{Step, Throttling};
 use super::tightening::Tightening;
-use super::{Decision, DirtyCurve, Estimator, Limits, MAX_ROUNDS, OnLimit, PauseFacts, Plateau, Reason, RoundFacts, Verdict};
+use super::{Decision, DirtyCurve, Estimator, Limits, MAX_ROUNDS, OnLimit, PauseFacts, Plateau, PostCopy, Reason, RoundFacts, Verdict};
 use crate::units::{ByteCount, PageCount};
 
 /// Decides after each round of one migration.
@@ -27,8 +30,10 @@ pub struct Policy {
     most_samples: u32,
     /// Times the guest was let go again after a pause.
     escapes: u32,
-    /// Why the guest was last said to be stopped.
-    stopped_by: Option<Reason>,
+    /// How and why the guest was last said to be stopped.
+    stop: Option<(Decision, Reason)>,
+    /// Whether the destination can run a guest whose memory is not there.
+    can_post_copy: bool,
 }
 
 impl Policy {
@@ -46,7 +51,8 @@ impl Policy {
             samples: 0,
             most_samples: 0,
             escapes: 0,
-            stopped_by: None,
+            stop: None,
+            can_post_copy: true,
         }
     }
 
@@ -54,6 +60,12 @@ impl Policy {
     #[must_use]
     pub fn with_sample(self) -> Self {
         Self { most_samples: 1, ..self }
+    }
+
+    /// Never decides for post-copy, whatever the limits say: the destination cannot take the guest that way.
+    #[must_use]
+    pub fn without_post_copy(self) -> Self {
+        Self { can_post_copy: false, ..self }
     }
 
     /// The limits in force.
@@ -72,10 +84,20 @@ impl Policy {
         self.curve = curve;
     }
 
+    /// How the guest dirties pages, as far as that was seen.
+    pub(super) fn curve(&self) -> &DirtyCurve {
+        &self.curve
+    }
+
     /// The rates as known so far.
     #[must_use]
     pub fn estimator(&self) -> &Estimator {
         &self.estimator
+    }
+
+    /// The same in all but its limits, and with everything `factor` times as fast as it was measured.
+    pub(super) fn imagined(&self, limits: Limits, factor: f64) -> Self {
+        Self { limits, estimator: self.estimator.faster(factor), ..self.clone() }
     }
 
     /// The guest's memory.
@@ -83,13 +105,15 @@ impl Policy {
         self.guest
     }
 
-    /// Before anything is sent: round 0, or the cold migration when no rounds are allowed.
+    /// Before anything is sent: round 0, or the cold migration when no rounds are allowed, or post-copy from the start.
     pub fn start(&mut self) -> Verdict {
-        if self.limits.max_rounds == 0 {
-            self.verdict(Decision::StopAndCopy, Reason::MaxRounds, Duration::MAX)
-        } else {
-            self.verdict(Decision::Round, Reason::Converging, Duration::MAX)
-        }
+        let (decision, reason) = match self.post_copy() {
+            PostCopy::After(0) => (Decision::PostCopy, Reason::AsAsked),
+            _ if self.limits.max_rounds == 0 => (self.stop_or_switch(), Reason::MaxRounds),
+            PostCopy::After(_) => (Decision::Round, Reason::AsAsked),
+            PostCopy::Never | PostCopy::Auto => (Decision::Round, Reason::Converging),
+        };
+        self.verdict(decision, reason, Duration::MAX)
     }
 
     /// After a round and the harvest that followed it. Call it once for every round, in order.
@@ -108,7 +132,9 @@ impl Policy {
         self.history.note(remainder);
         let expected = remainder.saturating_add(facts.fixed_cost);
         let limit = self.reached_limit(facts);
-        let (decision, reason) = if facts.dirty_after <= self.limits.dirty_threshold {
+        let (decision, reason) = if let PostCopy::After(rounds) = self.post_copy() {
+            self.towards(rounds, facts, limit)
+        } else if facts.dirty_after <= self.limits.dirty_threshold {
             (Decision::StopAndCopy, Reason::DirtyThreshold)
         } else if expected <= self.limits.downtime_limit {
             let is_worth_it = limit.is_none() && self.is_worth_a_round(facts, remainder);
@@ -124,24 +150,54 @@ impl Policy {
     /// The guest cannot be slowed down, as the last verdict asked: what to do instead.
     pub fn cannot_throttle(&mut self, asked: Verdict) -> Verdict {
         self.throttling.forgo();
-        self.verdict(Decision::StopAndCopy, asked.reason, asked.expected_downtime)
+        self.verdict(self.stop_or_switch(), asked.reason, asked.expected_downtime)
     }
 
-    /// After the guest was paused and harvested for the last time: go through with it, or let the guest run on and send
-    /// another round, because more is left than the downtime limit allows.
+    /// After the guest was paused and harvested for the last time: go through with it, or, because more is left than the
+    /// downtime limit allows, go over to post-copy where that is allowed, or else let the guest run on and send another
+    /// round.
     ///
-    /// Only a stop that promised to fit is taken back, and only three times in a migration.
+    /// Only a stop that promised to fit is taken back, and only three times in a migration. A switch to post-copy that
+    /// nobody asked for becomes a stop where the rest fits after all.
     pub fn after_pause(&mut self, facts: &PauseFacts) -> Verdict {
         let expected =
             facts.paused_for.saturating_add(self.estimator.time_for_rest(facts.remaining, facts.never_sent)).saturating_add(facts.fixed_cost);
-        let reason = self.stopped_by.unwrap_or(Reason::MaxRounds);
+        let (decision, reason) = self.stop.unwrap_or((Decision::StopAndCopy, Reason::MaxRounds));
         let promised = matches!(reason, Reason::DowntimeLimit | Reason::DirtyThreshold);
         let over = expected > self.limits.downtime_limit && facts.remaining > self.limits.dirty_threshold;
-        if promised && over && self.escapes < MAX_ESCAPES {
-            self.escapes += 1;
-            return self.verdict(Decision::Round, Reason::OverBudget, expected);
+        let (decision, reason) = match decision {
+            Decision::PostCopy if !over && reason != Reason::AsAsked => (Decision::StopAndCopy, Reason::DowntimeLimit),
+            Decision::StopAndCopy if promised && over && self.switches_at_limits() => (Decision::PostCopy, Reason::OverBudget),
+            Decision::StopAndCopy if promised && over && self.escapes < MAX_ESCAPES => {
+                self.escapes += 1;
+                (Decision::Round, Reason::OverBudget)
+            }
+            as_decided => (as_decided, reason),
+        };
+        self.verdict(decision, reason, expected)
+    }
+
+    /// What of post-copy is both wanted and possible.
+    fn post_copy(&self) -> PostCopy {
+        if self.can_post_copy { self.limits.post_copy } else { PostCopy::Never }
+    }
+
+    /// Whether what does not fit goes over in post-copy.
+    fn switches_at_limits(&self) -> bool {
+        self.can_post_copy && self.limits.allow_post_copy()
+    }
+
+    /// How pre-copy ends when the rest does not fit.
+    fn stop_or_switch(&self) -> Decision {
+        if self.switches_at_limits() { Decision::PostCopy } else { Decision::StopAndCopy }
+    }
+
+    /// On the way to post-copy after so many `rounds`.
+    fn towards(&mut self, rounds: u32, facts: &RoundFacts, limit: Option<Reason>) -> (Decision, Reason) {
+        if facts.index + 1 >= rounds {
+            return (Decision::PostCopy, Reason::AsAsked);
         }
-        self.verdict(Decision::StopAndCopy, reason, expected)
+        limit.map_or((Decision::Round, Reason::AsAsked), |reason| self.at_limit(facts, reason))
     }
 
     /// Whether a few pages should go first: what is left after round 0 may cost anything from next to nothing to what it
@@ -149,7 +205,9 @@ impl Policy {
     fn wants_sample(&self, facts: &RoundFacts) -> bool {
         let again = facts.dirty_after.0.saturating_sub(facts.never_sent.0);
         let many = facts.dirty_after.0 >= MANY_PAGES && again >= SAMPLE_PAGES.0;
-        many && !self.estimator.knows_resends() && self.samples < self.most_samples && self.reached_limit(facts).is_none()
+        // Rounds that are counted out are sent whatever they cost.
+        let counted = matches!(self.post_copy(), PostCopy::After(_));
+        many && !counted && !self.estimator.knows_resends() && self.samples < self.most_samples && self.reached_limit(facts).is_none()
     }
 
     /// Rounds before this one, samples left out.
@@ -181,6 +239,9 @@ impl Policy {
 
     /// Too much is left to stop for and no hard limit is reached: do rounds still help?
     fn without_limit(&mut self, facts: &RoundFacts) -> (Decision, Reason) {
+        if self.post_copy() == PostCopy::Auto && self.is_hopeless(facts) {
+            return (Decision::PostCopy, Reason::NotConverging);
+        }
         if self.limits.plateau == Plateau::Ignore || self.number(facts) < PLATEAU_FROM_ROUND {
             return (Decision::Round, Reason::Converging);
         }
@@ -189,30 +250,36 @@ impl Policy {
         }
         match self.history.trend() {
             Trend::Falling => (Decision::Round, Reason::Converging),
-            Trend::High if self.limits.on_limit == OnLimit::Stop => {
+            Trend::High if self.stops_at_limits() => {
                 self.history.wait();
                 (Decision::Round, Reason::Oscillating)
             }
-            Trend::Low if self.limits.on_limit == OnLimit::Stop => self.at_limit(facts, Reason::LocalMinimum),
+            Trend::Low if self.stops_at_limits() => self.at_limit(facts, Reason::LocalMinimum),
             Trend::Low | Trend::High | Trend::Flat => self.at_limit(facts, Reason::Plateau),
         }
+    }
+
+    /// Whether the guest stands still for all that is left when a limit is reached: then it matters how much that is.
+    fn stops_at_limits(&self) -> bool {
+        matches!(self.limits.on_limit, OnLimit::Stop | OnLimit::PostCopy) && !self.switches_at_limits()
     }
 
     /// What to do at a limit. A throttled guest gets some rounds more to converge.
     fn at_limit(&mut self, facts: &RoundFacts, reason: Reason) -> (Decision, Reason) {
         match self.limits.on_limit {
-            OnLimit::Stop => (Decision::StopAndCopy, reason),
+            _ if self.post_copy() == PostCopy::Auto => (Decision::PostCopy, reason),
+            OnLimit::Stop | OnLimit::PostCopy => (self.stop_or_switch(), reason),
             OnLimit::Abort => (Decision::Abort, reason),
             OnLimit::Throttle => match self.throttling.step(facts.dirty_after, facts.duration, self.estimator.page_rate(), &self.curve) {
                 Step::Lower => (Decision::Throttle, reason),
                 Step::Enough => (Decision::Round, Reason::Converging),
-                Step::GiveUp => (Decision::StopAndCopy, reason),
+                Step::GiveUp => (self.stop_or_switch(), reason),
             },
         }
     }
 
-    fn verdict(&mut self, decision: Decision, reason: Reason, expected_downtime: Duration) -> Verdict {
-        self.stopped_by = (decision == Decision::StopAndCopy).then_some(reason);
+    pub(super) fn verdict(&mut self, decision: Decision, reason: Reason, expected_downtime: Duration) -> Verdict {
+        self.stop = matches!(decision, Decision::StopAndCopy | Decision::PostCopy).then_some((decision, reason));
         Verdict {
             decision,
             reason,

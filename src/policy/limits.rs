@@ -26,6 +26,16 @@ pub struct Limits {
     pub plateau: Plateau,
     /// What to do at a limit: too many rounds, too much volume, too late, or a plateau.
     pub on_limit: OnLimit,
+    /// Whether and when the guest moves before its memory does.
+    pub post_copy: PostCopy,
+}
+
+impl Limits {
+    /// Whether these limits can lead to post-copy, so that the destination has to be asked for it.
+    #[must_use]
+    pub fn allow_post_copy(&self) -> bool {
+        self.post_copy != PostCopy::Never || self.on_limit == OnLimit::PostCopy
+    }
 }
 
 impl Default for Limits {
@@ -38,6 +48,7 @@ impl Default for Limits {
             timeout: None,
             plateau: Plateau::Watch,
             on_limit: OnLimit::Stop,
+            post_copy: PostCopy::Never,
         }
     }
 }
@@ -67,12 +78,29 @@ impl VolumeLimit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnLimit {
-    /// Stop the guest and copy the rest, however long that takes.
+    /// Stop the guest and copy the rest, however long that takes. Where [`Limits::post_copy`] is not
+    /// [`Never`](PostCopy::Never) the guest is moved at once instead, and the rest follows it.
     Stop,
+    /// Run the guest at the destination at once; the rest follows it.
+    PostCopy,
     /// Slow the guest down until the rest fits. Where it cannot be, or that does not help, stop it as above.
     Throttle,
     /// Give up; the guest runs on at the source.
     Abort,
+}
+
+/// When to run the guest at the destination before its memory is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PostCopy {
+    /// Not for its own sake; [`OnLimit::PostCopy`] still does at a limit.
+    Never,
+    /// As soon as it can be seen that rounds will not meet [`Limits::downtime_limit`], and at any limit, whatever
+    /// [`Limits::on_limit`] says. A guest that converges is moved by pre-copy alone.
+    Auto,
+    /// After exactly so many rounds, whatever they leave; earlier only if a limit comes first. With 0 nothing is sent
+    /// before the guest moves.
+    After(u32),
 }
 
 /// Whether rounds that stopped helping count as a limit.

@@ -5,13 +5,16 @@
 //! [`Policy`] that the engine asks. A sweep over the working set dirties exactly this much; random writes hit pages
 //! twice and dirty less, so for them the model is an upper bound.
 //!
+//! In post-copy the guest stands still for the fixed costs alone, and what rounds left follows it once, at the price of
+//! pages that go for the first time: differences are made to nothing then.
+//!
 //! Equations (4.1) to (4.5) are those of "Efficient Live Virtual Machine Migration In Open Cloud Platform" (2014).
 
 use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Bottleneck, Decision, DirtyCurve, Limits, MAX_ROUNDS, Policy, Reason, RoundFacts, Verdict};
+use super::{Bottleneck, Decision, DirtyCurve, Limits, MAX_ROUNDS, OnLimit, Policy, PostCopy, Reason, RoundFacts, SAMPLE_PAGES, Verdict};
 use crate::guest::RunShare;
 use crate::units::{ByteCount, BytesPerSec, PAGE_SIZE, PageCount, PagesPerSec};
 
@@ -37,14 +40,16 @@ pub struct ModelInput {
 pub struct Prediction {
     /// The pre-copy rounds; none in a cold migration.
     pub rounds: Vec<PredictedRound>,
-    /// Pages left for stop-and-copy.
+    /// Pages left for stop-and-copy, or for post-copy.
     pub remainder: PageCount,
-    /// `v_mig`: memory moved in all, stop-and-copy included.
+    /// `v_mig`: memory moved in all, stop-and-copy and post-copy included.
     pub moved: ByteCount,
-    /// `t_mig`: from the start to the handover.
+    /// `t_mig`: from the start until nothing depends on the source any more.
     pub total: Duration,
     /// `t_down`: how long the guest stands still.
     pub downtime: Duration,
+    /// In post-copy: how long the rest takes to follow the guest.
+    pub resume: Duration,
     /// How pre-copy ends.
     pub decision: Decision,
     /// Why it ends.
@@ -84,14 +89,15 @@ pub struct Bounds {
 /// Predicts a whole migration.
 #[must_use]
 pub fn predict(input: &ModelInput) -> Prediction {
-    let mut policy = Policy::new(input.limits, input.memory);
-    let verdict = policy.start();
     let memory = input.memory.pages();
+    let working_set = input.working_set.unwrap_or(memory).min(memory);
+    let mut policy = imagined(input.limits, input.memory, &DirtyCurve::sweep(input.dirty_rate, working_set));
+    let verdict = policy.start();
     let model = Model {
         link: input.bandwidth,
         first: PageCost::plain(),
         again: PageCost::plain(),
-        dirtying: Dirtying::Steady { rate: input.dirty_rate, most: input.working_set.unwrap_or(memory).min(memory) },
+        dirtying: Dirtying::Steady { rate: input.dirty_rate, most: working_set },
         round_cost: Duration::ZERO,
         fixed_cost: input.fixed_cost,
     };
@@ -120,7 +126,7 @@ pub struct MeasuredGuest {
 /// Predicts the migration of a guest that was measured, over a link of `bandwidth`.
 #[must_use]
 pub fn predict_measured(guest: &MeasuredGuest, bandwidth: BytesPerSec, limits: Limits, fixed_cost: Duration) -> Prediction {
-    let mut policy = Policy::new(limits, guest.memory);
+    let mut policy = imagined(limits, guest.memory, &guest.curve);
     let verdict = policy.start();
     let model = Model {
         link: bandwidth,
@@ -135,6 +141,17 @@ pub fn predict_measured(guest: &MeasuredGuest, bandwidth: BytesPerSec, limits: L
         verdict,
         Progress { next_index: 0, elapsed: Duration::ZERO, sent: ByteCount(0), pending: guest.pages, never_sent: guest.pages },
     )
+}
+
+/// A policy that knows of the guest what the engine's learns in round 0. It makes a difference only to what can be
+/// foreseen.
+fn imagined(limits: Limits, memory: ByteCount, curve: &DirtyCurve) -> Policy {
+    let mut policy = Policy::new(limits, memory);
+    if limits.post_copy == PostCopy::Auto {
+        policy = policy.with_sample();
+        policy.set_curve(curve.clone());
+    }
+    policy
 }
 
 impl Policy {
@@ -177,7 +194,19 @@ impl ModelInput {
             least_total: once.saturating_add(self.fixed_cost),
             most_total: by_rounds.min(by_volume).saturating_add(once).saturating_add(self.fixed_cost),
             least_downtime: self.fixed_cost,
-            most_downtime: once.saturating_add(self.fixed_cost),
+            most_downtime: self.most_copied(once).saturating_add(self.fixed_cost),
+        }
+    }
+
+    /// How much of `once`, which is all of memory, may be copied while the guest stands still.
+    fn most_copied(&self, once: Duration) -> Duration {
+        let limits = &self.limits;
+        let few = self.bandwidth.time_for(limits.dirty_threshold.bytes());
+        let fits = few.max(limits.downtime_limit.saturating_sub(self.fixed_cost)).min(once);
+        match (limits.post_copy, limits.on_limit) {
+            (PostCopy::Auto, _) | (PostCopy::Never, OnLimit::PostCopy) => fits,
+            (PostCopy::After(_), _) => Duration::ZERO,
+            (PostCopy::Never, _) => once,
         }
     }
 }
@@ -234,7 +263,7 @@ impl Model<'_> {
         let mut rounds = Vec::new();
         // Ends: a policy allows at most `MAX_ROUNDS`.
         while verdict.decision.goes_on() {
-            let facts = self.round(&mut at, verdict.share);
+            let facts = self.round(&mut at, verdict);
             verdict = policy.after_round(&facts);
             rounds.push(PredictedRound {
                 index: facts.index,
@@ -245,28 +274,36 @@ impl Model<'_> {
                 reason: verdict.reason,
             });
         }
-        let stops = verdict.decision == Decision::StopAndCopy;
-        let remainder = if stops { at.pending } else { PageCount(0) };
-        let downtime = if stops { self.sending(remainder, at.never_sent).0.saturating_add(self.fixed_cost) } else { Duration::ZERO };
+        let (remainder, downtime, resume) = match verdict.decision {
+            Decision::StopAndCopy => (at.pending, self.sending(at.pending, at.never_sent).0.saturating_add(self.fixed_cost), Duration::ZERO),
+            Decision::PostCopy => (at.pending, self.fixed_cost, self.sending(at.pending, at.pending).0),
+            Decision::Round | Decision::Throttle | Decision::Abort => (PageCount(0), Duration::ZERO, Duration::ZERO),
+        };
         Prediction {
             rounds,
             remainder,
             moved: ByteCount(at.sent.0.saturating_add(remainder.bytes().0)),
-            total: at.elapsed.saturating_add(downtime),
+            total: at.elapsed.saturating_add(downtime).saturating_add(resume),
             downtime,
+            resume,
             decision: verdict.decision,
             stopped_by: verdict.reason,
         }
     }
 
-    fn round(&self, at: &mut Progress, share: RunShare) -> RoundFacts {
-        let (index, pages, first) = (at.next_index, at.pending, at.never_sent);
+    fn round(&self, at: &mut Progress, before: Verdict) -> RoundFacts {
+        let is_sample = before.reason == Reason::Sampling;
+        let pages = if is_sample { at.pending.min(SAMPLE_PAGES) } else { at.pending };
+        let unsent = PageCount(at.pending.0 - pages.0);
+        let (index, first) = (at.next_index, at.never_sent.min(pages));
         let (sending, wire_bytes, bottleneck) = self.sending(pages, first);
         let duration = sending.saturating_add(self.round_cost);
         at.next_index += 1;
         at.elapsed = at.elapsed.saturating_add(duration);
         at.sent = ByteCount(at.sent.0.saturating_add(pages.bytes().0));
-        (at.pending, at.never_sent) = (self.dirtied_in(duration, share), PageCount(0));
+        // The pages that a sample leaves are mostly those that the guest comes back to.
+        at.pending = self.dirtied_in(duration, before.share).max(unsent);
+        at.never_sent = PageCount(at.never_sent.0 - first.0);
         RoundFacts {
             index,
             elapsed: at.elapsed,
@@ -279,8 +316,8 @@ impl Model<'_> {
             bottleneck,
             memory_sent_total: at.sent,
             dirty_after: at.pending,
-            unsent: PageCount(0),
-            never_sent: PageCount(0),
+            unsent,
+            never_sent: at.never_sent,
             fixed_cost: self.fixed_cost,
         }
     }

@@ -53,7 +53,7 @@ impl Driver<'_> {
     pub(super) fn pre_copy(&mut self, session: &Session<'_>) -> Result<LastRound, Error> {
         let mut policy = Policy::new(self.steering.limits(), self.memory.layout().bytes()).with_sample();
         let verdict = policy.start();
-        if verdict.decision == Decision::StopAndCopy {
+        if !verdict.decision.goes_on() {
             let (paused_at, mut laps) = self.pause()?;
             let mut parts = DowntimeParts { pause: laps.end(Instant::now()), ..DowntimeParts::default() };
             let remainder = self.memory.populated()?;
@@ -75,7 +75,7 @@ impl Driver<'_> {
             match verdict.decision {
                 Decision::Round | Decision::Throttle => continue,
                 Decision::Abort => return Err(Error::Limit(verdict.reason)),
-                Decision::StopAndCopy => {}
+                Decision::StopAndCopy | Decision::PostCopy => {}
             }
             let (paused_at, mut laps) = self.pause()?;
             let mut parts = DowntimeParts { pause: laps.end(Instant::now()), ..DowntimeParts::default() };
@@ -88,7 +88,7 @@ impl Driver<'_> {
                 fixed_cost: self.fixed_cost(session),
             };
             let confirmed = policy.after_pause(&facts);
-            if confirmed.decision == Decision::StopAndCopy {
+            if !confirmed.decision.goes_on() {
                 return Ok(LastRound { index, kind: RoundKind::StopAndCopy, remainder: pending, paused_at, parts, laps, verdict });
             }
             self.hold.resume()?;

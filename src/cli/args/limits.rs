@@ -6,7 +6,7 @@ use clap::ValueEnum;
 
 use super::UsageError;
 use crate::cli::units::{number_in, parse_time, parse_volume};
-use crate::policy::{Limits, MAX_ROUNDS, OnLimit, Plateau, VolumeLimit};
+use crate::policy::{Limits, MAX_ROUNDS, OnLimit, Plateau, PostCopy, VolumeLimit};
 use crate::units::PageCount;
 
 /// When to stop copying rounds. The defaults are those of [`Limits`].
@@ -31,20 +31,19 @@ pub struct LimitArgs {
     /// What to do when rounds, volume or time run out, or rounds stop helping
     #[arg(long, value_enum, value_name = "ACTION", default_value = "stop")]
     on_limit: OnLimitFlag,
+    /// Run the guest at the destination before its memory is there: never, as soon as rounds are seen not to meet the
+    /// downtime limit (auto), or after N rounds, whatever they leave; 0 is at once [default: never]
+    #[arg(long, value_name = "never|auto|N", value_parser = parse_post_copy)]
+    post_copy: Option<PostCopy>,
 }
 
 impl LimitArgs {
     /// As the policy takes them.
     ///
     /// # Errors
-    /// When they ask for what is not built in.
+    /// When they contradict each other.
     pub fn limits(&self) -> Result<Limits, UsageError> {
-        let on_limit = match self.on_limit {
-            OnLimitFlag::Stop => OnLimit::Stop,
-            OnLimitFlag::Abort => OnLimit::Abort,
-            OnLimitFlag::PostCopy => return Err(UsageError::not_built_in("--on-limit", &"post-copy", "use stop, throttle or abort")),
-            OnLimitFlag::Throttle => OnLimit::Throttle,
-        };
+        self.check()?;
         Ok(Limits {
             max_rounds: self.max_rounds,
             max_volume: self.max_volume,
@@ -52,8 +51,25 @@ impl LimitArgs {
             downtime_limit: self.downtime_limit,
             timeout: self.timeout,
             plateau: Plateau::Watch,
-            on_limit,
+            on_limit: self.on_limit.into(),
+            post_copy: self.post_copy.unwrap_or(PostCopy::Never),
         })
+    }
+
+    /// Flags that leave no place for each other.
+    fn check(&self) -> Result<(), UsageError> {
+        let Some(post_copy) = self.post_copy else { return Ok(()) };
+        let on_limit = |value: &str, why: &str| Err(UsageError::contradiction("--on-limit", &value, why));
+        match (post_copy, self.on_limit) {
+            (PostCopy::Never, OnLimitFlag::PostCopy) => on_limit("post-copy", "--post-copy never rules it out; leave one of them out"),
+            (PostCopy::Auto, OnLimitFlag::Throttle) => on_limit("throttle", "--post-copy auto runs the guest at the destination instead"),
+            (PostCopy::Auto, OnLimitFlag::Abort) => on_limit("abort", "--post-copy auto runs the guest at the destination instead"),
+            (PostCopy::After(rounds), _) if rounds > self.max_rounds => {
+                let why = format!("--max-rounds allows {} before that", self.max_rounds);
+                Err(UsageError::contradiction("--post-copy", &rounds, &why))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -61,11 +77,29 @@ impl LimitArgs {
 enum OnLimitFlag {
     /// Stop the guest and copy the rest
     Stop,
-    /// Run the guest at the destination at once
-    #[value(hide = true)]
+    /// Run the guest at the destination at once; the rest follows
     PostCopy,
     /// Slow the guest down until the rest fits
     Throttle,
     /// Give up; the guest runs on here
     Abort,
+}
+
+impl From<OnLimitFlag> for OnLimit {
+    fn from(flag: OnLimitFlag) -> Self {
+        match flag {
+            OnLimitFlag::Stop => Self::Stop,
+            OnLimitFlag::PostCopy => Self::PostCopy,
+            OnLimitFlag::Throttle => Self::Throttle,
+            OnLimitFlag::Abort => Self::Abort,
+        }
+    }
+}
+
+fn parse_post_copy(text: &str) -> Result<PostCopy, &'static str> {
+    match text {
+        "never" => Ok(PostCopy::Never),
+        "auto" => Ok(PostCopy::Auto),
+        number => number.parse().map(PostCopy::After).map_err(|_| "expected never, auto or a number of rounds"),
+    }
 }

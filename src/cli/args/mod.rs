@@ -120,5 +120,8 @@ impl SecurityArgs {
     }
 }
 
+/// How long a connection that broke in post-copy is waited for, if nothing else is said.
+const RECOVER_FOR: &str = "60s";
+
 #[cfg(test)]
 mod tests;

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{BackingFlag, Output, SecurityArgs, UsageError, check_plain_text};
-use crate::cli::units::{Exact, number_in, parse_size, parse_time};
+use super::{BackingFlag, Output, RECOVER_FOR, SecurityArgs, UsageError, check_plain_text};
+use crate::cli::units::{number_in, parse_size, parse_time};
 use crate::memory::Backing;
 use crate::transport::Endpoint;
 use crate::units::ByteCount;
@@ -39,9 +39,9 @@ pub struct ReceiveArgs {
     /// What guests' memory is made of
     #[arg(long, value_enum, value_name = "KIND", default_value = "anonymous")]
     backing: BackingFlag,
-    /// How long to wait for the sender when the connection breaks in post-copy
-    #[arg(long, value_name = "TIME", value_parser = parse_time, hide = true)]
-    recover_for: Option<Duration>,
+    /// How long to wait for the sender to come back when the connection breaks in post-copy
+    #[arg(long, value_name = "TIME", default_value = RECOVER_FOR, value_parser = parse_time)]
+    recover_for: Duration,
 }
 
 /// What the flags of `pageferry-receive` come to.
@@ -63,6 +63,8 @@ pub struct ReceiveSettings {
     pub max_sessions: Option<u32>,
     /// What guests' memory is made of.
     pub backing: Backing,
+    /// How long a sender whose connection broke in post-copy is waited for.
+    pub recover_for: Duration,
 }
 
 impl ReceiveArgs {
@@ -71,9 +73,6 @@ impl ReceiveArgs {
     /// # Errors
     /// When they ask for what is not built in, or for plain text beyond loopback without saying so.
     pub fn settings(self) -> Result<ReceiveSettings, UsageError> {
-        if let Some(time) = self.recover_for {
-            return Err(UsageError::not_built_in("--recover-for", &Exact(time), "leave it out"));
-        }
         check_plain_text("--listen", &self.listen, self.security.check()?)?;
         Ok(ReceiveSettings {
             endpoint: self.listen,
@@ -84,6 +83,7 @@ impl ReceiveArgs {
             allow: self.allow,
             max_sessions: self.max_sessions,
             backing: self.backing.into(),
+            recover_for: self.recover_for,
         })
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
-use super::{BackingFlag, LimitArgs, Output, SecurityArgs, UsageError, check_plain_text};
+use super::{BackingFlag, LimitArgs, Output, RECOVER_FOR, SecurityArgs, UsageError, check_plain_text};
 use crate::cli::units::{Exact, number_in, parse_rate, parse_size, parse_time};
 use crate::dirty::TrackerKind;
 use crate::memory::Backing;
@@ -46,9 +46,9 @@ pub struct SendArgs {
     /// Memory for making differences from [default: a tenth of the guest, at most 1GiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     delta_cache: Option<ByteCount>,
-    /// How long to keep trying when the connection breaks in post-copy
-    #[arg(long, value_name = "TIME", value_parser = parse_time, hide = true)]
-    recover_for: Option<Duration>,
+    /// How long to keep trying to reach the receiver when the connection breaks in post-copy
+    #[arg(long, value_name = "TIME", default_value = RECOVER_FOR, value_parser = parse_time)]
+    recover_for: Duration,
     /// Move many guests, one line of flags each
     #[arg(long, value_name = "FILE", hide = true)]
     batch: Option<PathBuf>,
@@ -65,9 +65,6 @@ pub struct SendArgs {
     security: SecurityArgs,
     #[command(flatten)]
     limits: LimitArgs,
-    /// When to run the guest at the destination before its memory is there: never, auto, or after N pre-copy rounds
-    #[arg(long, value_name = "never|auto|N", default_value = "never", value_parser = parse_post_copy, hide = true)]
-    post_copy: PostCopyFlag,
 }
 
 /// What the flags of `pageferry-send` come to.
@@ -91,6 +88,8 @@ pub struct SendSettings {
     pub bandwidth: Option<BytesPerSec>,
     /// What the guest's memory is made of.
     pub backing: Backing,
+    /// How long a connection that broke in post-copy is tried to be made again.
+    pub recover_for: Duration,
     /// How long the guest runs first.
     pub warm_up: Duration,
     /// Where the report goes.
@@ -123,6 +122,7 @@ impl SendArgs {
             limits,
             bandwidth: self.bandwidth,
             backing: self.backing.into(),
+            recover_for: self.recover_for,
             warm_up: self.warm_up,
             json: self.json.map(Output::from),
             dump: self.dump,
@@ -132,14 +132,6 @@ impl SendArgs {
     fn check_built_in(&self) -> Result<(), UsageError> {
         if let Some(file) = &self.batch {
             return Err(UsageError::not_built_in("--batch", &file.display(), "start one sender for each guest"));
-        }
-        if let Some(time) = self.recover_for {
-            return Err(UsageError::not_built_in("--recover-for", &Exact(time), "leave it out"));
-        }
-        match self.post_copy {
-            PostCopyFlag::Never => {}
-            PostCopyFlag::Auto => return Err(UsageError::not_built_in("--post-copy", &"auto", "use never")),
-            PostCopyFlag::After(rounds) => return Err(UsageError::not_built_in("--post-copy", &rounds, "use never")),
         }
         if self.compress == CompressFlag::Zstd && !Codecs::built_in().contains(Codecs::ZSTD) {
             return Err(UsageError::not_built_in("--compress", &"zstd", "use auto, none or lz4"));
@@ -212,21 +204,6 @@ enum DeltaFlag {
     Auto,
     /// Pages always go whole
     Off,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum PostCopyFlag {
-    Never,
-    Auto,
-    After(u32),
-}
-
-fn parse_post_copy(text: &str) -> Result<PostCopyFlag, &'static str> {
-    match text {
-        "never" => Ok(PostCopyFlag::Never),
-        "auto" => Ok(PostCopyFlag::Auto),
-        number => number.parse().map(PostCopyFlag::After).map_err(|_| "expected never, auto or a number of rounds"),
-    }
 }
 
 const USAGE: &str = "pageferry-send --to <ADDR> --guest <SPEC> [OPTIONS]";

@@ -5,7 +5,7 @@ use clap::{CommandFactory, Parser};
 use super::*;
 use crate::dirty::TrackerKind;
 use crate::page::{Compression, DeltaCache};
-use crate::policy::{Limits, OnLimit, VolumeLimit};
+use crate::policy::{Limits, OnLimit, PostCopy, VolumeLimit};
 use crate::units::{ByteCount, BytesPerSec, PageCount};
 
 /// Flags that are enough, on loopback.
@@ -105,10 +105,6 @@ fn every_flag_of_the_receiver_arrives() {
 fn what_is_not_built_in_is_said_with_flag_and_value() {
     let table = [
         ("--tls keys", "--tls keys: not built in; use --insecure on a network you trust"),
-        ("--post-copy auto", "--post-copy auto: not built in; use never"),
-        ("--post-copy 2", "--post-copy 2: not built in; use never"),
-        ("--on-limit post-copy", "--on-limit post-copy: not built in; use stop, throttle or abort"),
-        ("--recover-for 30s", "--recover-for 30s: not built in; leave it out"),
         ("--batch guests", "--batch guests: not built in; start one sender for each guest"),
     ];
     for (flags, message) in table {
@@ -116,12 +112,40 @@ fn what_is_not_built_in_is_said_with_flag_and_value() {
         assert_eq!(error.to_string(), message);
     }
     let row = |flag| *table.iter().find(|(flags, _)| flags.starts_with(flag)).expect("in the table");
-    for (flags, message) in [row("--tls"), row("--recover-for")] {
-        let error = parse::<ReceiveArgs>(&format!("{RECEIVE} {flags}")).unwrap().settings().unwrap_err();
-        assert_eq!(error.to_string(), message);
-    }
+    let error = parse::<ReceiveArgs>(&format!("{RECEIVE} --tls keys")).unwrap().settings().unwrap_err();
+    assert_eq!(error.to_string(), row("--tls").1);
     let batch_alone = parse::<SendArgs>("--batch guests").unwrap().settings().unwrap_err();
     assert_eq!(batch_alone.to_string(), row("--batch").1);
+}
+
+#[test]
+fn post_copy_flags_arrive_and_those_that_rule_each_other_out_are_refused() {
+    let limits = |flags: &str| send(flags).limits;
+    assert!(!limits("").allow_post_copy());
+    for (flags, post_copy, on_limit) in [
+        ("--post-copy never", PostCopy::Never, OnLimit::Stop),
+        ("--post-copy auto", PostCopy::Auto, OnLimit::Stop),
+        ("--post-copy 0", PostCopy::After(0), OnLimit::Stop),
+        ("--post-copy 30 --on-limit abort", PostCopy::After(30), OnLimit::Abort),
+        ("--on-limit post-copy", PostCopy::Never, OnLimit::PostCopy),
+        ("--post-copy auto --on-limit post-copy", PostCopy::Auto, OnLimit::PostCopy),
+        ("--post-copy 0 --max-rounds 0", PostCopy::After(0), OnLimit::Stop),
+    ] {
+        assert_eq!((limits(flags).post_copy, limits(flags).on_limit), (post_copy, on_limit), "{flags}");
+    }
+    for (flags, message) in [
+        ("--post-copy never --on-limit post-copy", "--on-limit post-copy: --post-copy never rules it out; leave one of them out"),
+        ("--post-copy auto --on-limit throttle", "--on-limit throttle: --post-copy auto runs the guest at the destination instead"),
+        ("--post-copy auto --on-limit abort", "--on-limit abort: --post-copy auto runs the guest at the destination instead"),
+        ("--post-copy 31", "--post-copy 31: --max-rounds allows 30 before that"),
+        ("--post-copy 3 --max-rounds 2", "--post-copy 3: --max-rounds allows 2 before that"),
+    ] {
+        let error = parse::<SendArgs>(&format!("{SEND} {flags}")).unwrap().settings().unwrap_err();
+        assert_eq!(error.to_string(), message);
+    }
+    assert_eq!((send("").recover_for, receive("").recover_for), (Duration::from_secs(60), Duration::from_secs(60)));
+    assert_eq!(send("--recover-for 5s").recover_for, Duration::from_secs(5));
+    assert_eq!(receive("--recover-for 2m").recover_for, Duration::from_secs(120));
 }
 
 #[test]

@@ -37,6 +37,9 @@ pub(super) fn print(input: &ModelInput, plan: &Prediction, out: &mut impl Write)
         let name = if plan.rounds.is_empty() { "cold" } else { "stop-and-copy" };
         rows.push(row(name.to_owned(), plan.remainder, plan.downtime, String::new(), String::new()));
     }
+    if plan.decision == Decision::PostCopy {
+        rows.push(row("post-copy".to_owned(), plan.remainder, plan.resume, String::new(), String::new()));
+    }
     let widths: [usize; 6] = array::from_fn(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0));
     for [round, pages, memory, time, dirty, decision] in &rows {
         let [w0, w1, w2, w3, w4, _] = widths;
@@ -70,7 +73,11 @@ fn row(round: String, pages: PageCount, time: Duration, dirty: String, decision:
 /// Why pre-copy ends, in a sentence.
 fn why(plan: &Prediction, input: &ModelInput) -> String {
     let limits = &input.limits;
-    let end = if plan.decision == Decision::Abort { "aborts" } else { "stops" };
+    let end = match plan.decision {
+        Decision::Abort => "aborts",
+        Decision::PostCopy => "switches to post-copy",
+        _ => "stops",
+    };
     let because = match plan.stopped_by {
         Reason::DirtyThreshold => format!("at most {} are dirty", limits.dirty_threshold),
         Reason::DowntimeLimit => format!("the rest fits in the downtime limit of {}", Exact(limits.downtime_limit)),
@@ -79,6 +86,8 @@ fn why(plan: &Prediction, input: &ModelInput) -> String {
         Reason::MaxVolume => format!("more than {} was moved", limits.max_volume.for_guest(input.memory)),
         Reason::Timeout => format!("pre-copy has taken {}", Exact(limits.timeout.unwrap_or_default())),
         Reason::Plateau | Reason::LocalMinimum => "more rounds would not leave less".to_owned(),
+        Reason::NotConverging => format!("no number of rounds would meet the downtime limit of {}", Exact(limits.downtime_limit)),
+        Reason::AsAsked => "no more rounds were asked for".to_owned(),
         _ => unreachable!("the others go on, and nothing ends with them"),
     };
     format!("{end} because {because}")
@@ -90,6 +99,7 @@ pub(super) struct Plan {
     schema: u32,
     total_ms: f64,
     downtime_ms: f64,
+    resume_ms: f64,
     moved_bytes: ByteCount,
     remainder_pages: PageCount,
     decision: Decision,
@@ -141,6 +151,7 @@ impl Plan {
             schema: SCHEMA,
             total_ms: millis(plan.total),
             downtime_ms: millis(plan.downtime),
+            resume_ms: millis(plan.resume),
             moved_bytes: plan.moved,
             remainder_pages: plan.remainder,
             decision: plan.decision,

@@ -67,12 +67,43 @@ fn the_plain_algorithm_goes_on_to_its_thresholds() {
     assert!(plan(&format!("{busy} --plateau ignore --on-limit abort")).contains("aborts because no more than 7 rounds"));
 }
 
+/// 64 MiB written all over every 164 ms, on a link that takes 537 ms for them.
+const BUSY: &str = "--memory 1GiB --dirty-rate 100000 --bandwidth 1Gbit/s --working-set 64MiB --fixed-cost 5ms";
+
 #[test]
-fn what_is_not_built_in_is_a_usage_error() {
-    let command =
-        Command::try_parse_from(["plan", "--memory", "1MiB", "--dirty-rate", "0", "--bandwidth", "1MB/s", "--on-limit", "post-copy"]).unwrap();
-    let error = run(&command.plan, &mut Vec::new()).unwrap_err();
-    assert_eq!(error.to_string(), "--on-limit post-copy: not built in; use stop, throttle or abort");
+fn post_copy_is_a_row_and_its_downtime_the_fixed_cost() {
+    let text = plan(&format!("{BUSY} --post-copy auto"));
+    let expected = "    round   pages  memory      time  dirty after  decision
+        0  262144   1 GiB   8.590 s        16384  round: sampling
+        1     512   2 MiB   16.8 ms        15872  post-copy: not-converging
+post-copy   15872  62 MiB  520.1 ms
+
+rounds             2  switches to post-copy because no number of rounds would meet the downtime limit of 300ms
+moved         278528  pages, 1.06 GiB of guest memory
+total        9.132 s  whatever the guest does: 8.595 s to 103.1 s
+downtime      5.0 ms  whatever the guest does: 5.0 ms to 300.0 ms
+";
+    assert_eq!(text, expected);
+    let text = plan(&format!("{BUSY} --post-copy 0"));
+    assert!(text.contains("post-copy  262144   1 GiB  8.590 s") && text.contains("because no more rounds were asked for"), "{text}");
+    assert!(plan(&format!("{BUSY} --on-limit post-copy")).contains("switches to post-copy because more rounds would not leave less"));
+}
+
+#[test]
+fn json_tells_how_long_the_rest_follows() {
+    let json: serde_json::Value = serde_json::from_str(&plan(&format!("{BUSY} --post-copy 1 --json"))).unwrap();
+    assert_eq!((&json["decision"], &json["stopped_by"]), (&"post-copy".into(), &"as-asked".into()));
+    assert_eq!((&json["downtime_ms"], &json["remainder_pages"]), (&5.0.into(), &16_384.into()));
+    assert_eq!(json["resume_ms"], 536.87);
+    let total = json["total_ms"].as_f64().unwrap();
+    assert!((total - (8589.934 + 5.0 + 536.87)).abs() < 0.01, "{json}");
+}
+
+#[test]
+fn flags_that_contradict_each_other_are_a_usage_error() {
+    let words = format!("plan {BUSY} --post-copy auto --on-limit abort");
+    let error = run(&Command::try_parse_from(words.split_whitespace()).unwrap().plan, &mut Vec::new()).unwrap_err();
+    assert_eq!(error.to_string(), "--on-limit abort: --post-copy auto runs the guest at the destination instead");
 }
 
 #[test]

@@ -257,3 +257,94 @@ fn a_guest_that_cannot_be_slowed_down_is_stopped() {
     assert_eq!(instead.to_string(), "stop-and-copy: max-rounds");
     assert_eq!(instead.share, crate::guest::RunShare::FULL);
 }
+
+#[test]
+fn counted_rounds_are_sent_whatever_they_leave_and_then_the_guest_moves() {
+    let after = |rounds| Limits { post_copy: PostCopy::After(rounds), ..Limits::default() };
+    assert_eq!(Policy::new(after(0), GUEST).start().to_string(), "post-copy: as-asked");
+    assert_eq!(Policy::new(after(2), GUEST).with_sample().start().to_string(), "round: as-asked");
+    let (go, switch) = ("round: as-asked", "post-copy: as-asked");
+    assert_eq!(decide(after(1), &[9000]), [switch]);
+    assert_eq!(decide(after(3), &[10, 0, 9000]), [go, go, switch], "a guest that would fit is no exception");
+    assert_eq!(decide(after(6), &[9000; 6]), [go, go, go, go, go, switch], "nor is one that would not");
+    let in_time = Limits { timeout: Some(Duration::from_secs(2)), ..after(3) };
+    assert_eq!(decide(in_time, &[9000, 9000]), [go, "post-copy: timeout"], "a limit comes first");
+    assert_eq!(decide(Limits { on_limit: OnLimit::Abort, ..in_time }, &[9000, 9000]), [go, "abort: timeout"]);
+}
+
+#[test]
+fn at_a_limit_post_copy_takes_the_place_of_a_stop() {
+    let at_limit = Limits { on_limit: OnLimit::PostCopy, ..Limits::default() };
+    let auto = Limits { post_copy: PostCopy::Auto, ..Limits::default() };
+    for limits in [at_limit, auto] {
+        assert_eq!(Policy::new(Limits { max_rounds: 0, ..limits }, GUEST).start().to_string(), "post-copy: max-rounds");
+        assert_eq!(decide(Limits { max_rounds: 1, ..limits }, &[9000]), ["post-copy: max-rounds"]);
+        assert_eq!(decide(Limits { max_rounds: 1, ..limits }, &[10]), ["stop-and-copy: dirty-threshold"], "what fits is stopped for");
+        assert_eq!(decide(Limits { max_rounds: 1, ..limits }, &[2800]), ["stop-and-copy: downtime-limit"]);
+    }
+    assert_eq!(decide(at_limit, &[9000; 4])[3], "post-copy: plateau");
+    assert_eq!(decide(at_limit, &[9000, 4000, 9000, 8500])[3], "post-copy: plateau", "there is no need for a low");
+}
+
+#[test]
+fn a_hopeless_guest_is_switched_as_soon_as_that_is_known() {
+    let auto = Limits { post_copy: PostCopy::Auto, ..Limits::default() };
+    // 16 384 pages, written all over in 0.3 s, take 1.6 s; pages that were sent before may cost less, and it is round 1 that tells.
+    let mut policy = Policy::new(auto, GUEST);
+    policy.set_curve(DirtyCurve::sweep(PagesPerSec(50_000.0), PageCount(16_384)));
+    assert_eq!(policy.after_round(&round(0, 16_384)).to_string(), "round: converging");
+    assert_eq!(policy.after_round(&round(1, 16_384)).to_string(), "post-copy: not-converging");
+    // A sample tells as well.
+    let mut policy = Policy::new(auto, GUEST).with_sample();
+    policy.set_curve(DirtyCurve::sweep(PagesPerSec(50_000.0), PageCount(16_384)));
+    assert_eq!(policy.after_round(&round(0, 16_384)).to_string(), "round: sampling");
+    let sample = RoundFacts {
+        duration: Duration::from_millis(51),
+        pages: SAMPLE_PAGES,
+        wire_bytes: SAMPLE_PAGES.bytes(),
+        arrived: SAMPLE_PAGES.bytes(),
+        ..round(1, 16_384)
+    };
+    assert_eq!(policy.clone().after_round(&sample).to_string(), "post-copy: not-converging");
+    // Differences that cost next to nothing change everything.
+    let cheap = RoundFacts { duration: Duration::from_millis(1), wire_bytes: ByteCount(5000), arrived: ByteCount(5000), ..sample };
+    assert_ne!(policy.after_round(&RoundFacts { bottleneck: Bottleneck::Processor, ..cheap }).decision, Decision::PostCopy);
+}
+
+#[test]
+fn what_is_left_after_the_pause_decides_how_the_guest_moves() {
+    let fits = PauseFacts { paused_for: Duration::ZERO, remaining: PageCount(1000), never_sent: PageCount(0), fixed_cost: Duration::from_millis(20) };
+    let too_much = PauseFacts { remaining: PageCount(9000), ..fits };
+    let stopped = |limits: Limits, dirty: u64, expected: &str| {
+        let mut policy = Policy::new(limits, GUEST);
+        assert_eq!(policy.after_round(&round(0, dirty)).to_string(), expected);
+        policy
+    };
+    let auto = Limits { post_copy: PostCopy::Auto, ..Limits::default() };
+    for limits in [auto, Limits { on_limit: OnLimit::PostCopy, ..Limits::default() }] {
+        let few = Limits { dirty_threshold: PageCount(3000), ..limits };
+        let policy = || stopped(few, 2900, "stop-and-copy: dirty-threshold");
+        assert_eq!(policy().after_pause(&fits).to_string(), "stop-and-copy: dirty-threshold");
+        assert_eq!(policy().after_pause(&too_much).to_string(), "post-copy: over-budget", "at once, not after three more rounds");
+        let policy = || stopped(Limits { max_rounds: 1, ..limits }, 9000, "post-copy: max-rounds");
+        assert_eq!(policy().after_pause(&too_much).to_string(), "post-copy: max-rounds");
+        assert_eq!(policy().after_pause(&fits).to_string(), "stop-and-copy: downtime-limit", "it fits after all");
+    }
+    let mut asked = stopped(Limits { post_copy: PostCopy::After(1), ..Limits::default() }, 9000, "post-copy: as-asked");
+    assert_eq!(asked.after_pause(&fits).to_string(), "post-copy: as-asked");
+}
+
+#[test]
+fn a_destination_that_cannot_take_a_guest_without_its_memory_is_not_asked_to() {
+    for (limits, expected) in [
+        (Limits { post_copy: PostCopy::Auto, ..Limits::default() }, "stop-and-copy: plateau"),
+        (Limits { post_copy: PostCopy::After(0), ..Limits::default() }, "stop-and-copy: plateau"),
+        (Limits { on_limit: OnLimit::PostCopy, ..Limits::default() }, "stop-and-copy: plateau"),
+        (Limits { post_copy: PostCopy::After(1), on_limit: OnLimit::Abort, ..Limits::default() }, "abort: plateau"),
+    ] {
+        let mut policy = Policy::new(limits, GUEST).without_post_copy();
+        assert_eq!(policy.start().decision, Decision::Round);
+        let last = (0..4).map(|index| policy.after_round(&round(index, 9000)).to_string()).last();
+        assert_eq!(last.as_deref(), Some(expected), "{limits:?}");
+    }
+}

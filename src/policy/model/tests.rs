@@ -17,6 +17,7 @@ fn plain(max_rounds: u32, max_volume: VolumeLimit, dirty_threshold: u64) -> Limi
         timeout: None,
         plateau: Plateau::Ignore,
         on_limit: OnLimit::Stop,
+        post_copy: PostCopy::Never,
     }
 }
 
@@ -255,4 +256,75 @@ fn the_rest_is_predicted_as_the_whole_would_be() {
     let rest = policy.predict_rest(&facts, verdict, &DirtyCurve::default(), Duration::ZERO);
     assert_eq!(rest.rounds, expected.rounds[1..]);
     assert_eq!((rest.total, rest.downtime, rest.moved), (expected.total, expected.downtime, expected.moved));
+}
+
+/// 1 Gbit/s, `fixed_ms` of fixed costs, post-copy as the policy sees fit.
+fn auto(memory_mib: u64, dirty_rate: f64, working_set: u64, limits: Limits) -> ModelInput {
+    let limits = Limits { post_copy: PostCopy::Auto, ..limits };
+    ModelInput { working_set: Some(PageCount(working_set)), fixed_cost: Duration::from_millis(5), ..input(memory_mib, dirty_rate, 125e6, limits) }
+}
+
+proptest! {
+    #[test]
+    fn a_guest_that_converges_is_never_switched(
+        memory in 64_u64..4096,
+        dirty_rate in prop_oneof![0.0..40_000.0_f64, 1e4..1e6_f64],
+        working_set in prop_oneof![0_u64..20_000, 0_u64..1_000_000],
+        downtime_ms in 10_u64..1000,
+    ) {
+        let limits = Limits { downtime_limit: Duration::from_millis(downtime_ms), ..Limits::default() };
+        let switching = auto(memory, dirty_rate, working_set, limits);
+        let alone = predict(&ModelInput { limits, ..switching });
+        let predicted = predict(&switching);
+        if matches!(alone.stopped_by, Reason::DirtyThreshold | Reason::DowntimeLimit) {
+            prop_assert_eq!(predicted.decision, Decision::StopAndCopy, "{:?}\n{:?}", alone, predicted);
+        }
+        prop_assert!(predicted.downtime <= limits.downtime_limit.max(input(1, 0.0, 125e6, limits).bandwidth.time_for(limits.dirty_threshold.bytes())) + switching.fixed_cost);
+    }
+
+    #[test]
+    fn post_copy_moves_what_is_left_once_and_stands_still_for_the_fixed_cost(plain in any_input(), rounds in 0_u32..10) {
+        let limits = Limits { post_copy: PostCopy::After(rounds), max_rounds: 40, max_volume: VolumeLimit::Times(100.0), timeout: None, ..plain.limits };
+        let predicted = predict(&ModelInput { limits, ..plain });
+        prop_assert_eq!((predicted.decision, predicted.rounds.len()), (Decision::PostCopy, rounds as usize));
+        prop_assert_eq!(predicted.downtime, plain.fixed_cost);
+        prop_assert!(close(predicted.total - plain.fixed_cost, plain.bandwidth.time_for(predicted.moved)));
+        prop_assert!(close(predicted.resume, plain.bandwidth.time_for(predicted.remainder.bytes())));
+        prop_assert_eq!(predicted.rounds.last().map_or(plain.memory.pages(), |round| round.dirty_after), predicted.remainder);
+    }
+}
+
+#[test]
+fn a_hopeless_guest_is_switched_after_round_zero_and_a_sample() {
+    for working_set in [16_384, 65_536] {
+        let predicted = predict(&auto(1024, 100_000.0, working_set, Limits::default()));
+        assert_eq!((predicted.decision, predicted.stopped_by), (Decision::PostCopy, Reason::NotConverging));
+        assert_eq!(predicted.rounds.iter().map(|round| round.pages.0).collect::<Vec<_>>(), [262_144, SAMPLE_PAGES.0]);
+        assert_eq!((predicted.remainder, predicted.downtime), (PageCount(working_set - SAMPLE_PAGES.0), Duration::from_millis(5)));
+    }
+    // A volume or a time that does not suffice is as hopeless.
+    let slow = auto(1024, 15_000.0, 262_144, Limits::default());
+    assert_eq!(predict(&slow).decision, Decision::StopAndCopy);
+    let late = Limits { timeout: Some(Duration::from_secs(12)), ..slow.limits };
+    assert_eq!(predict(&ModelInput { limits: late, ..slow }).stopped_by, Reason::NotConverging);
+    let little = Limits { max_volume: VolumeLimit::Times(1.3), ..slow.limits };
+    assert_eq!(predict(&ModelInput { limits: little, ..slow }).stopped_by, Reason::NotConverging);
+}
+
+#[test]
+fn a_measured_guest_pays_full_price_for_pages_that_follow_it() {
+    // What is a difference of 1000 bytes in a round is a page of 4096 in post-copy.
+    let guest = MeasuredGuest {
+        memory: ByteCount(1024 * MIB),
+        pages: PageCount(131_072),
+        first_bytes: 4096.0,
+        again_bytes: 1000.0,
+        processors: PagesPerSec(1e9),
+        curve: DirtyCurve::sweep(PagesPerSec(1e6), PageCount(65_536)),
+        round_cost: Duration::ZERO,
+    };
+    let limits = Limits { post_copy: PostCopy::Auto, ..Limits::default() };
+    let plan = predict_measured(&guest, BytesPerSec(125e6), limits, Duration::from_millis(3));
+    assert_eq!((plan.decision, plan.rounds.len()), (Decision::PostCopy, 2), "65 536 differences take 524 ms");
+    assert!(close(plan.resume, BytesPerSec(125e6).time_for(PageCount(65_024).bytes())), "{plan:?}");
 }
