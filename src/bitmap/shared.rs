@@ -24,6 +24,12 @@ impl SharedBitmap {
         Self { words: (0..chunks).map(|_| AtomicU64::new(0)).collect() }
     }
 
+    /// A copy of `pages`.
+    #[must_use]
+    pub fn from_pages(pages: &PageBitmap) -> Self {
+        Self { words: pages.words().iter().map(|&word| AtomicU64::new(word)).collect() }
+    }
+
     /// Number of chunks (words).
     #[must_use]
     pub fn chunks(&self) -> u32 {
@@ -59,6 +65,14 @@ impl SharedBitmap {
     pub fn word(&self, chunk: ChunkIndex) -> u64 {
         // Relaxed: nothing is inferred from a mark about the page's contents.
         self.words[chunk.as_usize()].load(Ordering::Relaxed)
+    }
+
+    /// Takes those of the pages of `mask` that are marked; of several threads that want the same page, one gets it. Panics
+    /// if `chunk` is out of range.
+    #[must_use]
+    pub fn take(&self, chunk: ChunkIndex, mask: u64) -> u64 {
+        // Acquire pairs with the Release of `mark_word`, as in `drain_into`.
+        self.words[chunk.as_usize()].fetch_and(!mask, Ordering::Acquire) & mask
     }
 
     /// Adds all marks to `into` without taking them, as [`SharedBitmap::word`] sees them. Panics if the sizes differ.
@@ -100,6 +114,28 @@ mod tests {
         });
         shared.drain_into(&mut seen);
         assert_eq!(seen.count(), PageCount(64 * 64));
+    }
+
+    #[test]
+    fn each_mark_is_taken_once() {
+        let mut pages = PageBitmap::new(32);
+        pages.insert_run(PageIndex(0), PageCount(32 * 64));
+        let shared = SharedBitmap::from_pages(&pages);
+        let taken: u64 = std::thread::scope(|scope| {
+            let take = |_| {
+                let shared = &shared;
+                // Every mask meets every other in some bit.
+                let masks = [0x0f, 0xff << 2, 1 << 9, u64::MAX];
+                scope.spawn(move || {
+                    let all = (0..32).flat_map(|chunk| masks.map(|mask| shared.take(ChunkIndex(chunk), mask).count_ones()));
+                    all.map(u64::from).sum::<u64>()
+                })
+            };
+            let takers: Vec<_> = (0..4).map(take).collect();
+            takers.into_iter().map(|taker| taker.join().unwrap()).sum()
+        });
+        assert_eq!(taken, 32 * 64);
+        assert_eq!(shared.take(ChunkIndex(3), u64::MAX), 0);
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod hold;
 mod order;
 mod outcome;
 mod pump;
+mod push;
 mod rounds;
 mod settle;
 mod steering;
@@ -31,6 +32,7 @@ use std::time::Duration;
 
 pub use event::{Event, Phase};
 pub use outcome::{Completed, Failure, InDoubt};
+pub use push::{Claim, Granule, Piece, Prepaging, PushOrder, Remaining, widen};
 pub use steering::Steering;
 pub use survey::survey;
 

@@ -1,0 +1,250 @@
+//! In which order the rest of memory is pushed: around the guest's latest faults.
+//!
+//! A page that arrives before the guest touches it costs the guest nothing; one that it has to wait for costs a round
+//! trip. Programs touch what lies next to what they just touched, so every fault becomes a *pivot*, and the push goes on
+//! from there in both directions ("bubbling", Hines, Deshpande and Gopalan, "Post-copy live migration of virtual
+//! machines", <https://doi.org/10.1145/1618525.1618528>). Several pivots take turns, one for each place where the guest
+//! is at work. Faults that ascend near a pivot make it a run: it goes on forward, almost only, and farther. A pivot that
+//! sees no more faults has said what it knows after a while, and makes room for what was written lately, and that for the
+//! rest in order.
+//!
+//! Pure: no threads, no clock. What has been claimed is looked up in [`Remaining`]; cursors only move away from their
+//! pivots, so nothing is looked at again and again.
+
+use super::remaining::Remaining;
+use crate::units::{CHUNK_PAGES, ChunkIndex, PageIndex};
+
+/// How the push follows the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Prepaging {
+    /// Nothing is pushed: every page waits until the guest does. To compare with.
+    Demand,
+    /// In order, whatever the guest does. To compare with.
+    Push,
+    /// Around the latest fault.
+    OnePivot,
+    /// Around the latest faults at several places.
+    #[default]
+    Pivots,
+}
+
+/// Some pages of a chunk, to be sent as one frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Which chunk.
+    pub chunk: ChunkIndex,
+    /// Which pages of it, at least one.
+    pub mask: u64,
+}
+
+/// The order of the push.
+#[derive(Debug)]
+pub struct PushOrder {
+    prepaging: Prepaging,
+    /// The one that saw a fault last is at the front.
+    pivots: Vec<Pivot>,
+    /// Whose turn it is.
+    turn: usize,
+    /// Chunks to push before the rest, the next one at the end.
+    hot: Vec<ChunkIndex>,
+    /// All chunks before it have been pushed or are hot.
+    rest: u32,
+}
+
+/// A place where the guest is at work.
+#[derive(Debug)]
+struct Pivot {
+    /// Where the next fault of a run is expected: pages below were passed.
+    forward: u64,
+    /// Pages from it on were passed.
+    backward: u64,
+    /// The last fault.
+    last: u64,
+    /// Ascending faults in a row; descending ones count down from nothing.
+    streak: i32,
+    /// Pieces pushed since the last fault.
+    pieces: u32,
+    /// Pages that may be pushed before the next fault.
+    budget: u64,
+}
+
+impl PushOrder {
+    /// Nothing has faulted yet. `hot` are the chunks to push first as long as nothing does, in this order.
+    #[must_use]
+    pub fn new(prepaging: Prepaging, mut hot: Vec<ChunkIndex>) -> Self {
+        hot.reverse();
+        Self { prepaging, pivots: Vec::with_capacity(PIVOTS), turn: 0, hot, rest: 0 }
+    }
+
+    /// The guest waits for `page`, or for it to arrive if it is under way. Answers how many pages after it are worth
+    /// sending right behind it.
+    pub fn fault(&mut self, page: PageIndex) -> u32 {
+        let pivots = match self.prepaging {
+            Prepaging::Demand | Prepaging::Push => return 0,
+            Prepaging::OnePivot => 1,
+            Prepaging::Pivots => PIVOTS,
+        };
+        let pivot = match self.pivots.iter().position(|pivot| pivot.is_near(page.0)) {
+            Some(at) => {
+                let mut pivot = self.pivots.remove(at);
+                pivot.follow(page.0);
+                pivot
+            }
+            None => {
+                self.pivots.truncate(pivots - 1);
+                Pivot::new(page.0)
+            }
+        };
+        let behind = u32::try_from(pivot.streak.max(0)).expect("not negative").saturating_mul(4).min(MOST_BEHIND);
+        self.pivots.insert(0, pivot);
+        self.turn = 0;
+        behind
+    }
+
+    /// What to push next: at most `most` pages (at least one) that nobody has claimed; `None` when there are none.
+    pub fn next(&mut self, remaining: &Remaining, most: u32) -> Option<Piece> {
+        if self.prepaging == Prepaging::Demand {
+            return None;
+        }
+        self.next_of_pivots(remaining, most).or_else(|| self.next_hot(remaining, most)).or_else(|| self.next_of_rest(remaining, most))
+    }
+
+    fn next_of_pivots(&mut self, remaining: &Remaining, most: u32) -> Option<Piece> {
+        while !self.pivots.is_empty() {
+            let turn = self.turn % self.pivots.len();
+            if let Some(piece) = self.pivots[turn].next(remaining, most) {
+                self.turn = turn + 1;
+                return Some(piece);
+            }
+            self.pivots.remove(turn);
+            self.turn = turn;
+        }
+        None
+    }
+
+    fn next_hot(&mut self, remaining: &Remaining, most: u32) -> Option<Piece> {
+        while let Some(&chunk) = self.hot.last() {
+            let mask = lowest(remaining.word(chunk), most);
+            if mask != 0 {
+                return Some(Piece { chunk, mask });
+            }
+            self.hot.pop();
+        }
+        None
+    }
+
+    fn next_of_rest(&mut self, remaining: &Remaining, most: u32) -> Option<Piece> {
+        while self.rest < remaining.chunks() {
+            let chunk = ChunkIndex(self.rest);
+            let mask = lowest(remaining.word(chunk), most);
+            if mask != 0 {
+                return Some(Piece { chunk, mask });
+            }
+            self.rest += 1;
+        }
+        None
+    }
+}
+
+impl Pivot {
+    fn new(page: u64) -> Self {
+        Self { forward: page + 1, backward: page, last: page, streak: 0, pieces: 0, budget: REACH }
+    }
+
+    fn is_near(&self, page: u64) -> bool {
+        (self.backward.saturating_sub(NEAR)..self.forward + NEAR).contains(&page)
+    }
+
+    /// Takes note of another fault nearby.
+    fn follow(&mut self, page: u64) {
+        self.streak = match page.cmp(&self.last) {
+            std::cmp::Ordering::Greater => self.streak.max(0) + 1,
+            std::cmp::Ordering::Less => self.streak.min(0) - 1,
+            std::cmp::Ordering::Equal => self.streak,
+        };
+        self.last = page;
+        self.pieces = 0;
+        self.budget = self.budget.max(REACH << self.streak.unsigned_abs().min(LONGEST_REACH));
+        // A run that is ahead of the push is joined where it is; what it passed over it does not seem to need.
+        if self.streak >= RUN {
+            self.forward = self.forward.max(page + 1);
+        } else if self.streak <= -RUN {
+            self.backward = self.backward.min(page);
+        }
+    }
+
+    fn next(&mut self, remaining: &Remaining, most: u32) -> Option<Piece> {
+        if self.budget == 0 {
+            return None;
+        }
+        let (period, other) = if self.streak.abs() >= RUN { (8, 7) } else { (3, 2) };
+        let is_other = self.pieces % period == other;
+        let ahead = is_other != (self.streak > -RUN);
+        self.pieces = self.pieces.wrapping_add(1);
+        let piece = if ahead {
+            self.next_forward(remaining, most).or_else(|| self.next_backward(remaining, most))
+        } else {
+            self.next_backward(remaining, most).or_else(|| self.next_forward(remaining, most))
+        }?;
+        self.budget = self.budget.saturating_sub(u64::from(piece.mask.count_ones()));
+        Some(piece)
+    }
+
+    /// The next pages above, if there are any not too far away.
+    fn next_forward(&mut self, remaining: &Remaining, most: u32) -> Option<Piece> {
+        let end = u64::from(remaining.chunks()) * CHUNK_PAGES as u64;
+        let far = self.last.max(self.forward).saturating_add(self.budget).min(end);
+        while self.forward < far {
+            let at = PageIndex(self.forward);
+            let mask = lowest(remaining.word(at.chunk()) & (u64::MAX << at.bit()), most);
+            let passed = if mask == 0 { CHUNK_PAGES as u64 } else { u64::from(64 - mask.leading_zeros()) };
+            self.forward = at.chunk().page(0).0 + passed;
+            if mask != 0 {
+                return Some(Piece { chunk: at.chunk(), mask });
+            }
+        }
+        None
+    }
+
+    /// The next pages below, if there are any not too far away.
+    fn next_backward(&mut self, remaining: &Remaining, most: u32) -> Option<Piece> {
+        let far = self.last.min(self.backward).saturating_sub(self.budget);
+        while self.backward > far {
+            let at = PageIndex(self.backward - 1);
+            let mask = highest(remaining.word(at.chunk()) & (u64::MAX >> (63 - at.bit())), most);
+            let passed = if mask == 0 { 0 } else { u64::from(mask.trailing_zeros()) };
+            self.backward = at.chunk().page(0).0 + passed;
+            if mask != 0 {
+                return Some(Piece { chunk: at.chunk(), mask });
+            }
+        }
+        None
+    }
+}
+
+/// The lowest `count` bits that are set.
+fn lowest(word: u64, count: u32) -> u64 {
+    let mut left = word;
+    for _ in 0..count.min(word.count_ones()) {
+        left &= left - 1;
+    }
+    word & !left
+}
+
+/// The highest `count` bits that are set.
+fn highest(word: u64, count: u32) -> u64 {
+    lowest(word.reverse_bits(), count).reverse_bits()
+}
+
+/// Places that the push follows at once.
+const PIVOTS: usize = 8;
+/// Pages by which a fault may miss what a pivot has pushed and still belong to it.
+const NEAR: u64 = 64;
+/// Pages that a pivot pushes without another fault near it, ...
+const REACH: u64 = 512;
+/// ... and how many times that is doubled in a run.
+const LONGEST_REACH: u32 = 5;
+/// Faults in a row that make a run.
+const RUN: i32 = 2;
+/// Pages right behind a fault in a run at most.
+const MOST_BEHIND: u32 = 15;
