@@ -12,6 +12,7 @@ use super::driver::{Driver, Session, session_error};
 use super::event::Phase;
 use super::pump::{Command, Ended};
 use super::rounds::LastRound;
+use super::worker::Then;
 use crate::error::Error;
 use crate::guest::GuestError;
 use crate::protocol::{ProtocolError, SourceEnd, SourceEvent};
@@ -26,7 +27,7 @@ impl Driver<'_> {
         self.report.reason = last.verdict.reason.to_string();
         let LastRound { index, kind, remainder, paused_at, mut parts, mut laps, verdict } = last;
         let total = remainder.count();
-        let began = self.begin(session, index, remainder, None)?;
+        let began = self.begin(session, index, remainder, None, Then::RoundEnd)?;
         // The workers are busy with the remainder meanwhile.
         parts.plan = laps.end(Instant::now());
         let state = self.hold.save_state()?;

@@ -14,7 +14,7 @@ use super::driver::{Driver, Session, session_error};
 use super::event::{Event, Phase};
 use super::order::coldest_first;
 use super::watch::DirtyWatch;
-use super::worker::{Job, Sent};
+use super::worker::{Job, Sent, Then};
 use crate::bitmap::PageBitmap;
 use crate::error::Error;
 use crate::guest::RunShare;
@@ -52,6 +52,9 @@ impl Driver<'_> {
     /// Sends rounds until the policy says stop, pauses the guest and harvests for the last time.
     pub(super) fn pre_copy(&mut self, session: &Session<'_>) -> Result<LastRound, Error> {
         let mut policy = Policy::new(self.steering.limits(), self.memory.layout().bytes()).with_sample();
+        if !self.can_post_copy {
+            policy = policy.without_post_copy();
+        }
         let verdict = policy.start();
         if !verdict.decision.goes_on() {
             let (paused_at, mut laps) = self.pause()?;
@@ -219,12 +222,19 @@ impl Driver<'_> {
         verdict: Option<Verdict>,
     ) -> Result<Round, Error> {
         let total = pages.count();
-        let began = self.begin(session, index, pages, early.as_deref())?;
+        let began = self.begin(session, index, pages, early.as_deref(), Then::RoundEnd)?;
         self.await_round(session, index, total, began, early, verdict)
     }
 
     /// Hands `pages` to the workers.
-    pub(super) fn begin(&mut self, session: &Session<'_>, index: u32, pages: PageBitmap, early: Option<&DirtyWatch>) -> Result<Instant, Error> {
+    pub(super) fn begin(
+        &mut self,
+        session: &Session<'_>,
+        index: u32,
+        pages: PageBitmap,
+        early: Option<&DirtyWatch>,
+        then: Then,
+    ) -> Result<Instant, Error> {
         // Relaxed: the job queue orders these stores before the workers' round.
         session.live.halt.store(false, Ordering::Relaxed);
         session.live.pages.store(0, Ordering::Relaxed);
@@ -233,7 +243,7 @@ impl Driver<'_> {
             None => pages.occupied().map(|(chunk, _)| chunk).collect(),
         };
         let round = u16::try_from(index).expect("bounded by MAX_ROUNDS and the escapes");
-        let job = Job { round, pages: Arc::new(pages), order, skip: early.map(DirtyWatch::skip) };
+        let job = Job { round, pages: Arc::new(pages), order, skip: early.map(DirtyWatch::skip), then };
         let began = Instant::now();
         for queue in &session.jobs {
             // A worker is only gone after a failure, which waits in `results`.

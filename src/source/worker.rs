@@ -30,6 +30,17 @@ pub(super) struct Job {
     /// Pages that turned out to have been written meanwhile, and go again in a later round: to send them now would be in
     /// vain. It grows during the round.
     pub(super) skip: Option<Arc<SharedBitmap>>,
+    /// What follows on the channels.
+    pub(super) then: Then,
+}
+
+/// How a round ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Then {
+    /// Perhaps another one follows.
+    RoundEnd,
+    /// Post-copy follows.
+    Switch,
 }
 
 /// What a worker did of a round.
@@ -119,7 +130,10 @@ impl Worker<'_> {
                 self.flush()?;
             }
         }
-        self.frames.push_round_end(&mut self.buffer, job.round);
+        match job.then {
+            Then::RoundEnd => self.frames.push_round_end(&mut self.buffer, job.round),
+            Then::Switch => self.frames.push_switch(&mut self.buffer, job.round),
+        }
         self.flush()?;
         let totals = self.frames.totals();
         Ok(Sent {
