@@ -5,9 +5,12 @@
 //! ([`Placement`]) goes the same way back, or straight from a socket by the kernel.
 #![expect(unsafe_code, reason = "raw access to mappings that a guest writes to")]
 
+mod discard;
 mod dump;
 mod guest_memory;
 mod layout;
+#[cfg(feature = "userfaultfd")]
+mod missing;
 mod page;
 mod placement;
 mod populated;
