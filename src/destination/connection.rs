@@ -8,7 +8,7 @@ use super::session;
 use crate::control::MessageReader;
 use crate::error::Error;
 use crate::transport::{Stream, TransportError};
-use crate::wire::{AnswerStatus, ChannelTotals, Message, RefuseReason, SessionId, Token, WireError};
+use crate::wire::{AnswerStatus, ChannelTotals, Lane, Message, RefuseReason, SessionId, Token, WireError};
 
 /// Reads what a connection wants to be, and lets it.
 pub(super) fn handle(hub: &Hub, stream: Stream) -> Result<(), Error> {
@@ -24,7 +24,7 @@ pub(super) fn handle(hub: &Hub, stream: Stream) -> Result<(), Error> {
     };
     match first {
         hello @ Message::Hello(_) => session::run(hub, reader, hello),
-        Message::Attach { session, token, channel } => attach(hub, reader, session, token, channel),
+        Message::Attach { session, token, lane, generation } => attach(hub, reader, session, token, lane, generation),
         Message::Query { session, token } => answer(hub, reader, session, token),
         other => {
             let detail = format!("a connection does not begin with {}", other.name());
@@ -34,18 +34,19 @@ pub(super) fn handle(hub: &Hub, stream: Stream) -> Result<(), Error> {
 }
 
 /// A bulk connection: this thread becomes its worker.
-fn attach(hub: &Hub, reader: MessageReader, session: SessionId, token: Token, channel: u16) -> Result<(), Error> {
+fn attach(hub: &Hub, reader: MessageReader, session: SessionId, token: Token, lane: Lane, generation: u32) -> Result<(), Error> {
     let mut writer = reader.writer();
     let refuse = |detail: &str| Message::Refuse { reason: RefuseReason::Authorization, detail: detail.into() };
     let Some(shared) = hub.registry.find(session) else { return writer.send(&refuse("no such session")) };
     let Some(arriving) = shared.arrival.get() else { return writer.send(&refuse("the session is not accepted yet")) };
     let Some(stream) = reader.into_stream() else { return writer.send(&refuse("frames before Attached")) };
     // Adopted under the machine's lock: should the session end right now, the connection ends with it.
-    let attached = shared.feed(|machine| machine.attach(Instant::now(), token, channel).inspect(|()| shared.adopt(stream.control())));
+    let attached = shared.feed(|machine| machine.attach(Instant::now(), token, lane, generation).inspect(|()| shared.adopt(stream.control())));
     if let Err(error) = attached {
         return writer.send(&error.refusal());
     }
-    match writer.send(&Message::Attached { channel }) {
+    let Lane::Bulk(channel) = lane else { unreachable!("post-copy is not granted") };
+    match writer.send(&Message::Attached { lane }) {
         Ok(()) => bulk::receive(stream, channel, arriving, &shared.arrived, &shared.reports),
         // The session counts on every channel to report its end.
         Err(_) => {

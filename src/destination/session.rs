@@ -20,7 +20,7 @@ use crate::error::Error;
 use crate::page::{Codecs, PageKey};
 use crate::protocol::{Destination, DestinationEnd, DestinationEvent, ProtocolError};
 use crate::stats::{DowntimeParts, GuestOwner, Laps, Outcome, Report};
-use crate::wire::{ChannelTotals, Message, Offer, RefuseReason};
+use crate::wire::{ChannelTotals, Features, Message, Offer, RefuseReason};
 
 /// Serves the session that `hello` opens.
 pub(super) fn run(hub: &Hub, reader: MessageReader, hello: Message) -> Result<(), Error> {
@@ -92,7 +92,7 @@ impl Session<'_> {
         let codecs = offer.codecs.and(Codecs::built_in());
         let arriving = Arriving { memory: guest.arrival.memory(), channels, codecs, key: PageKey::derive(&offer.token.0) };
         assert!(self.shared.arrival.set(arriving).is_ok(), "one offer in a session");
-        self.shared.feed(|machine| machine.accept(Instant::now(), channels, codecs));
+        self.shared.feed(|machine| machine.accept(Instant::now(), channels, codecs, Features::NONE, 1));
         let mut times = Times::default();
         let result = self.receive(&mut guest, &mut times);
         let report = self.report(&times, &result);
@@ -124,7 +124,7 @@ impl Session<'_> {
             let wait = grace.map_or(IDLE, |until| until.saturating_duration_since(Instant::now()));
             select! {
                 recv(self.events) -> event => match event {
-                    Ok(DestinationEvent::Finish { totals, state }) => finish = Some((totals, state)),
+                    Ok(DestinationEvent::Finish { totals, state, .. }) => finish = Some((totals, state)),
                     Ok(DestinationEvent::Run { paused_for }) => self.start(guest, times, paused_for, &mut fault),
                     Ok(DestinationEvent::Ended(end)) => return self.end(end, fault),
                     Ok(DestinationEvent::Offered(_)) | Err(_) => return Err(fault.unwrap_or(Error::Cancelled)),

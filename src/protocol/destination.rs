@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use super::pulse::{Pulse, after};
 use super::{ProtocolError, Timeouts, Tombstone, bounded, name_of, same_token};
+use crate::bitmap::PageBitmap;
 use crate::page::Codecs;
 use crate::units::ByteCount;
-use crate::wire::{AnswerStatus, ChannelTotals, MAX_CHANNELS, Message, Offer, RefuseReason, SessionId, Token};
+use crate::wire::{AnswerStatus, ChannelTotals, Features, Lane, MAX_CHANNELS, Message, Offer, RefuseReason, SessionId, Token};
 
 /// One session as the destination sees it. Driven as the [module](super) says.
 #[derive(Clone, Debug)]
@@ -43,6 +44,8 @@ pub enum DestinationEvent {
         totals: Vec<ChannelTotals>,
         /// The guest's state.
         state: Vec<u8>,
+        /// In post-copy: pages that this end lacks or has stale, and that come later.
+        missing: Option<PageBitmap>,
     },
     /// The guest is this end's now, whatever happens to the connection: resume it, and call [`Destination::running`], or
     /// [`Destination::fail`] if it cannot be resumed.
@@ -90,6 +93,17 @@ pub enum AttachError {
     Twice {
         /// The channel named.
         channel: u16,
+    },
+    /// There is no urgent lane in a session without post-copy.
+    #[error("post-copy was not granted")]
+    NotGranted,
+    /// Of a time before the last recovery, or of one that did not happen.
+    #[error("it is of generation {found}, this is generation {current}")]
+    Generation {
+        /// The generation named.
+        found: u32,
+        /// The session's.
+        current: u32,
     },
     /// Not the time for it.
     #[error("the session is {state}")]
@@ -213,7 +227,7 @@ impl Destination {
             (State::Waiting { .. }, Message::Hello(offer)) => self.handle_hello(offer),
             (State::Waiting { .. }, message) => self.unexpected(&message),
             (_, Message::Ping) => {}
-            (State::Receiving, Message::Finish { totals, state }) => self.handle_finish(totals, state),
+            (State::Receiving, Message::Finish { totals, state, missing: None }) => self.handle_finish(totals, state),
             (State::Ready, Message::Commit { paused_for }) => {
                 self.state = State::Starting { lost: None };
                 self.events.push_back(DestinationEvent::Run { paused_for });
@@ -314,7 +328,7 @@ impl Destination {
             return self.broken(ProtocolError::Senseless { message: "Finish", why });
         }
         self.state = State::Loading;
-        self.events.push_back(DestinationEvent::Finish { totals, state });
+        self.events.push_back(DestinationEvent::Finish { totals, state, missing: None });
     }
 
     fn unexpected(&mut self, message: &Message) {
@@ -352,11 +366,12 @@ impl Destination {
 /// Each call belongs to one state, and in another one is a bug of the driver; but a session may end under the driver's
 /// hands, and once it has ended the calls do nothing.
 impl Destination {
-    /// Takes the offer; `channels` bulk connections may come, with pages in the forms of `codecs`.
+    /// Takes the offer; `channels` bulk connections may come, with pages in the forms of `codecs`. This end is able to do
+    /// `features`, and would fill missing memory by `granule` pages.
     ///
     /// # Panics
     /// Unless [`DestinationEvent::Offered`] came just before, and when `channels` is not from 1 to those wanted.
-    pub fn accept(&mut self, now: Instant, channels: u16, codecs: Codecs) {
+    pub fn accept(&mut self, now: Instant, channels: u16, codecs: Codecs, features: Features, granule: u16) {
         match self.state {
             State::Ended(_) => {}
             State::Offered { wanted } => {
@@ -364,7 +379,7 @@ impl Destination {
                 self.channels = channels;
                 self.state = State::Attaching { until: after(now, self.timeouts.handshake), attached: 0 };
                 self.pulse = Pulse::new(now, &self.timeouts);
-                self.outbox.push_back(Message::Accept { channels, codecs });
+                self.outbox.push_back(Message::Accept { channels, codecs, features, granule });
             }
             _ => panic!("accepted while {}", self.state.name()),
         }
@@ -386,17 +401,21 @@ impl Destination {
         }
     }
 
-    /// A bulk connection says that it is `channel`. When all are there, frames and Finish may come.
+    /// A connection says that it is `lane` of this `generation`. When all are there, frames and Finish may come.
     ///
     /// # Errors
     /// When it is not to be taken in. The session goes on without it.
-    pub fn attach(&mut self, _now: Instant, token: Token, channel: u16) -> Result<(), AttachError> {
+    pub fn attach(&mut self, _now: Instant, token: Token, lane: Lane, generation: u32) -> Result<(), AttachError> {
         match self.session {
             Some((_, own)) if same_token(own, token) => {}
             _ => return Err(AttachError::Token),
         }
         let channels = self.channels;
         let State::Attaching { attached, .. } = &mut self.state else { return Err(AttachError::State { state: self.state.name() }) };
+        let Lane::Bulk(channel) = lane else { return Err(AttachError::NotGranted) };
+        if generation != 0 {
+            return Err(AttachError::Generation { found: generation, current: 0 });
+        }
         if channel >= channels {
             return Err(AttachError::Channel { channel, channels });
         }

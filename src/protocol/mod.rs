@@ -194,6 +194,12 @@ fn name_of(message: &Message) -> &'static str {
         Message::Failed { .. } => "Failed",
         Message::Query { .. } => "Query",
         Message::Answer(_) => "Answer",
+        Message::Missing { .. } => "Missing",
+        Message::Fetch { .. } => "Fetch",
+        Message::Resume { .. } => "Resume",
+        Message::Arrived { .. } => "Arrived",
+        Message::Resumed { .. } => "Resumed",
+        Message::Complete { .. } => "Complete",
     }
 }
 

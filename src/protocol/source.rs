@@ -11,7 +11,7 @@ use super::pulse::{Pulse, after};
 use super::{GuestOwner, ProtocolError, Timeouts, bounded, name_of};
 use crate::page::Codecs;
 use crate::units::ByteCount;
-use crate::wire::{AnswerStatus, ChannelTotals, Message, Offer, RefuseReason};
+use crate::wire::{AnswerStatus, ChannelTotals, Features, Message, Offer, RefuseReason};
 
 /// The session as the source sees it. Driven as the [module](super) says.
 #[derive(Clone, Debug)]
@@ -34,6 +34,10 @@ pub enum SourceEvent {
         channels: u16,
         /// Forms of pages the destination takes, of those offered.
         codecs: Codecs,
+        /// What the destination is able to do, of what was offered.
+        features: Features,
+        /// Pages in which missing memory can be filled there.
+        granule: u16,
     },
     /// This much has arrived at the destination so far.
     Progress {
@@ -186,7 +190,9 @@ impl Source {
             (State::Doubt { .. }, message) => self.handle_answer(now, &message),
             // A destination that says Failed will not run the guest any more, even if Commit is on its way or there.
             (_, Message::Failed { reason }) => self.take_back(ProtocolError::PeerGaveUp { reason }),
-            (State::Offering { .. }, Message::Accept { channels, codecs }) => self.handle_accept(now, channels, codecs),
+            (State::Offering { .. }, Message::Accept { channels, codecs, features, granule }) => {
+                self.handle_accept(now, channels, codecs, features, granule);
+            }
             (State::Offering { .. }, Message::Refuse { reason, detail }) => self.end(GuestOwner::Source, SourceEnd::Refused { reason, detail }),
             (State::Offering { .. }, message) => self.unexpected(now, &message),
             (_, Message::Progress { frames, bytes }) => self.events.push_back(SourceEvent::Progress { frames, bytes }),
@@ -230,7 +236,7 @@ impl Source {
         }
     }
 
-    fn handle_accept(&mut self, now: Instant, channels: u16, codecs: Codecs) {
+    fn handle_accept(&mut self, now: Instant, channels: u16, codecs: Codecs, features: Features, granule: u16) {
         if channels == 0 || channels > self.offer.channels {
             let why = format!("{channels} channels granted, {} were asked for", self.offer.channels);
             return self.broken(now, ProtocolError::Senseless { message: "Accept", why });
@@ -239,8 +245,12 @@ impl Source {
             let why = format!("forms of pages {codecs:?} granted, {:?} were offered", self.offer.codecs);
             return self.broken(now, ProtocolError::Senseless { message: "Accept", why });
         }
+        if !self.offer.features.contains(features) {
+            let why = format!("{features:?} granted, {:?} were offered", self.offer.features);
+            return self.broken(now, ProtocolError::Senseless { message: "Accept", why });
+        }
         self.state = State::Attaching { until: after(now, self.timeouts.handshake), channels };
-        self.events.push_back(SourceEvent::Accepted { channels, codecs });
+        self.events.push_back(SourceEvent::Accepted { channels, codecs, features, granule });
     }
 
     fn unexpected(&mut self, now: Instant, message: &Message) {
@@ -312,7 +322,7 @@ impl Source {
             State::Ended { .. } => {}
             State::Copying { channels } => {
                 assert_eq!(totals.len(), usize::from(channels), "one entry of totals for each channel");
-                self.outbox.push_back(Message::Finish { totals, state });
+                self.outbox.push_back(Message::Finish { totals, state, missing: None });
                 self.state = State::Finishing;
             }
             _ => panic!("finished while {}", self.state.name()),

@@ -23,7 +23,7 @@ use crate::protocol::{ProtocolError, SourceEnd, SourceEvent, Timeouts};
 use crate::stats::{GuestOwner, Outcome, Report};
 use crate::transport::{Endpoint, Stream, StreamControl};
 use crate::units::ByteCount;
-use crate::wire::{FrameWriter, Message, Offer, SessionId, Token};
+use crate::wire::{Features, FrameWriter, Lane, Message, Offer, SessionId, Token};
 
 /// The phases' shared state. `pre_copy` and `hand_over` are its verbs.
 pub(super) struct Driver<'d> {
@@ -108,6 +108,7 @@ impl Driver<'_> {
             token,
             channels: wanted,
             codecs: Codecs::offered(encoding.compression),
+            features: Features::NONE,
             layout,
             guest_kind: words.kind,
             description: words.description,
@@ -154,7 +155,7 @@ impl Driver<'_> {
     fn accepted(&self, pump: &Pump) -> Result<(u16, Codecs), Error> {
         loop {
             select! {
-                recv(pump.events()) -> event => if let Ok(SourceEvent::Accepted { channels, codecs }) = event { return Ok((channels, codecs)) },
+                recv(pump.events()) -> event => if let Ok(SourceEvent::Accepted { channels, codecs, .. }) = event { return Ok((channels, codecs)) },
                 recv(pump.ended()) -> ended => return Err(session_error(ended.ok())),
                 recv(self.steering.cancelled()) -> _ => return Err(Error::Cancelled),
             }
@@ -168,11 +169,11 @@ impl Driver<'_> {
         stream.prepare_bulk().map_err(broken)?;
         pump.adopt(stream.control());
         let asked = Instant::now();
-        MessageWriter::new(stream.share()).send(&Message::Attach { session, token, channel })?;
+        MessageWriter::new(stream.share()).send(&Message::Attach { session, token, lane: Lane::Bulk(channel), generation: 0 })?;
         let answer = MessageReader::new(stream.share()).next_within(self.timeouts.handshake)?;
         self.round_trip = self.round_trip.min(asked.elapsed());
         match answer {
-            Message::Attached { channel: granted } if granted == channel => Ok(stream),
+            Message::Attached { lane } if lane == Lane::Bulk(channel) => Ok(stream),
             Message::Refuse { reason, detail } => Err(Error::Refused { reason, detail }),
             _ => Err(Error::Refused { reason: crate::wire::RefuseReason::Other, detail: "an answer out of place to a bulk connection".into() }),
         }

@@ -6,18 +6,21 @@
 
 use std::time::Duration;
 
+use super::HUGE_GRANULE;
 use super::VERSION;
 use super::checksum::checksum;
 use super::error::WireError;
+use super::features::Features;
 use super::fields::{BodyReader, BodyWriter, get, put};
 use super::kind::Kind;
+use super::lane::Lane;
 use super::message::{
-    AnswerStatus, ChannelTotals, MAX_CHANNELS, MAX_DESCRIPTION_BYTES, MAX_GUEST_KIND_BYTES, MAX_STATE_BYTES, Message, Offer, RefuseReason, SessionId,
-    Token,
+    AnswerStatus, ChannelTotals, Extent, MAX_BITMAP_WORDS, MAX_CHANNELS, MAX_DESCRIPTION_BYTES, MAX_FETCH_PAGES, MAX_GUEST_KIND_BYTES,
+    MAX_STATE_BYTES, Message, Offer, RefuseReason, SessionId, Token,
 };
 use crate::memory::{MAX_REGIONS, MemoryLayout, RegionSpec};
 use crate::page::Codecs;
-use crate::units::{ByteCount, GuestAddr, PageCount};
+use crate::units::{ByteCount, ChunkIndex, GuestAddr, PageCount, PageIndex};
 
 /// Bytes before a message's body.
 pub const MESSAGE_HEADER_BYTES: usize = 32;
@@ -43,6 +46,9 @@ impl Message {
     ///
     /// # Errors
     /// [`WireError::TooLong`] when a part that cannot be cut is too long; nothing is appended then.
+    ///
+    /// # Panics
+    /// When a bitmap's piece has no words, or a Fetch no pages.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), WireError> {
         let start = out.len();
         out.extend_from_slice(&[0; MESSAGE_HEADER_BYTES]);
@@ -99,39 +105,54 @@ pub fn decode_message(bytes: &[u8]) -> Result<Option<(Message, usize)>, WireErro
 fn encode_body(message: &Message, body: &mut BodyWriter<'_>) -> Result<(), WireError> {
     match message {
         Message::Hello(offer) => encode_offer(offer, body)?,
-        Message::Accept { channels, codecs } => {
+        Message::Accept { channels, codecs, features, granule } => {
             body.u16(*channels);
             body.u32(codecs.bits());
+            body.u32(features.bits());
+            body.u16(*granule);
         }
-        Message::Attached { channel } => body.u16(*channel),
+        Message::Attached { lane } => body.u16(lane.number()),
         Message::Refuse { reason, detail } => {
             body.u16(refuse_code(*reason));
             body.reason(detail);
         }
-        Message::Attach { session, token, channel } => {
+        Message::Attach { session, token, lane, generation } => {
             body.bytes(&session.0);
             body.bytes(&token.0);
-            body.u16(*channel);
+            body.u16(lane.number());
+            body.u32(*generation);
         }
         Message::Progress { frames, bytes } => {
             body.u64(*frames);
             body.u64(bytes.0);
         }
-        Message::Finish { totals, state } => {
+        Message::Finish { totals, state, missing } => {
             body.count("number of channels", totals.len(), usize::from(MAX_CHANNELS))?;
             for channel in totals {
                 [channel.frames, channel.pages.0, channel.bytes.0, channel.digest].into_iter().for_each(|number| body.u64(number));
             }
+            body.u16(u16::from(missing.is_some()));
+            missing.iter().for_each(|missing| encode_extent(*missing, body));
             body.check("guest state", state.len(), MAX_STATE_BYTES)?;
             body.bytes(state);
         }
         Message::Commit { paused_for } => body.u64(u64::try_from(paused_for.as_nanos()).unwrap_or(u64::MAX)),
         Message::Abort { reason } | Message::Failed { reason } => body.reason(reason),
-        Message::Query { session, token } => {
+        Message::Query { session, token } | Message::Resume { session, token } => {
             body.bytes(&session.0);
             body.bytes(&token.0);
         }
         Message::Answer(status) => body.u16(answer_code(*status)),
+        Message::Missing { first, words } | Message::Arrived { first, words } => {
+            body.u32(first.0);
+            body.words("words", words.iter().copied(), MAX_BITMAP_WORDS)?;
+        }
+        Message::Fetch { pages } => body.words("pages", pages.iter().map(|page| page.0), MAX_FETCH_PAGES)?,
+        Message::Resumed { generation, arrived } => {
+            body.u32(*generation);
+            encode_extent(*arrived, body);
+        }
+        Message::Complete { pages } => body.u64(pages.0),
         Message::Ping | Message::Ready | Message::Running | Message::Released => {}
     }
     Ok(())
@@ -140,16 +161,21 @@ fn encode_body(message: &Message, body: &mut BodyWriter<'_>) -> Result<(), WireE
 fn decode_body(kind: Kind, body: &mut BodyReader<'_>) -> Result<Message, WireError> {
     Ok(match kind {
         Kind::Hello => Message::Hello(decode_offer(body)?),
-        Kind::Accept => Message::Accept { channels: channels(body)?, codecs: codecs(body)? },
+        Kind::Accept => Message::Accept { channels: channels(body)?, codecs: codecs(body)?, features: features(body)?, granule: granule(body)? },
         Kind::Refuse => Message::Refuse { reason: refuse_reason(body.u16("reason")?), detail: body.reason()? },
-        Kind::Attach => Message::Attach { session: session(body)?, token: token(body)?, channel: channel(body)? },
-        Kind::Attached => Message::Attached { channel: channel(body)? },
+        Kind::Attach => Message::Attach { session: session(body)?, token: token(body)?, lane: lane(body)?, generation: body.u32("generation")? },
+        Kind::Attached => Message::Attached { lane: lane(body)? },
         Kind::Ping => Message::Ping,
         Kind::Progress => Message::Progress { frames: body.u64("number of frames")?, bytes: ByteCount(body.u64("number of bytes")?) },
         Kind::Finish => {
             let count = channels(body)?;
             let totals = (0..count).map(|_| channel_totals(body)).collect::<Result<_, _>>()?;
-            Message::Finish { totals, state: body.rest().to_vec() }
+            let missing = match body.u16("switch")? {
+                0 => None,
+                1 => Some(extent(body)?),
+                _ => return Err(body.bad("switch")),
+            };
+            Message::Finish { totals, state: body.rest().to_vec(), missing }
         }
         Kind::Ready => Message::Ready,
         Kind::Commit => Message::Commit { paused_for: Duration::from_nanos(body.u64("time")?) },
@@ -159,6 +185,12 @@ fn decode_body(kind: Kind, body: &mut BodyReader<'_>) -> Result<Message, WireErr
         Kind::Failed => Message::Failed { reason: body.reason()? },
         Kind::Query => Message::Query { session: session(body)?, token: token(body)? },
         Kind::Answer => Message::Answer(answer_status(body)?),
+        Kind::Missing => Message::Missing { first: ChunkIndex(body.u32("first chunk")?), words: body.words("words")? },
+        Kind::Fetch => Message::Fetch { pages: body.words("pages")?.into_iter().map(PageIndex).collect() },
+        Kind::Resume => Message::Resume { session: session(body)?, token: token(body)? },
+        Kind::Arrived => Message::Arrived { first: ChunkIndex(body.u32("first chunk")?), words: body.words("words")? },
+        Kind::Resumed => Message::Resumed { generation: body.u32("generation")?, arrived: extent(body)? },
+        Kind::Complete => Message::Complete { pages: PageCount(body.u64("number of pages")?) },
     })
 }
 
@@ -167,6 +199,7 @@ fn encode_offer(offer: &Offer, body: &mut BodyWriter<'_>) -> Result<(), WireErro
     body.bytes(&offer.token.0);
     body.u16(offer.channels);
     body.u32(offer.codecs.bits());
+    body.u32(offer.features.bits());
     body.count("number of regions", offer.layout.regions().len(), MAX_REGIONS)?;
     for region in offer.layout.regions() {
         body.u64(region.start.0);
@@ -177,7 +210,7 @@ fn encode_offer(offer: &Offer, body: &mut BodyWriter<'_>) -> Result<(), WireErro
 }
 
 fn decode_offer(body: &mut BodyReader<'_>) -> Result<Offer, WireError> {
-    let (session, token, channels, codecs) = (session(body)?, token(body)?, channels(body)?, codecs(body)?);
+    let (session, token, channels, codecs, features) = (session(body)?, token(body)?, channels(body)?, codecs(body)?, features(body)?);
     let count = body.u16("number of regions")?;
     if usize::from(count) > MAX_REGIONS {
         return Err(body.bad("number of regions"));
@@ -187,7 +220,7 @@ fn decode_offer(body: &mut BodyReader<'_>) -> Result<Offer, WireError> {
     let layout = MemoryLayout::new(regions).map_err(|_| body.bad("memory layout"))?;
     let guest_kind = body.string("guest kind", MAX_GUEST_KIND_BYTES)?;
     let description = body.string("description", MAX_DESCRIPTION_BYTES)?;
-    Ok(Offer { session, token, channels, codecs, layout, guest_kind, description })
+    Ok(Offer { session, token, channels, codecs, features, layout, guest_kind, description })
 }
 
 fn session(body: &mut BodyReader<'_>) -> Result<SessionId, WireError> {
@@ -207,9 +240,27 @@ fn codecs(body: &mut BodyReader<'_>) -> Result<Codecs, WireError> {
     body.u32("forms of pages").map(Codecs::from_bits)
 }
 
-fn channel(body: &mut BodyReader<'_>) -> Result<u16, WireError> {
-    let channel = body.u16("channel")?;
-    if channel < MAX_CHANNELS { Ok(channel) } else { Err(body.bad("channel")) }
+fn features(body: &mut BodyReader<'_>) -> Result<Features, WireError> {
+    body.u32("features").map(Features::from_bits)
+}
+
+fn granule(body: &mut BodyReader<'_>) -> Result<u16, WireError> {
+    let granule = body.u16("granule")?;
+    if [1, HUGE_GRANULE].contains(&granule) { Ok(granule) } else { Err(body.bad("granule")) }
+}
+
+fn lane(body: &mut BodyReader<'_>) -> Result<Lane, WireError> {
+    let number = body.u16("lane")?;
+    Lane::from_number(number).ok_or_else(|| body.bad("lane"))
+}
+
+fn encode_extent(extent: Extent, body: &mut BodyWriter<'_>) {
+    body.u32(extent.chunks);
+    body.u64(extent.pages.0);
+}
+
+fn extent(body: &mut BodyReader<'_>) -> Result<Extent, WireError> {
+    Ok(Extent { chunks: body.u32("extent")?, pages: PageCount(body.u64("extent")?) })
 }
 
 fn channel_totals(body: &mut BodyReader<'_>) -> Result<ChannelTotals, WireError> {

@@ -60,6 +60,14 @@ impl<'o> BodyWriter<'o> {
         self.string("reason", words, MAX_REASON_BYTES).expect("it is cut");
     }
 
+    /// Words until the end of the body: at least one.
+    pub(super) fn words(&mut self, field: &'static str, words: impl ExactSizeIterator<Item = u64>, limit: usize) -> Result<(), WireError> {
+        assert_ne!(words.len(), 0, "a {} message without {field}", self.message);
+        self.check(field, words.len(), limit)?;
+        words.for_each(|word| self.u64(word));
+        Ok(())
+    }
+
     pub(super) fn check(&self, field: &'static str, length: usize, limit: usize) -> Result<(), WireError> {
         if length <= limit { Ok(()) } else { Err(WireError::TooLong { message: self.message, field, length, limit }) }
     }
@@ -107,6 +115,16 @@ impl<'b> BodyReader<'b> {
 
     pub(super) fn reason(&mut self) -> Result<String, WireError> {
         self.string("reason", MAX_REASON_BYTES)
+    }
+
+    /// Words until the end of the body: at least one. The bound on the body bounds them.
+    pub(super) fn words(&mut self, field: &'static str) -> Result<Vec<u64>, WireError> {
+        let (words, odd) = self.left.as_chunks();
+        if words.is_empty() || !odd.is_empty() {
+            return Err(self.bad(field));
+        }
+        self.left = odd;
+        Ok(words.iter().map(|word| u64::from_le_bytes(*word)).collect())
     }
 
     /// Everything that is left.

@@ -1,6 +1,8 @@
 //! The kinds of messages: their numbers, names and bounds.
 
-use super::message::{MAX_CHANNELS, MAX_DESCRIPTION_BYTES, MAX_GUEST_KIND_BYTES, MAX_REASON_BYTES, MAX_STATE_BYTES, Message};
+use super::message::{
+    MAX_BITMAP_WORDS, MAX_CHANNELS, MAX_DESCRIPTION_BYTES, MAX_FETCH_PAGES, MAX_GUEST_KIND_BYTES, MAX_REASON_BYTES, MAX_STATE_BYTES, Message,
+};
 use crate::memory::MAX_REGIONS;
 
 /// A message without its contents. The discriminants are the numbers on the wire.
@@ -22,11 +24,17 @@ pub(super) enum Kind {
     Failed = 14,
     Query = 15,
     Answer = 16,
+    Missing = 17,
+    Fetch = 18,
+    Resume = 19,
+    Arrived = 20,
+    Resumed = 21,
+    Complete = 22,
 }
 
 impl Kind {
     /// All of them, in the order of their numbers.
-    pub(super) const ALL: [Self; 16] = [
+    pub(super) const ALL: [Self; 22] = [
         Self::Hello,
         Self::Accept,
         Self::Refuse,
@@ -43,6 +51,12 @@ impl Kind {
         Self::Failed,
         Self::Query,
         Self::Answer,
+        Self::Missing,
+        Self::Fetch,
+        Self::Resume,
+        Self::Arrived,
+        Self::Resumed,
+        Self::Complete,
     ];
 
     pub(super) fn of(message: &Message) -> Self {
@@ -63,6 +77,12 @@ impl Kind {
             Message::Failed { .. } => Self::Failed,
             Message::Query { .. } => Self::Query,
             Message::Answer(_) => Self::Answer,
+            Message::Missing { .. } => Self::Missing,
+            Message::Fetch { .. } => Self::Fetch,
+            Message::Resume { .. } => Self::Resume,
+            Message::Arrived { .. } => Self::Arrived,
+            Message::Resumed { .. } => Self::Resumed,
+            Message::Complete { .. } => Self::Complete,
         }
     }
 
@@ -92,22 +112,31 @@ impl Kind {
             Self::Failed => "Failed",
             Self::Query => "Query",
             Self::Answer => "Answer",
+            Self::Missing => "Missing",
+            Self::Fetch => "Fetch",
+            Self::Resume => "Resume",
+            Self::Arrived => "Arrived",
+            Self::Resumed => "Resumed",
+            Self::Complete => "Complete",
         }
     }
 
     /// The longest body of this kind: what a receiver has to make room for.
     pub(super) fn max_body_bytes(self) -> u32 {
         let bytes = match self {
-            Self::Hello => 16 + 16 + 2 + 4 + 2 + MAX_REGIONS * 16 + 2 + MAX_GUEST_KIND_BYTES + 2 + MAX_DESCRIPTION_BYTES,
-            Self::Accept => 2 + 4,
+            Self::Hello => 16 + 16 + 2 + 4 + 4 + 2 + MAX_REGIONS * 16 + 2 + MAX_GUEST_KIND_BYTES + 2 + MAX_DESCRIPTION_BYTES,
+            Self::Accept => 2 + 4 + 4 + 2,
             Self::Attached | Self::Answer => 2,
             Self::Refuse => 2 + 2 + MAX_REASON_BYTES,
-            Self::Attach => 16 + 16 + 2,
+            Self::Attach => 16 + 16 + 2 + 4,
             Self::Progress => 8 + 8,
-            Self::Finish => 2 + MAX_CHANNELS as usize * 32 + MAX_STATE_BYTES,
-            Self::Commit => 8,
+            Self::Finish => 2 + MAX_CHANNELS as usize * 32 + 2 + 4 + 8 + MAX_STATE_BYTES,
+            Self::Commit | Self::Complete => 8,
             Self::Abort | Self::Failed => 2 + MAX_REASON_BYTES,
-            Self::Query => 16 + 16,
+            Self::Query | Self::Resume => 16 + 16,
+            Self::Missing | Self::Arrived => 4 + MAX_BITMAP_WORDS * 8,
+            Self::Fetch => MAX_FETCH_PAGES * 8,
+            Self::Resumed => 4 + 4 + 8,
             Self::Ping | Self::Ready | Self::Running | Self::Released => 0,
         };
         u32::try_from(bytes).expect("a few mebibytes at most")

@@ -2,8 +2,11 @@
 
 use crate::memory::MemoryLayout;
 use crate::page::Codecs;
-use crate::units::{ByteCount, PageCount};
+use crate::units::{ByteCount, ChunkIndex, PageCount, PageIndex};
 use std::time::Duration;
+
+use super::features::Features;
+use super::lane::Lane;
 
 /// Channels a session may have.
 pub const MAX_CHANNELS: u16 = 64;
@@ -15,6 +18,10 @@ pub const MAX_DESCRIPTION_BYTES: usize = 4096;
 pub const MAX_REASON_BYTES: usize = 1024;
 /// Bytes of guest state beside memory.
 pub const MAX_STATE_BYTES: usize = 16 << 20;
+/// Words in one piece of a bitmap.
+pub const MAX_BITMAP_WORDS: usize = 8192;
+/// Pages in one Fetch.
+pub const MAX_FETCH_PAGES: usize = 64;
 
 /// Names a session: random, chosen by the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -41,6 +48,8 @@ pub struct Offer {
     pub channels: u16,
     /// Forms of pages that the source would send.
     pub codecs: Codecs,
+    /// What the source would like to be able to do.
+    pub features: Features,
     /// The guest's memory.
     pub layout: MemoryLayout,
     /// What kind of guest it is: the destination decides by it who builds the guest, and whether it may.
@@ -60,6 +69,15 @@ pub struct ChannelTotals {
     pub bytes: ByteCount,
     /// Running digest of the frames' checksums, in order.
     pub digest: u64,
+}
+
+/// How much a bitmap that comes in pieces adds up to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extent {
+    /// Chunks of the memory it is about: all of them.
+    pub chunks: u32,
+    /// Pages in it.
+    pub pages: PageCount,
 }
 
 /// Why a destination will not take a guest or a connection.
@@ -122,6 +140,10 @@ pub enum Message {
         channels: u16,
         /// Forms of pages that the destination takes, of those offered.
         codecs: Codecs,
+        /// What the destination is able to do, of what was offered.
+        features: Features,
+        /// Pages in which missing memory can be filled there: 1, or [`HUGE_GRANULE`](super::HUGE_GRANULE).
+        granule: u16,
     },
     /// Destination: no.
     Refuse {
@@ -130,19 +152,21 @@ pub enum Message {
         /// In words, for a person.
         detail: String,
     },
-    /// Source, first on a bulk connection.
+    /// Source, first on a connection for pages.
     Attach {
         /// The session it belongs to.
         session: SessionId,
         /// That session's secret.
         token: Token,
-        /// Which channel this will be, from 0.
-        channel: u16,
+        /// Which one this will be.
+        lane: Lane,
+        /// How often lanes were attached anew in this session.
+        generation: u32,
     },
     /// Destination: frames may come.
     Attached {
-        /// The channel, repeated.
-        channel: u16,
+        /// The lane, repeated.
+        lane: Lane,
     },
     /// Source, now and then: still here.
     Ping,
@@ -159,6 +183,8 @@ pub enum Message {
         totals: Vec<ChannelTotals>,
         /// The guest's state.
         state: Vec<u8>,
+        /// In post-copy: what the pieces of Missing add up to.
+        missing: Option<Extent>,
     },
     /// Destination: all is in place; the guest may be committed.
     Ready,
@@ -190,4 +216,42 @@ pub enum Message {
     },
     /// Destination: this did.
     Answer(AnswerStatus),
+    /// Source, paused, before the Finish that switches to post-copy: pages that the destination lacks or has stale.
+    Missing {
+        /// The chunk that the first word is about.
+        first: ChunkIndex,
+        /// One bit for each page, 1 to [`MAX_BITMAP_WORDS`] words. Words of no piece are zero.
+        words: Vec<u64>,
+    },
+    /// Destination, on the urgent lane: the guest waits for these.
+    Fetch {
+        /// 1 to [`MAX_FETCH_PAGES`] of them.
+        pages: Vec<PageIndex>,
+    },
+    /// Source, first on a new connection in post-copy: let us go on.
+    Resume {
+        /// With which session.
+        session: SessionId,
+        /// Its secret.
+        token: Token,
+    },
+    /// Destination, after Resume: pages that were missing and have arrived.
+    Arrived {
+        /// The chunk that the first word is about.
+        first: ChunkIndex,
+        /// As in Missing.
+        words: Vec<u64>,
+    },
+    /// Destination, after the pieces of Arrived: attach all lanes anew.
+    Resumed {
+        /// Counts the times this happened.
+        generation: u32,
+        /// What the pieces of Arrived add up to.
+        arrived: Extent,
+    },
+    /// Destination: every missing page has arrived.
+    Complete {
+        /// So many.
+        pages: PageCount,
+    },
 }

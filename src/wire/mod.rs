@@ -9,23 +9,30 @@
 mod checksum;
 mod codec;
 mod error;
+mod features;
 mod fields;
 mod frames;
 mod kind;
+mod lane;
 mod message;
 
 pub use codec::{MESSAGE_HEADER_BYTES, decode_message};
 pub use error::{FrameError, WireError};
+pub use features::Features;
 pub use frames::{FRAME_HEADER_BYTES, FrameBody, FrameHeader, FrameReader, FrameWriter, MAX_META_BYTES};
+pub use lane::Lane;
 pub use message::{
-    AnswerStatus, ChannelTotals, MAX_CHANNELS, MAX_DESCRIPTION_BYTES, MAX_GUEST_KIND_BYTES, MAX_REASON_BYTES, MAX_STATE_BYTES, Message, Offer,
-    RefuseReason, SessionId, Token,
+    AnswerStatus, ChannelTotals, Extent, MAX_BITMAP_WORDS, MAX_CHANNELS, MAX_DESCRIPTION_BYTES, MAX_FETCH_PAGES, MAX_GUEST_KIND_BYTES,
+    MAX_REASON_BYTES, MAX_STATE_BYTES, Message, Offer, RefuseReason, SessionId, Token,
 };
 
 use crate::units::ChunkIndex;
 
 /// The protocol version this crate speaks.
 pub const VERSION: u16 = 1;
+
+/// The granule of memory in huge pages: 2 MiB are filled at once.
+pub const HUGE_GRANULE: u16 = 512;
 
 /// The channel on which `chunk` travels, always, when there are `channels` of them.
 ///

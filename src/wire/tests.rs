@@ -8,7 +8,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::*;
 use crate::memory::{MemoryLayout, RegionSpec};
 use crate::page::Codecs;
-use crate::units::{ByteCount, GuestAddr, PageCount};
+use crate::units::{ByteCount, GuestAddr, PageCount, PageIndex};
 
 fn encode(message: &Message) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -40,36 +40,49 @@ fn offer() -> Offer {
         token: Token([0xb2; 16]),
         channels: 4,
         codecs: Codecs::LZ4.or(Codecs::DELTA),
+        features: Features::POST_COPY,
         layout: MemoryLayout::new(regions.to_vec()).unwrap(),
         guest_kind: "kvm".to_owned(),
         description: "memory=1MiB".to_owned(),
     }
 }
 
-fn one_of_each() -> [(Message, String); 16] {
+fn accept() -> Message {
+    Message::Accept { channels: 2, codecs: Codecs::LZ4, features: Features::POST_COPY, granule: HUGE_GRANULE }
+}
+
+fn one_of_each() -> [(Message, String); 22] {
     let (session, token) = (SessionId([0xa1; 16]), Token([0xb2; 16]));
     let ids = "a1".repeat(16) + &"b2".repeat(16);
     let totals = ChannelTotals { frames: 1, pages: PageCount(2), bytes: ByteCount(3), digest: 4 };
+    let extent = Extent { chunks: 6, pages: PageCount(9) };
+    let extent_bytes = "060000000900000000000000";
     let numbers = ["0100000000000000", "0200000000000000", "0300000000000000", "0400000000000000"].concat();
     let regions = ["0000000000000000", "a000000000000000", "0000100000000000", "0100000000000000"].concat();
-    let hello = format!("{ids}0400050000000200{regions}03006b766d0b006d656d6f72793d314d6942");
+    let hello = format!("{ids}040005000000010000000200{regions}03006b766d0b006d656d6f72793d314d6942");
     [
         (Message::Hello(offer()), hello),
-        (Message::Accept { channels: 2, codecs: Codecs::LZ4 }, "020001000000".to_owned()),
+        (accept(), "020001000000010000000002".to_owned()),
         (Message::Refuse { reason: RefuseReason::Busy, detail: "no".to_owned() }, "070002006e6f".to_owned()),
-        (Message::Attach { session, token, channel: 63 }, format!("{ids}3f00")),
-        (Message::Attached { channel: 3 }, "0300".to_owned()),
+        (Message::Attach { session, token, lane: Lane::Bulk(63), generation: 1 }, format!("{ids}3f0001000000")),
+        (Message::Attached { lane: Lane::Urgent }, "ffff".to_owned()),
         (Message::Ping, String::new()),
         (Message::Progress { frames: 1, bytes: ByteCount(2) }, numbers[..32].to_owned()),
-        (Message::Finish { totals: vec![totals], state: vec![0xff; 3] }, format!("0100{numbers}ffffff")),
+        (Message::Finish { totals: vec![totals], state: vec![0xff; 3], missing: Some(extent) }, format!("0100{numbers}0100{extent_bytes}ffffff")),
         (Message::Ready, String::new()),
         (Message::Commit { paused_for: Duration::from_nanos(0x0102) }, "0201000000000000".to_owned()),
         (Message::Running, String::new()),
         (Message::Released, String::new()),
         (Message::Abort { reason: "é".to_owned() }, "0200c3a9".to_owned()),
         (Message::Failed { reason: String::new() }, "0000".to_owned()),
-        (Message::Query { session, token }, ids),
+        (Message::Query { session, token }, ids.clone()),
         (Message::Answer(AnswerStatus::NeverStarted), "0200".to_owned()),
+        (Message::Missing { first: ChunkIndex(5), words: vec![1, 2] }, format!("05000000{}", &numbers[..32])),
+        (Message::Fetch { pages: vec![PageIndex(1), PageIndex(2)] }, numbers[..32].to_owned()),
+        (Message::Resume { session, token }, ids),
+        (Message::Arrived { first: ChunkIndex(5), words: vec![1, 2] }, format!("05000000{}", &numbers[..32])),
+        (Message::Resumed { generation: 7, arrived: extent }, format!("07000000{extent_bytes}")),
+        (Message::Complete { pages: PageCount(2) }, numbers[16..32].to_owned()),
     ]
 }
 
@@ -88,13 +101,22 @@ fn a_whole_message_has_its_golden_bytes() {
     let golden = [
         "50474645525259 0a", // magic
         "0100 0200",         // version, kind
-        "06000000",          // length of the body
-        "866bfc7f74ab1c87",  // xxh3 of the body
-        "5314bddc750c72e3",  // xxh3 of all this
+        "0c000000",          // length of the body
+        "01b4a51df3511954",  // xxh3 of the body
+        "4831bd91b818d16d",  // xxh3 of all this
         "0200 01000000",     // channels, forms of pages
+        "01000000 0002",     // features, granule
     ];
-    let bytes: String = encode(&Message::Accept { channels: 2, codecs: Codecs::LZ4 }).iter().map(|byte| format!("{byte:02x}")).collect();
+    let bytes: String = encode(&accept()).iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(bytes, golden.concat().replace(' ', ""));
+}
+
+#[test]
+fn a_finish_that_does_not_switch_has_no_extent() {
+    let message = Message::Finish { totals: vec![ChannelTotals::default()], state: vec![0xff; 3], missing: None };
+    assert_eq!(body(&message), format!("0100{}0000ffffff", "0".repeat(64)));
+    let bytes = encode(&message);
+    assert_eq!(decode_message(&bytes), Ok(Some((message, bytes.len()))));
 }
 
 #[test]
@@ -133,28 +155,48 @@ fn hostile_bodies_are_refused() {
         hello[at..at + bytes.len()].copy_from_slice(bytes);
         hello
     };
+    let finish_with = |tail: &[u8]| [[1, 0].as_slice(), &[0; 32], tail].concat();
     let cases = [
         (1, hello_with(32, &[0, 0]), field("Hello", "number of channels")),
         (1, hello_with(32, &[65, 0]), field("Hello", "number of channels")),
-        (1, hello_with(38, &[0, 0]), field("Hello", "memory layout")),
-        (1, hello_with(38, &[3, 0]), field("Hello", "memory layout")),
-        (1, hello_with(38, &[0xff, 0xff]), field("Hello", "number of regions")),
-        (1, hello_with(38, &[0, 4]), field("Hello", "region")),
-        (1, hello_with(40, &[1]), field("Hello", "memory layout")),
-        (1, hello_with(72, &[65]), field("Hello", "guest kind")),
-        (1, hello_with(74, &[0xff]), field("Hello", "guest kind")),
-        (1, hello_with(77, &[12]), field("Hello", "description")),
-        (1, hello_with(77, &[10]), field("Hello", "length")),
+        (1, hello_with(42, &[0, 0]), field("Hello", "memory layout")),
+        (1, hello_with(42, &[3, 0]), field("Hello", "memory layout")),
+        (1, hello_with(42, &[0xff, 0xff]), field("Hello", "number of regions")),
+        (1, hello_with(42, &[0, 4]), field("Hello", "region")),
+        (1, hello_with(44, &[1]), field("Hello", "memory layout")),
+        (1, hello_with(76, &[65]), field("Hello", "guest kind")),
+        (1, hello_with(78, &[0xff]), field("Hello", "guest kind")),
+        (1, hello_with(81, &[12]), field("Hello", "description")),
+        (1, hello_with(81, &[10]), field("Hello", "length")),
         (2, vec![1], field("Accept", "number of channels")),
         (2, vec![], field("Accept", "number of channels")),
         (2, vec![1, 0, 1], field("Accept", "forms of pages")),
-        (4, [[0; 32].as_slice(), &[64, 0]].concat(), field("Attach", "channel")),
+        (2, vec![1, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0], field("Accept", "granule")),
+        (2, vec![1, 0, 1, 0, 0, 0, 1, 0, 0, 0, 2, 0], field("Accept", "granule")),
+        (4, [[0; 32].as_slice(), &[64, 0, 0, 0, 0, 0]].concat(), field("Attach", "lane")),
+        (4, [[0; 32].as_slice(), &[0xfe, 0xff, 0, 0, 0, 0]].concat(), field("Attach", "lane")),
+        (4, [[0; 32].as_slice(), &[0xff, 0xff]].concat(), field("Attach", "generation")),
+        (5, vec![64, 0], field("Attached", "lane")),
         (6, vec![0], Err(WireError::MessageLength { message: "Ping", length: 1, limit: 0 })),
         (8, vec![2, 0, 1, 1], field("Finish", "totals")),
+        (8, finish_with(&[2, 0]), field("Finish", "switch")),
+        (8, finish_with(&[1, 0, 1, 0, 0, 0, 1]), field("Finish", "extent")),
         (13, vec![1, 4], field("Abort", "reason")),
         (16, vec![4, 0], field("Answer", "status")),
+        (17, vec![0; 4], field("Missing", "words")),
+        (17, vec![0; 15], field("Missing", "words")),
+        (17, vec![0; 3], field("Missing", "first chunk")),
+        (17, vec![0; 4 + 8193 * 8], Err(WireError::MessageLength { message: "Missing", length: 65548, limit: 65540 })),
+        (18, vec![], field("Fetch", "pages")),
+        (18, vec![0; 9], field("Fetch", "pages")),
+        (18, vec![0; 65 * 8], Err(WireError::MessageLength { message: "Fetch", length: 520, limit: 512 })),
+        (19, vec![0; 31], field("Resume", "token")),
+        (20, vec![0; 5], field("Arrived", "words")),
+        (21, vec![0; 15], field("Resumed", "extent")),
+        (22, vec![0; 7], field("Complete", "number of pages")),
+        (22, vec![0; 9], Err(WireError::MessageLength { message: "Complete", length: 9, limit: 8 })),
         (0, vec![], Err(WireError::UnknownMessage { kind: 0 })),
-        (17, vec![], Err(WireError::UnknownMessage { kind: 17 })),
+        (23, vec![], Err(WireError::UnknownMessage { kind: 23 })),
     ];
     for (kind, body, expected) in cases {
         assert_eq!(decode_message(&envelope(VERSION, kind, &body)), expected, "kind {kind}");
@@ -177,14 +219,24 @@ fn the_longest_parts_fit_and_longer_ones_do_not() {
         ..offer()
     };
     let totals = vec![ChannelTotals::default(); usize::from(MAX_CHANNELS)];
-    for message in [Message::Hello(longest.clone()), Message::Finish { totals: totals.clone(), state: vec![1; MAX_STATE_BYTES] }] {
+    let fits = [
+        Message::Hello(longest.clone()),
+        Message::Finish { totals: totals.clone(), state: vec![1; MAX_STATE_BYTES], missing: Some(Extent::default()) },
+        Message::Missing { first: ChunkIndex(0), words: vec![1; MAX_BITMAP_WORDS] },
+        Message::Arrived { first: ChunkIndex(0), words: vec![1; MAX_BITMAP_WORDS] },
+        Message::Fetch { pages: vec![PageIndex(0); MAX_FETCH_PAGES] },
+    ];
+    for message in fits {
         let bytes = encode(&message);
         assert_eq!(decode_message(&bytes), Ok(Some((message, bytes.len()))));
     }
     let too_long = [
         Message::Hello(Offer { description: "d".repeat(MAX_DESCRIPTION_BYTES + 1), ..longest.clone() }),
         Message::Hello(Offer { guest_kind: "k".repeat(MAX_GUEST_KIND_BYTES + 1), ..longest }),
-        Message::Finish { totals, state: vec![0; MAX_STATE_BYTES + 1] },
+        Message::Finish { totals, state: vec![0; MAX_STATE_BYTES + 1], missing: None },
+        Message::Missing { first: ChunkIndex(0), words: vec![1; MAX_BITMAP_WORDS + 1] },
+        Message::Arrived { first: ChunkIndex(0), words: vec![1; MAX_BITMAP_WORDS + 1] },
+        Message::Fetch { pages: vec![PageIndex(0); MAX_FETCH_PAGES + 1] },
     ];
     for message in too_long {
         let mut bytes = vec![7];
@@ -197,7 +249,7 @@ fn the_longest_parts_fit_and_longer_ones_do_not() {
 
 proptest! {
     #[test]
-    fn any_bytes_are_a_message_an_error_or_the_beginning_of_one(kind in 0u16..20, body in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn any_bytes_are_a_message_an_error_or_the_beginning_of_one(kind in 0u16..25, body in prop::collection::vec(any::<u8>(), 0..200)) {
         let bytes = envelope(VERSION, kind, &body);
         if let Ok(Some((message, length))) = decode_message(&bytes) {
             prop_assert_eq!(length, bytes.len());

@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Read};
 use std::thread::{self, JoinHandle};
 
 use pageferry::transport::{Endpoint, Listener, Stream};
-use pageferry::wire::{Message, Offer};
+use pageferry::wire::{Features, Lane, Message, Offer};
 
 use crate::talk::{PATIENCE, Talk};
 
@@ -31,13 +31,15 @@ impl EvilDestination {
     }
 
     pub(crate) fn accept(&mut self) {
-        self.control.say(&Message::Accept { channels: self.offer.channels, codecs: self.offer.codecs });
+        self.control.say(&Message::Accept { channels: self.offer.channels, codecs: self.offer.codecs, features: Features::NONE, granule: 1 });
     }
 
     /// The next connection, and the Attach that it begins with.
     pub(crate) fn bulk(&mut self) -> (Talk, u16) {
         let mut bulk = next(&self.listener);
-        let Some(Message::Attach { session, token, channel }) = bulk.hear() else { panic!("a bulk connection begins with Attach") };
+        let Some(Message::Attach { session, token, lane: Lane::Bulk(channel), generation: 0 }) = bulk.hear() else {
+            panic!("a bulk connection begins with Attach")
+        };
         assert!(session == self.offer.session && token == self.offer.token);
         (bulk, channel)
     }
@@ -54,7 +56,7 @@ impl EvilDestination {
     /// Attaches one channel and leaves it alone.
     pub(crate) fn attach(&mut self) -> Stream {
         let (mut bulk, channel) = self.bulk();
-        bulk.say(&Message::Attached { channel });
+        bulk.say(&Message::Attached { lane: Lane::Bulk(channel) });
         bulk.into_stream()
     }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use pageferry::transport::Endpoint;
-use pageferry::wire::{AnswerStatus, FRAME_HEADER_BYTES, MAX_CHANNELS, MAX_STATE_BYTES, Message, RefuseReason};
+use pageferry::wire::{AnswerStatus, FRAME_HEADER_BYTES, Lane, MAX_CHANNELS, MAX_STATE_BYTES, Message, RefuseReason};
 
 use crate::forge::{self, Frame};
 use crate::honest::{Host, PAGES, assert_no_panic};
@@ -52,15 +52,15 @@ fn before_a_session() -> Vec<Attack> {
         }),
         attack("no channels", Refused(RefuseReason::Other, "bad number of channels"), |evil| say_hello_with(evil, 32, &[0, 0])),
         attack("too many channels", Refused(RefuseReason::Other, "bad number of channels"), |evil| say_hello_with(evil, 32, &[65, 0])),
-        attack("more regions than there may be", Refused(RefuseReason::Other, "bad number of regions"), |evil| say_hello_with(evil, 38, &[1, 4])),
-        attack("a region of no pages", Refused(RefuseReason::Other, "bad memory layout"), |evil| say_hello_with(evil, 48, &[0; 8])),
-        attack("a region at the end of everything", Refused(RefuseReason::Other, "bad memory layout"), |evil| say_hello_with(evil, 40, &[0xff; 8])),
-        attack("a kind that is no text", Refused(RefuseReason::Other, "bad guest kind"), |evil| say_hello_with(evil, 58, &[0xff])),
+        attack("more regions than there may be", Refused(RefuseReason::Other, "bad number of regions"), |evil| say_hello_with(evil, 42, &[1, 4])),
+        attack("a region of no pages", Refused(RefuseReason::Other, "bad memory layout"), |evil| say_hello_with(evil, 52, &[0; 8])),
+        attack("a region at the end of everything", Refused(RefuseReason::Other, "bad memory layout"), |evil| say_hello_with(evil, 44, &[0xff; 8])),
+        attack("a kind that is no text", Refused(RefuseReason::Other, "bad guest kind"), |evil| say_hello_with(evil, 62, &[0xff])),
         attack("the largest memory there is", Refused(RefuseReason::Memory, "64 TiB"), |evil| {
-            say_hello_with(evil, 48, &(1u64 << 34).to_le_bytes());
+            say_hello_with(evil, 52, &(1u64 << 34).to_le_bytes());
         }),
         attack("a guest over the limit", Refused(RefuseReason::Memory, "the limit of this receiver"), |evil| {
-            say_hello_with(evil, 48, &(1u64 << 15).to_le_bytes());
+            say_hello_with(evil, 52, &(1u64 << 15).to_le_bytes());
         }),
         attack("a kind that is not allowed", Refused(RefuseReason::GuestKind, "\"spy\" are not allowed"), |evil| {
             evil.offer.guest_kind = "spy".into();
@@ -93,8 +93,8 @@ fn say_altered_hello(evil: &mut EvilSource, at: usize) {
     evil.control.say_bytes(&hello);
 }
 
-/// Says Hello with other bytes at `at` of its body: 32 channels, 38 regions, 40 the first one's address, 48 its pages,
-/// 56 the kind.
+/// Says Hello with other bytes at `at` of its body: 32 channels, 42 regions, 44 the first one's address, 52 its pages,
+/// 60 the kind.
 fn say_hello_with(evil: &mut EvilSource, at: usize, bytes: &[u8]) {
     let mut body = hello_body(evil);
     body[at..at + bytes.len()].copy_from_slice(bytes);
@@ -124,11 +124,11 @@ fn in_a_session() -> Vec<Attack> {
             evil.control.say_bytes(&forge::envelope(1, forge::FINISH, u32::MAX, &[]));
         }),
         attack("a state that is not the guest's", Stage::Copied, "not its registers", |evil| {
-            evil.control.say(&Message::Finish { totals: evil.totals(), state: b"rootkit".to_vec() });
+            evil.control.say(&Message::Finish { totals: evil.totals(), state: b"rootkit".to_vec(), missing: None });
         }),
         attack("totals of more channels", Stage::Copied, "totals of 3 channels, there are 2", |evil| {
             let totals = [evil.totals(), vec![evil.totals()[0]]].concat();
-            evil.control.say(&Message::Finish { totals, state: Vec::new() });
+            evil.control.say(&Message::Finish { totals, state: Vec::new(), missing: None });
         }),
         attack("totals without the last frame", Stage::Copied, "announced", |evil| finish_with(evil, |frames, _, _| *frames -= 1)),
         attack("totals with other pages", Stage::Copied, "announced", |evil| finish_with(evil, |_, pages, _| *pages += 1)),
@@ -161,7 +161,7 @@ fn finish_with(evil: &mut EvilSource, change: fn(&mut u64, &mut u64, &mut u64)) 
     let mut totals = evil.totals();
     let last = totals.last_mut().unwrap();
     change(&mut last.frames, &mut last.pages.0, &mut last.digest);
-    evil.control.say(&Message::Finish { totals, state: b"registers".to_vec() });
+    evil.control.say(&Message::Finish { totals, state: b"registers".to_vec(), missing: None });
 }
 
 /// Frames with good checksums that make no sense, as the first one of channel 0.
@@ -377,8 +377,9 @@ fn strangers_do_not_get_into_a_session() {
     let host = Host::new();
     let mut evil = EvilSource::at(Stage::Accepted, &host.endpoint);
     let mine = |channel| evil.attach_message(channel);
-    let other_token = Message::Attach { session: evil.offer.session, token: pageferry::wire::Token([0; 16]), channel: 0 };
-    let other_session = Message::Attach { session: pageferry::wire::SessionId([0xee; 16]), token: evil.offer.token, channel: 0 };
+    let other_token = Message::Attach { session: evil.offer.session, token: pageferry::wire::Token([0; 16]), lane: Lane::Bulk(0), generation: 0 };
+    let other_session =
+        Message::Attach { session: pageferry::wire::SessionId([0xee; 16]), token: evil.offer.token, lane: Lane::Bulk(0), generation: 0 };
     let strangers = [
         (other_token, RefuseReason::Authorization, "token"),
         (other_session, RefuseReason::Authorization, "no such session"),
@@ -401,7 +402,7 @@ fn strangers_do_not_get_into_a_session() {
     assert_eq!(question.last_words(), Some(Message::Answer(AnswerStatus::Unknown)), "and the session lives");
     let mut attached = Talk::to(&host.endpoint);
     attached.say(&mine(1));
-    assert_eq!(attached.hear(), Some(Message::Attached { channel: 1 }));
+    assert_eq!(attached.hear(), Some(Message::Attached { lane: Lane::Bulk(1) }));
     assert_refused(&host.endpoint, &mine(1), RefuseReason::Other, "");
 
     evil.control.say(&Message::Abort { reason: "enough".into() });
@@ -434,7 +435,7 @@ fn a_channel_that_vanishes_when_it_is_attached_does_not_hold_the_session() {
         bulk.close();
     }
     std::thread::sleep(Duration::from_millis(200));
-    evil.control.say(&Message::Finish { totals: evil.totals(), state: b"registers".to_vec() });
+    evil.control.say(&Message::Finish { totals: evil.totals(), state: b"registers".to_vec(), missing: None });
     let heard = evil.control.last_words();
     assert!(matches!(&heard, Some(Message::Failed { reason }) if reason.contains("bulk")), "{heard:?}");
     assert!(host.last_session().ending().unwrap().contains("bulk"));

@@ -11,7 +11,7 @@ use pageferry::source::{Failure, Migration};
 use pageferry::stats::{GuestOwner, Outcome};
 use pageferry::transport::Listener;
 use pageferry::units::{ByteCount, PageCount};
-use pageferry::wire::{AnswerStatus, Message, RefuseReason};
+use pageferry::wire::{AnswerStatus, Features, Lane, Message, RefuseReason};
 
 use crate::destination::{EvilDestination, next};
 use crate::forge;
@@ -52,11 +52,11 @@ fn on_the_way() -> Vec<Attack> {
             evil.control.last_words()
         }),
         attack("an altered envelope", "header has a wrong checksum", Some("checksum"), |evil| {
-            evil.control.say_bytes(&forge::altered(&Message::Accept { channels: 1, codecs: Codecs::LZ4 }, 10));
+            evil.control.say_bytes(&forge::altered(&Message::Accept { channels: 1, codecs: Codecs::LZ4, features: Features::NONE, granule: 1 }, 10));
             evil.control.last_words()
         }),
         attack("an altered body", "Accept message has a wrong checksum", Some("checksum"), |evil| {
-            evil.control.say_bytes(&forge::altered(&Message::Accept { channels: 1, codecs: Codecs::LZ4 }, 32));
+            evil.control.say_bytes(&forge::altered(&Message::Accept { channels: 1, codecs: Codecs::LZ4, features: Features::NONE, granule: 1 }, 32));
             evil.control.last_words()
         }),
         attack("a huge message", "more than", Some("more than"), |evil| {
@@ -68,7 +68,7 @@ fn on_the_way() -> Vec<Attack> {
             evil.control.last_words()
         }),
         attack("more channels than wanted", "5 channels granted, 2 were asked for", Some("5 channels granted"), |evil| {
-            evil.control.say(&Message::Accept { channels: 5, codecs: Codecs::LZ4 });
+            evil.control.say(&Message::Accept { channels: 5, codecs: Codecs::LZ4, features: Features::NONE, granule: 1 });
             evil.control.last_words()
         }),
         attack("Ready for a start", "Ready to an end that was offering", Some("Ready to an end"), |evil| {
@@ -87,7 +87,7 @@ fn on_the_way() -> Vec<Attack> {
         attack("another channel attached", "out of place", Some("out of place"), |evil| {
             evil.accept();
             let (mut bulk, channel) = evil.bulk();
-            bulk.say(&Message::Attached { channel: channel + 1 });
+            bulk.say(&Message::Attached { lane: Lane::Bulk(channel + 1) });
             evil.control.last_words()
         }),
         attack("a channel refused", "the token is stale", Some("the token is stale"), |evil| {

@@ -9,7 +9,7 @@ use pageferry::memory::{GuestMemory, MemoryLayout};
 use pageferry::page::{Codecs, Encoder, EncoderSettings, Method, PageKey, Work};
 use pageferry::transport::{Endpoint, Stream};
 use pageferry::units::{ByteCount, ChunkIndex};
-use pageferry::wire::{ChannelTotals, FrameWriter, Message, Offer, SessionId, Token, channel_of};
+use pageferry::wire::{ChannelTotals, Features, FrameWriter, Lane, Message, Offer, SessionId, Token, channel_of};
 
 use crate::guest::filled;
 use crate::honest::PAGES;
@@ -52,7 +52,9 @@ impl EvilSource {
         let settings = EncoderSettings { codecs: CODECS, key: PageKey::derive(&token.0), delta_cache: ByteCount(1 << 20) };
         let writer = || FrameWriter::new(Encoder::new(settings.clone(), layout.chunks()));
         let frames = (0..CHANNELS).map(|_| writer()).collect();
-        let offer = Offer { session, token, channels: CHANNELS, codecs: CODECS, layout, guest_kind: "stamper".into(), description: String::new() };
+        let features = Features::NONE;
+        let offer =
+            Offer { session, token, channels: CHANNELS, codecs: CODECS, features, layout, guest_kind: "stamper".into(), description: String::new() };
         let mut source = Self { endpoint: endpoint.clone(), offer, control: Talk::to(endpoint), bulk: Vec::new(), frames, memory };
         let steps: [Step; 5] = [
             (Stage::Accepted, Self::say_hello),
@@ -67,7 +69,7 @@ impl EvilSource {
 
     fn say_hello(&mut self) {
         self.control.say(&Message::Hello(self.offer.clone()));
-        assert_eq!(self.control.hear(), Some(Message::Accept { channels: CHANNELS, codecs: CODECS }));
+        assert_eq!(self.control.hear(), Some(Message::Accept { channels: CHANNELS, codecs: CODECS, features: Features::NONE, granule: 1 }));
     }
 
     fn attach_all(&mut self) {
@@ -78,12 +80,12 @@ impl EvilSource {
     fn attach(&self, channel: u16) -> Talk {
         let mut bulk = Talk::to(&self.endpoint);
         bulk.say(&self.attach_message(channel));
-        assert_eq!(bulk.hear(), Some(Message::Attached { channel }));
+        assert_eq!(bulk.hear(), Some(Message::Attached { lane: Lane::Bulk(channel) }));
         bulk
     }
 
     pub(crate) fn attach_message(&self, channel: u16) -> Message {
-        Message::Attach { session: self.offer.session, token: self.offer.token, channel }
+        Message::Attach { session: self.offer.session, token: self.offer.token, lane: Lane::Bulk(channel), generation: 0 }
     }
 
     pub(crate) fn query(&self) -> Message {
@@ -121,7 +123,7 @@ impl EvilSource {
     }
 
     pub(crate) fn finish_message(&self) -> Message {
-        Message::Finish { totals: self.totals(), state: b"registers".to_vec() }
+        Message::Finish { totals: self.totals(), state: b"registers".to_vec(), missing: None }
     }
 
     fn finish(&mut self) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use pageferry::stats::Outcome;
-use pageferry::wire::{Message, RefuseReason, SessionId, Token, decode_message};
+use pageferry::wire::{Lane, Message, RefuseReason, SessionId, Token, decode_message};
 
 use crate::processes::{MOMENT, Process, SEND, command};
 use crate::proxy::{Fate, Proxy, Tamper};
@@ -111,7 +111,7 @@ fn a_session_that_nobody_knows_is_not_answered_for() -> Result<()> {
     let mut receiver = receiver("")?;
     let (session, token) = (SessionId([1; 16]), Token([2; 16]));
     let mut attach = Vec::new();
-    Message::Attach { session, token, channel: 0 }.encode(&mut attach)?;
+    Message::Attach { session, token, lane: Lane::Bulk(0), generation: 0 }.encode(&mut attach)?;
     let answer = decode_message(&say(&receiver.address, &attach)?)?;
     ensure!(matches!(answer, Some((Message::Refuse { reason: RefuseReason::Authorization, .. }, _))), "{answer:?}");
     still_serves(&mut receiver)

@@ -6,7 +6,7 @@ use pageferry::protocol::{
     AttachError, Destination, DestinationEnd, DestinationEvent, GuestOwner, ProtocolError, Source, SourceEnd, SourceEvent, Timeouts, Tombstones,
 };
 use pageferry::units::ByteCount;
-use pageferry::wire::{AnswerStatus, MAX_REASON_BYTES, Message, RefuseReason, SessionId, Token};
+use pageferry::wire::{AnswerStatus, Features, Lane, MAX_REASON_BYTES, Message, RefuseReason, SessionId, Token};
 
 use crate::pair::{CHANNELS, CODECS, Pair, Point, SESSION, TOKEN, offer, totals};
 
@@ -87,7 +87,7 @@ fn a_handshake_that_does_not_come_to_an_end_is_given_up_though_the_peer_lives() 
     let Timeouts { handshake, .. } = Timeouts::default();
     let mut pair = Pair::at(Point::Accepted);
     let start = pair.now;
-    pair.destination.attach(pair.now, TOKEN, 0).unwrap();
+    pair.destination.attach(pair.now, TOKEN, Lane::Bulk(0), 0).unwrap();
     while pair.source.poll_timeout().is_some() || pair.destination.poll_timeout().is_some() {
         pair.now += SECOND;
         pair.source.handle_timeout(pair.now);
@@ -115,13 +115,13 @@ fn channels_are_attached_once_each_and_by_the_source_only() {
     let mut pair = Pair::at(Point::Accepted);
     let now = pair.now;
     let channels = CHANNELS;
-    assert_eq!(pair.destination.attach(now, Token([1; 16]), 0), Err(AttachError::Token));
-    assert_eq!(pair.destination.attach(now, TOKEN, CHANNELS), Err(AttachError::Channel { channel: CHANNELS, channels }));
-    assert_eq!(pair.destination.attach(now, TOKEN, u16::MAX), Err(AttachError::Channel { channel: u16::MAX, channels }));
-    assert_eq!(pair.destination.attach(now, TOKEN, 1), Ok(()));
-    assert_eq!(pair.destination.attach(now, TOKEN, 1), Err(AttachError::Twice { channel: 1 }));
-    assert_eq!(pair.destination.attach(now, TOKEN, 0), Ok(()));
-    assert_eq!(pair.destination.attach(now, TOKEN, 0), Err(AttachError::State { state: "receiving" }));
+    assert_eq!(pair.destination.attach(now, Token([1; 16]), Lane::Bulk(0), 0), Err(AttachError::Token));
+    assert_eq!(pair.destination.attach(now, TOKEN, Lane::Bulk(CHANNELS), 0), Err(AttachError::Channel { channel: CHANNELS, channels }));
+    assert_eq!(pair.destination.attach(now, TOKEN, Lane::Bulk(u16::MAX), 0), Err(AttachError::Channel { channel: u16::MAX, channels }));
+    assert_eq!(pair.destination.attach(now, TOKEN, Lane::Bulk(1), 0), Ok(()));
+    assert_eq!(pair.destination.attach(now, TOKEN, Lane::Bulk(1), 0), Err(AttachError::Twice { channel: 1 }));
+    assert_eq!(pair.destination.attach(now, TOKEN, Lane::Bulk(0), 0), Ok(()));
+    assert_eq!(pair.destination.attach(now, TOKEN, Lane::Bulk(0), 0), Err(AttachError::State { state: "receiving" }));
     assert!(matches!(AttachError::Token.refusal(), Message::Refuse { reason: RefuseReason::Authorization, .. }));
     let twice = AttachError::Twice { channel: 1 }.refusal();
     assert_eq!(twice, Message::Refuse { reason: RefuseReason::Other, detail: "channel 1 is attached already".into() });
@@ -134,9 +134,9 @@ fn a_session_may_have_as_many_channels_as_the_protocol_allows() {
     let now = Instant::now();
     let mut destination = Destination::new(now, Timeouts::default());
     destination.handle_message(now, Message::Hello(wide));
-    destination.accept(now, 64, CODECS);
-    (0..64).for_each(|channel| destination.attach(now, TOKEN, channel).unwrap());
-    assert_eq!(destination.attach(now, TOKEN, 0), Err(AttachError::State { state: "receiving" }));
+    destination.accept(now, 64, CODECS, Features::NONE, 1);
+    (0..64).for_each(|channel| destination.attach(now, TOKEN, Lane::Bulk(channel), 0).unwrap());
+    assert_eq!(destination.attach(now, TOKEN, Lane::Bulk(0), 0), Err(AttachError::State { state: "receiving" }));
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn drivers_that_come_too_late_change_nothing() {
     pair.source.reconnected(now);
     pair.source.reconnect_failed(now);
     assert!(!pair.source.abort(now, "late".into()));
-    pair.destination.accept(now, CHANNELS, CODECS);
+    pair.destination.accept(now, CHANNELS, CODECS, Features::NONE, 1);
     pair.destination.refuse(now, RefuseReason::Busy, String::new());
     pair.destination.ready(now);
     assert!(!pair.destination.fail(now, "late".into()));

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use pageferry::page::Codecs;
 use pageferry::protocol::{Destination, DestinationEvent, GuestOwner, ProtocolError, Source, SourceEnd, SourceEvent, Timeouts};
 use pageferry::units::ByteCount;
-use pageferry::wire::{AnswerStatus, Message, RefuseReason};
+use pageferry::wire::{AnswerStatus, Features, Lane, Message, RefuseReason};
 use proptest::prelude::*;
 
 use crate::pair::{CHANNELS, CODECS, Pair, Point, SESSION, TOKEN, offer, totals};
@@ -17,17 +17,17 @@ fn messages() -> Vec<Message> {
     vec![
         Message::Hello(offer()),
         Message::Hello(greedy),
-        Message::Accept { channels: CHANNELS, codecs: CODECS },
-        Message::Accept { channels: 0, codecs: CODECS },
-        Message::Accept { channels: CHANNELS + 1, codecs: CODECS },
-        Message::Accept { channels: CHANNELS, codecs: CODECS.or(Codecs::ZSTD) },
+        Message::Accept { channels: CHANNELS, codecs: CODECS, features: Features::NONE, granule: 1 },
+        Message::Accept { channels: 0, codecs: CODECS, features: Features::NONE, granule: 1 },
+        Message::Accept { channels: CHANNELS + 1, codecs: CODECS, features: Features::NONE, granule: 1 },
+        Message::Accept { channels: CHANNELS, codecs: CODECS.or(Codecs::ZSTD), features: Features::NONE, granule: 1 },
         Message::Refuse { reason: RefuseReason::Busy, detail: "full".into() },
-        Message::Attach { session: SESSION, token: TOKEN, channel: 0 },
-        Message::Attached { channel: 0 },
+        Message::Attach { session: SESSION, token: TOKEN, lane: Lane::Bulk(0), generation: 0 },
+        Message::Attached { lane: Lane::Bulk(0) },
         Message::Ping,
         Message::Progress { frames: 1, bytes: ByteCount(1) },
-        Message::Finish { totals: totals(), state: vec![] },
-        Message::Finish { totals: vec![], state: vec![] },
+        Message::Finish { totals: totals(), state: vec![], missing: None },
+        Message::Finish { totals: vec![], state: vec![], missing: None },
         Message::Ready,
         Message::Commit { paused_for: Duration::ZERO },
         Message::Running,
@@ -44,7 +44,7 @@ fn messages() -> Vec<Message> {
 fn is_legal_for_source(point: Point, message: &Message) -> bool {
     match message {
         Message::Failed { .. } => true,
-        Message::Accept { channels, codecs } => point == Point::Offered && *channels == CHANNELS && *codecs == CODECS,
+        Message::Accept { channels, codecs, .. } => point == Point::Offered && *channels == CHANNELS && *codecs == CODECS,
         Message::Refuse { .. } => point == Point::Offered,
         Message::Progress { .. } => point > Point::Offered,
         Message::Ready => point == Point::Finishing,

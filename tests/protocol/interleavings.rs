@@ -9,7 +9,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
 use pageferry::protocol::{Destination, DestinationEvent, GuestOwner, Source, SourceEnd, SourceEvent, Timeouts};
-use pageferry::wire::{AnswerStatus, Message};
+use pageferry::wire::{AnswerStatus, Features, Lane, Message};
 
 use crate::pair::{CHANNELS, CODECS, TOKEN, offer, totals};
 
@@ -214,7 +214,7 @@ impl Node {
         match self.source_task.take()? {
             Task::Attach => {
                 for channel in 0..CHANNELS {
-                    if self.destination.attach(now, TOKEN, channel).is_err() {
+                    if self.destination.attach(now, TOKEN, Lane::Bulk(channel), 0).is_err() {
                         return Some(());
                     }
                 }
@@ -235,7 +235,7 @@ impl Node {
 
     fn destination_acts(&mut self, now: Instant) -> Option<()> {
         match self.destination_task.take()? {
-            Task::Accept => self.destination.accept(now, CHANNELS, CODECS),
+            Task::Accept => self.destination.accept(now, CHANNELS, CODECS, Features::NONE, 1),
             Task::Load => self.destination.ready(now),
             Task::Resume => self.destination.running(now),
             task => unreachable!("{task:?} is not the destination's"),

@@ -6,7 +6,7 @@ use pageferry::memory::MemoryLayout;
 use pageferry::page::Codecs;
 use pageferry::protocol::{Destination, DestinationEvent, Source, SourceEvent, Timeouts};
 use pageferry::units::PageCount;
-use pageferry::wire::{ChannelTotals, Message, Offer, SessionId, Token};
+use pageferry::wire::{ChannelTotals, Features, Lane, Message, Offer, SessionId, Token};
 
 pub(crate) const SESSION: SessionId = SessionId([7; 16]);
 pub(crate) const TOKEN: Token = Token([9; 16]);
@@ -19,6 +19,7 @@ pub(crate) fn offer() -> Offer {
         token: TOKEN,
         channels: CHANNELS,
         codecs: CODECS,
+        features: Features::NONE,
         layout: MemoryLayout::flat(PageCount(64)).unwrap(),
         guest_kind: "workload".into(),
         description: "memory=256KiB".into(),
@@ -85,9 +86,9 @@ impl Pair {
         let now = self.now;
         match step {
             Point::Offered => {}
-            Point::Accepted => self.destination.accept(now, CHANNELS, CODECS),
+            Point::Accepted => self.destination.accept(now, CHANNELS, CODECS, Features::NONE, 1),
             Point::Copying => {
-                (0..CHANNELS).for_each(|channel| self.destination.attach(now, TOKEN, channel).unwrap());
+                (0..CHANNELS).for_each(|channel| self.destination.attach(now, TOKEN, Lane::Bulk(channel), 0).unwrap());
                 self.source.attached(now);
             }
             Point::Finishing => self.source.finish(now, totals(), vec![1, 2, 3]),

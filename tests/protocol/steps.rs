@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pageferry::protocol::{DestinationEnd, DestinationEvent, GuestOwner, ProtocolError, SourceEnd, SourceEvent, Timeouts};
-use pageferry::wire::{AnswerStatus, Message, RefuseReason, Token};
+use pageferry::wire::{AnswerStatus, Features, Message, RefuseReason, Token};
 
 use crate::pair::{CHANNELS, CODECS, Pair, Point, SESSION, TOKEN, offer, totals};
 
@@ -15,7 +15,7 @@ fn a_session_without_trouble_moves_the_guest() {
     assert_eq!(
         pair.source_events,
         [
-            SourceEvent::Accepted { channels: CHANNELS, codecs: CODECS },
+            SourceEvent::Accepted { channels: CHANNELS, codecs: CODECS, features: Features::NONE, granule: 1 },
             SourceEvent::Ready,
             SourceEvent::Running,
             SourceEvent::Ended(SourceEnd::Completed)
@@ -25,7 +25,7 @@ fn a_session_without_trouble_moves_the_guest() {
         pair.destination_events,
         [
             DestinationEvent::Offered(offer()),
-            DestinationEvent::Finish { totals: totals(), state: vec![1, 2, 3] },
+            DestinationEvent::Finish { totals: totals(), state: vec![1, 2, 3], missing: None },
             DestinationEvent::Run { paused_for: Duration::from_millis(3) },
             DestinationEvent::Ended(DestinationEnd::Completed { unconfirmed: None }),
         ]

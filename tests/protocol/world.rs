@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use pageferry::protocol::{Destination, DestinationEvent, GuestOwner, Source, SourceEnd, SourceEvent, Timeouts, Tombstones};
-use pageferry::wire::{AnswerStatus, Message};
+use pageferry::wire::{AnswerStatus, Features, Lane, Message};
 
 use crate::pair::{CHANNELS, CODECS, SESSION, TOKEN, offer, totals};
 
@@ -230,7 +230,7 @@ impl World {
             match due {
                 Due::ToDestination(message) => destination.handle_message(now, message),
                 Due::DestinationClosed => destination.handle_closed(now),
-                Due::Accept => destination.accept(now, CHANNELS, CODECS),
+                Due::Accept => destination.accept(now, CHANNELS, CODECS, Features::NONE, 1),
                 Due::Load => destination.ready(now),
                 Due::Resume if self.plan.resume == Resume::Fails => assert!(destination.fail(now, "no vCPU".into())),
                 Due::Resume => {
@@ -244,7 +244,7 @@ impl World {
 
     fn attach(&mut self) {
         for channel in 0..CHANNELS {
-            if self.destination.as_mut().is_none_or(|destination| destination.attach(self.now, TOKEN, channel).is_err()) {
+            if self.destination.as_mut().is_none_or(|destination| destination.attach(self.now, TOKEN, Lane::Bulk(channel), 0).is_err()) {
                 return;
             }
         }
