@@ -1,5 +1,6 @@
 //! Everything that can end a migration, by whose fault it is.
 
+use crate::destination::MissingError;
 use crate::dirty::DirtyError;
 use crate::guest::GuestError;
 use crate::memory::MemoryError;
@@ -15,6 +16,9 @@ pub enum Error {
     /// This host's memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// Pages that were to be brought in while the guest runs.
+    #[error(transparent)]
+    Missing(#[from] MissingError),
     /// Tracking of writes.
     #[error(transparent)]
     Dirty(#[from] DirtyError),

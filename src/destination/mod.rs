@@ -20,12 +20,17 @@ mod admission;
 mod budget;
 mod bulk;
 mod connection;
+#[cfg(feature = "userfaultfd")]
+pub(crate) mod faults;
 mod hub;
+mod lane;
 mod ledger;
+mod missing_error;
 mod receiver;
 mod registry;
 mod session;
 
 pub use admission::{Arrival, Ending, GuestFactory, Refusal};
 pub use hub::ReceiverOptions;
+pub use missing_error::MissingError;
 pub use receiver::Receiver;

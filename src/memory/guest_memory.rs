@@ -10,12 +10,11 @@ use std::ptr::NonNull;
 
 use memmap2::{MmapOptions, MmapRaw};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::mman::{MmapAdvise, madvise};
 
 use super::layout::{MemoryLayout, RegionSpec};
 use super::page::Chunk;
 use super::{MemoryError, Placement};
-use crate::units::{CHUNK_SIZE, ChunkIndex, PAGE_SIZE, PageCount, PageIndex};
+use crate::units::{CHUNK_SIZE, ChunkIndex, PAGE_SIZE};
 
 /// What guest memory is made of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -189,28 +188,6 @@ impl GuestMemory {
         Placement::new(self)
     }
 
-    /// Gives `count` pages from `first` back to the host; they read as zeros afterwards.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    ///
-    /// # Panics
-    /// When the pages are not all of one region.
-    pub fn discard(&self, first: PageIndex, count: PageCount) -> Result<(), MemoryError> {
-        let (region, within) = self.layout.locate(first.chunk()).expect("a page of the layout");
-        let region = &self.regions[region];
-        let start = within.0 + u64::from(first.bit());
-        assert!(start + count.0 <= region.spec.pages.0, "the pages lie in one region");
-        let (offset, length) = (start * PAGE_SIZE as u64, count.bytes().0);
-        // DONTNEED leaves a shared file's pages in the page cache; REMOVE frees them there too.
-        let advice = if region.backing == Backing::Memfd { MmapAdvise::MADV_REMOVE } else { MmapAdvise::MADV_DONTNEED };
-        let (offset, length) = (usize::try_from(offset).expect("mapped"), usize::try_from(length).expect("mapped"));
-        // SAFETY: offset + length lies inside the region's mapping, by the assertion above.
-        let at = unsafe { region.host.add(offset) };
-        // SAFETY: the range is mapped, and losing its contents is what the caller asked for.
-        unsafe { madvise(at.cast(), length, advice) }.map_err(|errno| MemoryError::Discard(errno.into()))
-    }
-
     /// First byte of `chunk` in this process and the number of its pages.
     pub(super) fn locate(&self, chunk: ChunkIndex) -> (NonNull<u8>, u32) {
         let (index, within) = self.layout.locate(chunk).expect("a chunk of the layout");
@@ -244,4 +221,4 @@ fn map(spec: RegionSpec, backing: Backing) -> std::io::Result<(MmapRaw, Option<O
 }
 
 const HUGE_PAGE_SHIFT: u8 = 21;
-const HUGE_PAGE_SIZE: usize = 1 << HUGE_PAGE_SHIFT;
+pub(super) const HUGE_PAGE_SIZE: usize = 1 << HUGE_PAGE_SHIFT;

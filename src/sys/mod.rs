@@ -4,6 +4,8 @@
 //! kernel structs are asserted at compile time, raw descriptors do not leave. No policy lives here.
 #![expect(unsafe_code, reason = "system calls")]
 
+#[cfg(feature = "userfaultfd")]
+pub(crate) mod advise;
 #[cfg(all(feature = "cli", feature = "kvm", target_arch = "x86_64"))]
 pub(crate) mod firmware;
 #[cfg(feature = "userfaultfd")]
@@ -12,7 +14,11 @@ pub(crate) mod kvm_log;
 #[cfg(all(feature = "kvm", target_arch = "x86_64"))]
 pub(crate) mod kvm_vm;
 pub(crate) mod meminfo;
+#[cfg(feature = "userfaultfd")]
+pub(crate) mod missing_pages;
 pub(crate) mod pagemap;
+#[cfg(feature = "userfaultfd")]
+pub(crate) mod priority;
 pub(crate) mod socket_queue;
 #[cfg(feature = "userfaultfd")]
 pub(crate) mod write_protection;
