@@ -29,16 +29,25 @@ pub trait Arrival: Send {
     /// The guest, to load its state into and to resume.
     fn guest(&mut self) -> &mut dyn Guest;
 
-    /// Everything is in place and the guest has not run yet. Its time is downtime.
+    /// All memory is in place. While the guest is [`Placed::Paused`] the time of this is downtime.
     ///
     /// # Errors
-    /// An error ends the migration; the guest runs on at the source.
-    fn placed(&mut self) -> std::io::Result<()> {
+    /// Before the guest runs an error ends the migration, and the guest runs on at the source.
+    fn placed(&mut self, _placed: Placed) -> std::io::Result<()> {
         Ok(())
     }
 
     /// The session is over. With [`Ending::Completed`] the guest is this end's to keep.
     fn ended(self: Box<Self>, ending: Ending);
+}
+
+/// What a guest is doing when the last of its memory is in place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placed {
+    /// It has not run here yet.
+    Paused,
+    /// It was resumed before: in post-copy its memory follows.
+    Running,
 }
 
 /// How a session ended for the destination.

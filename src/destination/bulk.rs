@@ -7,13 +7,14 @@ use crossbeam::channel::Sender;
 use crossbeam::utils::CachePadded;
 
 use super::lane::LaneReader;
-use super::registry::Arriving;
+use super::follow;
+use super::registry::{Arriving, Shared};
 use crate::error::Error;
 use crate::page::Decoder;
 use crate::stats::Encodings;
 use crate::transport::Stream;
 use crate::units::ByteCount;
-use crate::wire::{ChannelTotals, FrameBody, FrameReader};
+use crate::wire::{ChannelTotals, FrameBody, FrameReader, Lane};
 
 /// What all channels of a session have brought, for progress.
 #[derive(Debug, Default)]
@@ -34,20 +35,29 @@ impl Arrived {
 pub(super) enum BulkReport {
     /// A round is complete on this channel.
     RoundEnd { channel: u16, totals: ChannelTotals, encodings: Encodings },
+    /// A round is complete on this channel, and so is pre-copy: the worker does not place pages in memory any more.
+    Switched { channel: u16, totals: ChannelTotals, encodings: Encodings },
+    /// A lane of post-copy is of no more use.
+    Broken { generation: u32, error: Error },
+    /// The last missing page is in place.
+    Complete,
     /// The worker has stopped and will not touch the memory again.
     Stopped { channel: u16, totals: ChannelTotals, error: Error },
 }
 
-/// Receives frames until the connection ends or something is wrong with one.
-pub(super) fn receive(stream: Stream, channel: u16, arriving: &Arriving, arrived: &Arrived, reports: &Sender<BulkReport>) {
-    let memory = &arriving.memory;
+/// Receives frames until the connection ends or something is wrong with one. After the switch it follows the guest.
+pub(super) fn receive(stream: Stream, channel: u16, arriving: &Arriving, shared: &Shared) {
+    let (memory, reports, arrived) = (&arriving.memory, &shared.reports, &shared.arrived);
     let decoder = match memory.populated() {
         Ok(populated) => Decoder::new(arriving.key.clone(), populated),
         Err(error) => {
             return report_stopped(reports, channel, ChannelTotals::default(), error.into());
         }
     };
-    let frames = FrameReader::new(channel, arriving.channels, arriving.codecs, decoder);
+    let mut frames = FrameReader::new(channel, arriving.channels, arriving.codecs, decoder);
+    if arriving.post_copy {
+        frames = frames.granting_post_copy();
+    }
     let mut lane = LaneReader::new(stream, frames, Arc::clone(memory), format!("bulk {channel}"));
     let mut placement = memory.placement();
     let mut encodings = Encodings::default();
@@ -59,9 +69,15 @@ pub(super) fn receive(stream: Stream, channel: u16, arriving: &Arriving, arrived
                 arrived.bytes.fetch_add(header.frame_bytes() as u64, Ordering::Relaxed);
                 match header.body {
                     FrameBody::Chunk { pages, .. } => encodings += pages.masks.encodings(),
-                    FrameBody::RoundEnd | FrameBody::Switch => {
+                    FrameBody::RoundEnd => {
                         let totals = lane.totals();
                         let _ = reports.send(BulkReport::RoundEnd { channel, totals, encodings });
+                    }
+                    FrameBody::Switch => {
+                        // No frame is placed in guest memory after this one; see `follow`.
+                        let totals = lane.totals();
+                        let _ = reports.send(BulkReport::Switched { channel, totals, encodings });
+                        return follow::follow(lane.into_post_copy(), Lane::Bulk(channel), 0, shared);
                     }
                 }
             }

@@ -3,10 +3,12 @@
 use std::time::Instant;
 
 use super::bulk;
+use super::follow;
 use super::hub::Hub;
 use super::session;
-use crate::control::MessageReader;
+use crate::control::{Connection, MessageReader};
 use crate::error::Error;
+use crate::protocol::Resumption;
 use crate::transport::{Stream, TransportError};
 use crate::wire::{AnswerStatus, ChannelTotals, Lane, Message, RefuseReason, SessionId, Token, WireError};
 
@@ -25,6 +27,7 @@ pub(super) fn handle(hub: &Hub, stream: Stream) -> Result<(), Error> {
     match first {
         hello @ Message::Hello(_) => session::run(hub, reader, hello),
         Message::Attach { session, token, lane, generation } => attach(hub, reader, session, token, lane, generation),
+        Message::Resume { session, token } => resume(hub, reader, session, token),
         Message::Query { session, token } => answer(hub, reader, session, token),
         other => {
             let detail = format!("a connection does not begin with {}", other.name());
@@ -33,7 +36,7 @@ pub(super) fn handle(hub: &Hub, stream: Stream) -> Result<(), Error> {
     }
 }
 
-/// A bulk connection: this thread becomes its worker.
+/// A connection for pages: this thread becomes its worker.
 fn attach(hub: &Hub, reader: MessageReader, session: SessionId, token: Token, lane: Lane, generation: u32) -> Result<(), Error> {
     let mut writer = reader.writer();
     let refuse = |detail: &str| Message::Refuse { reason: RefuseReason::Authorization, detail: detail.into() };
@@ -41,20 +44,49 @@ fn attach(hub: &Hub, reader: MessageReader, session: SessionId, token: Token, la
     let Some(arriving) = shared.arrival.get() else { return writer.send(&refuse("the session is not accepted yet")) };
     let Some(stream) = reader.into_stream() else { return writer.send(&refuse("frames before Attached")) };
     // Adopted under the machine's lock: should the session end right now, the connection ends with it.
-    let attached = shared.feed(|machine| machine.attach(Instant::now(), token, lane, generation).inspect(|()| shared.adopt(stream.control())));
-    if let Err(error) = attached {
-        return writer.send(&error.refusal());
+    let attached = shared.feed(|machine| machine.attach(Instant::now(), token, lane, generation).map(|()| shared.adopt(stream.control())));
+    let running = match attached {
+        Ok(running) => running,
+        Err(error) => return writer.send(&error.refusal()),
+    };
+    let greeted = writer.send(&Message::Attached { lane });
+    match (lane, generation) {
+        (Lane::Bulk(channel), 0) => match greeted {
+            Ok(()) => bulk::receive(stream, channel, arriving, &shared),
+            // The session counts on every channel to report its end.
+            Err(_) => {
+                let gone = TransportError::Closed { lane: format!("bulk {channel}") };
+                bulk::report_stopped(&shared.reports, channel, ChannelTotals::default(), gone.into());
+            }
+        },
+        _ => follow::receive(stream, lane, generation, arriving, &shared),
     }
-    let Lane::Bulk(channel) = lane else { unreachable!("post-copy is not granted") };
-    match writer.send(&Message::Attached { lane }) {
-        Ok(()) => bulk::receive(stream, channel, arriving, &shared.arrived, &shared.reports),
-        // The session counts on every channel to report its end.
-        Err(_) => {
-            let gone = TransportError::Closed { lane: format!("bulk {channel}") };
-            bulk::report_stopped(&shared.reports, channel, ChannelTotals::default(), gone.into());
-        }
-    }
+    drop(running);
     Ok(())
+}
+
+/// A source that comes back in post-copy, or in doubt on the way to it.
+fn resume(hub: &Hub, reader: MessageReader, session: SessionId, token: Token) -> Result<(), Error> {
+    let mut writer = reader.writer();
+    let Some(shared) = hub.registry.find(session) else {
+        return match hub.registry.resume_ended(session, token) {
+            Some(answer) => writer.send(&answer),
+            None => writer.send(&Message::Refuse { reason: RefuseReason::Authorization, detail: "no such session".into() }),
+        };
+    };
+    tracing::info!("the source comes back");
+    let connection = Connection::new(reader)?;
+    let answer = shared.feed(|machine| match machine.resume(Instant::now(), token) {
+        Resumption::Accepted => {
+            shared.hand_over(connection);
+            None
+        }
+        Resumption::Answered(answer) => Some(answer),
+    });
+    match answer {
+        None => Ok(()),
+        Some(answer) => writer.send(&answer),
+    }
 }
 
 /// A source in doubt.

@@ -22,6 +22,7 @@ struct Entry {
     totals: ChannelTotals,
     encodings: Encodings,
     rounds: u32,
+    switched: bool,
     stopped: bool,
 }
 
@@ -46,6 +47,19 @@ impl Ledger {
         if complete as usize > self.rounds.len() {
             self.close_round(complete - 1);
         }
+    }
+
+    /// A channel has completed its last round before post-copy, in which there are no pages.
+    pub(super) fn switched(&mut self, channel: u16, totals: ChannelTotals, encodings: Encodings) {
+        let entry = &mut self.channels[usize::from(channel)];
+        entry.totals = totals;
+        entry.encodings = encodings;
+        entry.switched = true;
+    }
+
+    /// Whether pre-copy is over on every channel.
+    pub(super) fn all_switched(&self) -> bool {
+        self.channels.iter().all(|entry| entry.switched)
     }
 
     /// A channel's worker has stopped.
@@ -83,7 +97,7 @@ impl Ledger {
             report.pages_by_encoding += entry.encodings;
         }
         report.rounds.clone_from(&self.rounds);
-        if complete && let Some((last, before)) = report.rounds.split_last_mut() {
+        if complete && !self.all_switched() && let Some((last, before)) = report.rounds.split_last_mut() {
             last.kind = if before.is_empty() { RoundKind::Cold } else { RoundKind::StopAndCopy };
         }
     }

@@ -22,6 +22,8 @@ mod bulk;
 mod connection;
 #[cfg(feature = "userfaultfd")]
 pub(crate) mod faults;
+mod follow;
+mod following;
 mod hub;
 mod lane;
 mod ledger;
@@ -30,7 +32,7 @@ mod receiver;
 mod registry;
 mod session;
 
-pub use admission::{Arrival, Ending, GuestFactory, Refusal};
+pub use admission::{Arrival, Ending, GuestFactory, Placed, Refusal};
 pub use hub::ReceiverOptions;
 pub use missing_error::MissingError;
 pub use receiver::Receiver;

@@ -5,12 +5,15 @@
 //! the protocol's promises are about.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
-use crossbeam::channel::{Receiver, Sender, bounded};
+use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 
 use super::bulk::{Arrived, BulkReport};
+use super::faults::Incomplete;
+use super::follow::Followed;
+use crate::control::Connection;
 use crate::error::Error;
 use crate::memory::GuestMemory;
 use crate::page::{Codecs, PageKey};
@@ -29,8 +32,14 @@ pub(super) struct Shared {
     pub(super) reports: Sender<BulkReport>,
     /// Set before the offer is accepted, so before any bulk connection attaches.
     pub(super) arrival: OnceLock<Arriving>,
-    /// Gone once the session takes no bulk connections any more.
-    bulk: Mutex<Option<Vec<StreamControl>>>,
+    /// In post-copy, the memory as the lanes fill it. Empty where it will not come to that.
+    pub(super) incomplete: OnceLock<Option<Arc<Incomplete>>>,
+    /// Control connections of a source that came back, the newest last.
+    pub(super) newer: Receiver<Connection>,
+    hand_over: Sender<Connection>,
+    lanes: Lanes,
+    /// What the lanes brought in post-copy.
+    pub(super) followed: Mutex<Followed>,
     /// How the control connection was lost, if it was.
     cause: Mutex<Option<Error>>,
 }
@@ -43,11 +52,47 @@ pub(super) struct Arriving {
     pub(super) codecs: Codecs,
     /// The key of the hashes of pages.
     pub(super) key: PageKey,
+    /// Whether it may come to post-copy.
+    pub(super) post_copy: bool,
+}
+
+/// The connections that pages come on.
+#[derive(Default)]
+struct Lanes {
+    state: Mutex<LanesState>,
+    stopped: Condvar,
+}
+
+#[derive(Default)]
+struct LanesState {
+    open: Vec<StreamControl>,
+    /// Threads that read from one, or are about to.
+    running: usize,
+    /// The session takes none any more.
+    closed: bool,
+}
+
+/// A thread that reads from a lane, as long as this lives.
+pub(super) struct Running<'s>(&'s Lanes);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.state().running -= 1;
+        self.0.stopped.notify_all();
+    }
+}
+
+impl Lanes {
+    fn state(&self) -> MutexGuard<'_, LanesState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Shared {
     pub(super) fn new(timeouts: &Timeouts, reports: Sender<BulkReport>) -> Self {
         let (wake, woken) = bounded(1);
+        // At most one for each time that the source comes back, and the pump takes them at once.
+        let (hand_over, newer) = unbounded();
         Self {
             machine: Mutex::new(Destination::new(Instant::now(), *timeouts)),
             wake,
@@ -55,7 +100,11 @@ impl Shared {
             arrived: Arrived::default(),
             reports,
             arrival: OnceLock::new(),
-            bulk: Mutex::new(Some(Vec::new())),
+            incomplete: OnceLock::new(),
+            newer,
+            hand_over,
+            lanes: Lanes::default(),
+            followed: Mutex::default(),
             cause: Mutex::default(),
         }
     }
@@ -72,12 +121,22 @@ impl Shared {
         self.machine.lock().expect("the machine does not panic")
     }
 
-    /// A bulk connection, attached, to end with the session: at once if that has ended.
-    pub(super) fn adopt(&self, connection: StreamControl) {
-        match &mut *self.bulk.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(connections) => connections.push(connection),
-            None => connection.shut_down(),
+    /// A connection for pages, attached, to end with the session: at once if that has ended.
+    pub(super) fn adopt(&self, connection: StreamControl) -> Running<'_> {
+        let mut lanes = self.lanes.state();
+        lanes.running += 1;
+        if lanes.closed {
+            connection.shut_down();
+        } else {
+            lanes.open.push(connection);
         }
+        Running(&self.lanes)
+    }
+
+    /// Gives the pump another control connection. Under the machine's lock: what the machine says from then on goes there.
+    pub(super) fn hand_over(&self, connection: Connection) {
+        // The pump holds the other end as long as the session lives.
+        let _ = self.hand_over.send(connection);
     }
 
     pub(super) fn set_cause(&self, error: Error) {
@@ -88,10 +147,24 @@ impl Shared {
         self.cause.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Ends all bulk connections, for good.
-    pub(super) fn shut_down_bulk(&self) {
-        let connections = self.bulk.lock().unwrap_or_else(PoisonError::into_inner).take();
-        connections.iter().flatten().for_each(StreamControl::shut_down);
+    /// Ends all connections for pages, for good.
+    pub(super) fn close_lanes(&self) {
+        self.lanes.state().closed = true;
+        self.shut_down_lanes();
+        // Whoever waits for post-copy to begin need not any more.
+        let _ = self.incomplete.set(None);
+    }
+
+    /// Ends all connections for pages there are; others may come.
+    pub(super) fn shut_down_lanes(&self) {
+        let open = std::mem::take(&mut self.lanes.state().open);
+        open.iter().for_each(StreamControl::shut_down);
+    }
+
+    /// Waits until nobody reads from a lane any more.
+    pub(super) fn await_lanes(&self) {
+        let lanes = self.lanes.stopped.wait_while(self.lanes.state(), |lanes| lanes.running > 0);
+        drop(lanes);
     }
 }
 

@@ -7,16 +7,19 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, Sender, bounded, never, select};
+use crossbeam::channel::{Receiver, Sender, bounded, never, select, unbounded};
 
-use super::admission::{Arrival, Ending, Refusal};
+use super::admission::{Arrival, Ending, Placed, Refusal};
 use super::budget::Reservation;
 use super::bulk::BulkReport;
+use super::following::{Following, post_copy_for};
 use super::hub::Hub;
 use super::ledger::Ledger;
 use super::registry::{Arriving, Shared};
+use crate::bitmap::PageBitmap;
 use crate::control::{Connection, MessageReader};
 use crate::error::Error;
+use crate::guest::GuestError;
 use crate::page::{Codecs, PageKey};
 use crate::protocol::{Destination, DestinationEnd, DestinationEvent, ProtocolError};
 use crate::stats::{DowntimeParts, GuestOwner, Laps, Outcome, Report};
@@ -37,10 +40,10 @@ pub(super) fn run(hub: &Hub, reader: MessageReader, hello: Message) -> Result<()
     let connection = Connection::new(reader);
     let result = connection.and_then(|connection| {
         shared.machine().handle_message(Instant::now(), hello);
-        // Four events at most in the life of a session: the pump never waits.
-        let (tell, events) = bounded(8);
+        // A few events in the life of a session, and two more each time the source comes back.
+        let (tell, events) = unbounded();
         let pump = spawn_pump(Pump { shared: Arc::clone(&shared), connection: Some(connection), events: tell })?;
-        let served = Session { hub, shared: &shared, events, reported, started, ledger: Ledger::default() }.serve(&offer);
+        let served = Session { hub, shared: &shared, events, reported, started, ledger: Ledger::default(), following: None }.serve(&offer);
         // The pump ends with the machine, and the machine has ended or is told to.
         shared.feed(|machine| machine.fail(Instant::now(), "the session was given up".into()));
         let _ = pump.join();
@@ -57,6 +60,15 @@ struct Session<'s> {
     reported: Receiver<BulkReport>,
     started: Instant,
     ledger: Ledger,
+    /// In post-copy.
+    following: Option<Following>,
+}
+
+/// What the source has sent before Commit.
+struct Finish {
+    totals: Vec<ChannelTotals>,
+    state: Vec<u8>,
+    missing: Option<PageBitmap>,
 }
 
 /// A guest on its way in.
@@ -90,9 +102,12 @@ impl Session<'_> {
             }
         };
         let codecs = offer.codecs.and(Codecs::built_in());
-        let arriving = Arriving { memory: guest.arrival.memory(), channels, codecs, key: PageKey::derive(&offer.token.0) };
+        let memory = guest.arrival.memory();
+        let (features, granule) = post_copy_for(offer, &memory);
+        let post_copy = features.contains(Features::POST_COPY);
+        let arriving = Arriving { memory, channels, codecs, key: PageKey::derive(&offer.token.0), post_copy };
         assert!(self.shared.arrival.set(arriving).is_ok(), "one offer in a session");
-        self.shared.feed(|machine| machine.accept(Instant::now(), channels, codecs, Features::NONE, 1));
+        self.shared.feed(|machine| machine.accept(Instant::now(), channels, codecs, features, granule));
         let mut times = Times::default();
         let result = self.receive(&mut guest, &mut times);
         let report = self.report(&times, &result);
@@ -117,20 +132,29 @@ impl Session<'_> {
     /// From Accept to the end; the guest runs here if it is `Ok`.
     fn receive(&mut self, guest: &mut Guest, times: &mut Times) -> Result<(), Error> {
         let mut fault: Option<Error> = None;
-        let mut finish: Option<(Vec<ChannelTotals>, Vec<u8>)> = None;
+        let mut finish: Option<Finish> = None;
         // A connection that broke: its reason may come on the control connection any moment.
         let mut grace: Option<Instant> = None;
         loop {
             let wait = grace.map_or(IDLE, |until| until.saturating_duration_since(Instant::now()));
+            let events = self.events.clone();
             select! {
-                recv(self.events) -> event => match event {
-                    Ok(DestinationEvent::Finish { totals, state, .. }) => finish = Some((totals, state)),
+                recv(events) -> event => match event {
+                    Ok(DestinationEvent::Finish { totals, state, missing }) => finish = Some(Finish { totals, state, missing }),
                     Ok(DestinationEvent::Run { paused_for }) => self.start(guest, times, paused_for, &mut fault),
-                    Ok(DestinationEvent::Ended(end)) => return self.end(end, fault),
+                    Ok(DestinationEvent::Ended(end)) => {
+                        self.let_go(guest, &mut fault);
+                        return self.end(end, fault);
+                    }
+                    Ok(DestinationEvent::Interrupted) => self.interrupted(),
+                    Ok(DestinationEvent::Resume) => self.resumed(),
                     Ok(DestinationEvent::Offered(_)) | Err(_) => return Err(fault.unwrap_or(Error::Cancelled)),
                 },
                 recv(self.reported) -> report => match report.expect("the session holds a sender itself") {
                     BulkReport::RoundEnd { channel, totals, encodings } => self.ledger.round_end(channel, totals, encodings),
+                    BulkReport::Switched { channel, totals, encodings } => self.ledger.switched(channel, totals, encodings),
+                    BulkReport::Broken { generation, error } => self.broken(generation, &error),
+                    BulkReport::Complete => self.complete(),
                     BulkReport::Stopped { channel, totals, error } => {
                         self.ledger.stopped(channel, totals);
                         let broken = matches!(error, Error::Transport(_));
@@ -147,8 +171,8 @@ impl Session<'_> {
                     self.fail(fault.as_ref());
                 },
             }
-            if let Some((totals, state)) = finish.take_if(|(totals, _)| fault.is_none() && self.ledger.has_reached(totals))
-                && let Err(error) = self.settle(guest, &totals, &state, &mut times.parts)
+            if let Some(finish) = finish.take_if(|finish| fault.is_none() && self.has_all(finish))
+                && let Err(error) = self.settle(guest, finish, &mut times.parts)
             {
                 self.fail(Some(&error));
                 fault = Some(error);
@@ -156,21 +180,37 @@ impl Session<'_> {
         }
     }
 
-    /// Everything has arrived: closes the way into memory, checks, loads, and says so.
-    fn settle(&mut self, guest: &mut Guest, totals: &[ChannelTotals], state: &[u8], parts: &mut DowntimeParts) -> Result<(), Error> {
+    /// Whether everything has come that comes before Commit.
+    fn has_all(&self, finish: &Finish) -> bool {
+        self.ledger.has_reached(&finish.totals) && (finish.missing.is_none() || self.ledger.all_switched())
+    }
+
+    /// Everything has arrived that comes before Commit: closes the way into memory, checks, loads, and says so.
+    fn settle(&mut self, guest: &mut Guest, finish: Finish, parts: &mut DowntimeParts) -> Result<(), Error> {
+        let Finish { totals, state, missing } = finish;
         let mut laps = Laps::from(Instant::now());
-        // From here on nothing a peer sends can reach the memory.
-        self.shared.shut_down_bulk();
-        while !self.ledger.all_stopped() {
-            match self.reported.recv().expect("the session holds a sender itself") {
-                BulkReport::Stopped { channel, totals, .. } => self.ledger.stopped(channel, totals),
-                BulkReport::RoundEnd { channel, totals, encodings } => self.ledger.round_end(channel, totals, encodings),
+        match missing {
+            None => {
+                // From here on nothing a peer sends can reach the memory.
+                self.shared.close_lanes();
+                while !self.ledger.all_stopped() {
+                    match self.reported.recv().expect("the session holds a sender itself") {
+                        BulkReport::Stopped { channel, totals, .. } => self.ledger.stopped(channel, totals),
+                        BulkReport::RoundEnd { channel, totals, encodings } => self.ledger.round_end(channel, totals, encodings),
+                        BulkReport::Switched { channel, totals, encodings } => self.ledger.switched(channel, totals, encodings),
+                        BulkReport::Broken { .. } | BulkReport::Complete => {}
+                    }
+                }
+                self.ledger.check(&totals)?;
+                guest.arrival.placed(Placed::Paused).map_err(Error::AtPause)?;
+            }
+            Some(missing) => {
+                self.ledger.check(&totals)?;
+                self.following = Some(Following::begin(self.shared, guest.arrival.memory(), &missing)?);
             }
         }
-        self.ledger.check(totals)?;
-        guest.arrival.placed().map_err(Error::AtPause)?;
         parts.settle = laps.end(Instant::now());
-        guest.arrival.guest().load_state(state)?;
+        guest.arrival.guest().load_state(&state)?;
         parts.load = laps.end(Instant::now());
         self.shared.feed(|machine| machine.ready(Instant::now()));
         Ok(())
@@ -183,18 +223,96 @@ impl Session<'_> {
         if !self.shared.machine().may_run() {
             return; // Given up between Commit and here; the end follows.
         }
-        match guest.arrival.guest().resume() {
+        match self.resume_guest(guest) {
             Ok(()) => {
                 let running_at = Instant::now();
                 times.running_at = Some(running_at);
                 times.parts.resume = Some(running_at - committed);
                 self.shared.feed(|machine| machine.running(Instant::now()));
+                self.complete();
             }
             Err(error) => {
                 let error = Error::from(error);
                 self.fail(Some(&error));
                 *fault = Some(error);
             }
+        }
+    }
+
+    /// Resumes the guest. In post-copy that may have to wait for pages, and the source may come and go meanwhile.
+    fn resume_guest(&mut self, guest: &mut Guest) -> Result<(), GuestError> {
+        if self.following.is_none() {
+            return guest.arrival.guest().resume();
+        }
+        let (done, resumed) = bounded(1);
+        std::thread::scope(|scope| {
+            let arrival = &mut guest.arrival;
+            scope.spawn(move || {
+                // The other end is held until this has come.
+                let _ = done.send(arrival.guest().resume());
+            });
+            loop {
+                let events = self.events.clone();
+                select! {
+                    recv(resumed) -> result => return result.unwrap_or_else(|_| Err(GuestError::new("resume", "it panicked"))),
+                    recv(events) -> event => match event {
+                        Ok(DestinationEvent::Interrupted) => self.interrupted(),
+                        Ok(DestinationEvent::Resume) => self.resumed(),
+                        // A session that is starting the guest ends only when that has failed.
+                        Ok(other) => tracing::warn!(?other, "out of place while the guest is resumed"),
+                        Err(_) => return resumed.recv().unwrap_or_else(|_| Err(GuestError::new("resume", "it panicked"))),
+                    },
+                    recv(self.reported) -> report => if let Ok(BulkReport::Broken { generation, error }) = report {
+                        self.broken(generation, &error);
+                    },
+                }
+            }
+        })
+    }
+
+    /// A lane broke.
+    fn broken(&mut self, generation: u32, error: &Error) {
+        if self.following.as_ref().is_some_and(|following| following.generation() == generation) {
+            tracing::warn!(error = error.in_full(), "a lane is of no more use");
+            self.shared.feed(|machine| machine.interrupt(Instant::now()));
+        }
+    }
+
+    /// The connections are of no more use: everything stays as it is until the source comes back.
+    fn interrupted(&mut self) {
+        if let Some(following) = &mut self.following {
+            following.interrupt(self.shared);
+        }
+    }
+
+    /// The source is back: says what has arrived.
+    fn resumed(&mut self) {
+        if let Some(following) = &mut self.following {
+            let arrived = following.resume(self.shared);
+            self.shared.feed(|machine| machine.resumed(Instant::now(), &arrived));
+        }
+    }
+
+    /// If all pages are there: nothing depends on the source any more.
+    fn complete(&mut self) {
+        if let Some(following) = &mut self.following
+            && following.is_complete()
+            && self.shared.machine().is_fetching()
+        {
+            following.finish();
+            self.shared.feed(|machine| machine.complete(Instant::now()));
+        }
+    }
+
+    /// After the end: where the guest has all its pages the embedder may look at them.
+    fn let_go(&mut self, guest: &mut Guest, fault: &mut Option<Error>) {
+        self.shared.close_lanes();
+        self.shared.await_lanes();
+        let Some(following) = &mut self.following else { return };
+        if !following.is_finished() {
+            following.abandon();
+        } else if let Err(error) = guest.arrival.placed(Placed::Running) {
+            fault.get_or_insert(Error::AtPause(error));
         }
     }
 
@@ -226,6 +344,9 @@ impl Session<'_> {
         let mut report = Report::new();
         report.total = now - self.started;
         self.ledger.fill(&mut report, result.is_ok());
+        if let Some(following) = &self.following {
+            following.fill(self.shared, &mut report);
+        }
         if let Some(paused_at) = times.paused_at {
             report.preparation = paused_at.saturating_duration_since(self.started);
         }
@@ -266,6 +387,7 @@ fn spawn_pump(pump: Pump) -> Result<JoinHandle<()>, Error> {
 impl Pump {
     fn run(mut self) {
         while !self.drain() {
+            let newer = self.shared.newer.clone();
             let deadline = self.shared.machine().poll_timeout();
             let wait = deadline.map_or(IDLE, |deadline| deadline.saturating_duration_since(Instant::now()));
             let silent = never();
@@ -278,6 +400,7 @@ impl Pump {
                     Err(_) => self.lost(Error::Cancelled),
                 },
                 recv(self.shared.woken) -> _ => {}
+                recv(newer) -> connection => self.connection = connection.ok(),
                 default(wait) => {
                     let mut machine = self.shared.machine();
                     let (frames, bytes) = self.shared.arrived.now();
@@ -286,13 +409,20 @@ impl Pump {
                 }
             }
         }
-        self.shared.shut_down_bulk();
+        self.shared.close_lanes();
     }
 
     /// Writes and tells everything the machine has to say; whether it has ended.
     fn drain(&mut self) -> bool {
         loop {
-            let message = self.shared.machine().poll_message();
+            let message = {
+                let mut machine = self.shared.machine();
+                // What the machine says from now on is for the newest connection.
+                while let Ok(connection) = self.shared.newer.try_recv() {
+                    self.connection = Some(connection);
+                }
+                machine.poll_message()
+            };
             if let Some(message) = message {
                 if let Some(connection) = &mut self.connection {
                     connection.send(&message);
@@ -302,8 +432,8 @@ impl Pump {
             let event = self.shared.machine().poll_event();
             let Some(event) = event else { return false };
             let ended = matches!(event, DestinationEvent::Ended(_));
-            // Room for all of them; a session that gave up does not need to know.
-            let _ = self.events.try_send(event);
+            // A session that gave up does not need to know.
+            let _ = self.events.send(event);
             if ended {
                 return true;
             }

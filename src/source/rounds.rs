@@ -92,6 +92,7 @@ impl Driver<'_> {
             };
             let confirmed = policy.after_pause(&facts);
             if !confirmed.decision.goes_on() {
+                let verdict = Verdict { decision: confirmed.decision, reason: confirmed.reason, ..verdict };
                 return Ok(LastRound { index, kind: RoundKind::StopAndCopy, remainder: pending, paused_at, parts, laps, verdict });
             }
             self.hold.resume()?;

@@ -1,0 +1,126 @@
+//! Post-copy at the destination: the guest runs, its memory follows.
+//!
+//! From [`Following::begin`] until the last page is there the memory belongs to [`Incomplete`], which never lets go of it
+//! before. Connections come and go meanwhile: each time the source comes back it is told what has arrived, and attaches a
+//! new generation of lanes.
+
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::faults::{FaultStats, Incomplete};
+use super::registry::Shared;
+use crate::bitmap::PageBitmap;
+use crate::error::Error;
+use crate::memory::GuestMemory;
+use crate::stats::{FaultTimes, PostCopyReport, Report, RoundKind, RoundReport, ThreadLoss};
+use crate::units::PageCount;
+use crate::wire::{Features, Offer};
+
+/// What of the features on offer this end has for such memory, and how many pages of it can be filled at once.
+pub(super) fn post_copy_for(offer: &Offer, memory: &GuestMemory) -> (Features, u16) {
+    if !offer.features.contains(Features::POST_COPY) {
+        return (Features::NONE, 1);
+    }
+    match Incomplete::probe(memory) {
+        Ok(granule) => (Features::POST_COPY, u16::try_from(granule.0).expect("1 or 512")),
+        Err(error) => {
+            tracing::warn!(error = &error as &dyn std::error::Error, "no post-copy to this host");
+            (Features::NONE, 1)
+        }
+    }
+}
+
+/// A guest whose memory follows.
+pub(super) struct Following {
+    incomplete: Arc<Incomplete>,
+    generation: u32,
+    began: Instant,
+    /// Since when there has been no connection.
+    broke: Option<Instant>,
+    interrupted: Duration,
+    /// What it took, once everything is there.
+    finished: Option<FaultStats>,
+    took: Duration,
+}
+
+impl Following {
+    /// Takes the `missing` pages of `memory` out and has the lanes fill them in from now on.
+    pub(super) fn begin(shared: &Shared, memory: Arc<GuestMemory>, missing: &PageBitmap) -> Result<Self, Error> {
+        let incomplete = Incomplete::begin(memory, missing)?;
+        // Closed meanwhile: the end follows.
+        let _ = shared.incomplete.set(Some(Arc::clone(&incomplete)));
+        Ok(Self { incomplete, generation: 0, began: Instant::now(), broke: None, interrupted: Duration::ZERO, finished: None, took: Duration::ZERO })
+    }
+
+    /// Counts the times that the source came back.
+    pub(super) fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// There is no connection any more.
+    pub(super) fn interrupt(&mut self, shared: &Shared) {
+        self.broke.get_or_insert_with(Instant::now);
+        self.incomplete.disconnect();
+        shared.shut_down_lanes();
+    }
+
+    /// The source has come back: what has arrived, once nobody is at work on it any more.
+    pub(super) fn resume(&mut self, shared: &Shared) -> PageBitmap {
+        self.interrupt(shared);
+        shared.await_lanes();
+        self.generation += 1;
+        self.interrupted += self.broke.take().map_or(Duration::ZERO, |since| since.elapsed());
+        self.incomplete.arrived()
+    }
+
+    pub(super) fn is_complete(&self) -> bool {
+        self.incomplete.outstanding() == PageCount(0)
+    }
+
+    pub(super) fn is_finished(&self) -> bool {
+        self.finished.is_some()
+    }
+
+    /// Every page is there.
+    pub(super) fn finish(&mut self) {
+        if self.finished.is_none() {
+            self.finished = Some(self.incomplete.finish());
+            self.took = self.began.elapsed();
+        }
+    }
+
+    /// The guest never ran here, and nobody will look at its memory.
+    pub(super) fn abandon(&self) {
+        self.incomplete.abandon();
+    }
+
+    /// Puts what happened into `report`.
+    pub(super) fn fill(&self, shared: &Shared, report: &mut Report) {
+        let FaultStats { faults, p50, p90, p99, max, threads, urgent, bulk, .. } = self.finished.clone().unwrap_or_else(|| self.incomplete.stats());
+        let followed = *shared.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let mut post_copy = PostCopyReport::of(self.incomplete.missing());
+        post_copy.faults = Some(faults);
+        post_copy.fault_us = Some(FaultTimes { p50: micros(p50), p90: micros(p90), p99: micros(p99), max: micros(max) });
+        post_copy.urgent_pages = urgent;
+        post_copy.bulk_pages = bulk;
+        post_copy.lost = Some(threads.iter().map(|thread| thread.waited).sum());
+        post_copy.threads =
+            threads.iter().map(|waits| ThreadLoss { thread: waits.thread, faults: waits.faults, lost: waits.waited }).collect();
+        post_copy.recoveries = self.generation;
+        post_copy.interrupted = self.interrupted;
+        report.post_copy = Some(post_copy);
+        report.pages_transferred += followed.pages;
+        report.wire_bytes += followed.bytes;
+        report.pages_by_encoding += followed.encodings;
+        report.rounds.push(RoundReport {
+            index: u32::try_from(report.rounds.len()).unwrap_or(u32::MAX),
+            kind: RoundKind::PostCopy,
+            pages: followed.pages,
+            wire_bytes: followed.bytes,
+            duration: self.took,
+            dirty_after: None,
+            decision: None,
+        });
+    }
+}
