@@ -20,5 +20,6 @@ pub(crate) mod pagemap;
 #[cfg(feature = "userfaultfd")]
 pub(crate) mod priority;
 pub(crate) mod socket_queue;
+pub(crate) mod thread;
 #[cfg(feature = "userfaultfd")]
 pub(crate) mod write_protection;
