@@ -70,6 +70,13 @@ pub enum Error {
     /// The caller's hook at the pause failed (a dump to a full disk, for one).
     #[error("the caller's step at the pause failed")]
     AtPause(#[source] std::io::Error),
+    /// Post-copy was asked for and the destination's host cannot do it.
+    #[error("the destination cannot run the guest before its memory is there (no userfaultfd for that memory), and post-copy was asked for")]
+    NoPostCopy,
+    /// In post-copy the connection is gone and could not be made again in time. The guest is the destination's, and needs
+    /// the memory that is still here.
+    #[error("stranded: the guest runs at the destination without all of its memory, and the connection could not be made again")]
+    Stranded(#[source] ProtocolError),
     /// A thread could not be started, or the like.
     #[error("the system would not {action}")]
     System {

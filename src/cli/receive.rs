@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::args::ReceiveSettings;
 use super::exit::Exit;
 use super::output::{ReportSink, create};
-use crate::destination::{Arrival, Ending, GuestFactory, Receiver, ReceiverOptions, Refusal};
+use crate::destination::{Arrival, Ending, GuestFactory, Placed, Receiver, ReceiverOptions, Refusal};
 use crate::guest::{Guest, GuestError};
 use crate::guests::{self, GuestSpec, TestGuest};
 use crate::memory::{Backing, GuestMemory};
@@ -114,9 +114,13 @@ impl Arrival for Landing {
         &mut self.guest
     }
 
-    fn placed(&mut self) -> io::Result<()> {
+    fn placed(&mut self, placed: Placed) -> io::Result<()> {
         match &self.dump {
-            Some(file) => self.memory().dump(file).map_err(io::Error::other),
+            Some(file) if placed == Placed::Paused || self.guest.hold => self.memory().dump(file).map_err(io::Error::other),
+            Some(_) => {
+                eprintln!("--dump: the guest runs since before its memory was here, so there is no image of it; --hold keeps it paused");
+                Ok(())
+            }
             None => Ok(()),
         }
     }

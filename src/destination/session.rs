@@ -23,15 +23,15 @@ use crate::guest::GuestError;
 use crate::page::{Codecs, PageKey};
 use crate::protocol::{Destination, DestinationEnd, DestinationEvent, ProtocolError};
 use crate::stats::{DowntimeParts, GuestOwner, Laps, Outcome, Report};
-use crate::wire::{ChannelTotals, Features, Message, Offer, RefuseReason};
+use crate::wire::{ChannelTotals, MAX_CHANNELS, Message, Offer, RefuseReason};
 
 /// Serves the session that `hello` opens.
 pub(super) fn run(hub: &Hub, reader: MessageReader, hello: Message) -> Result<(), Error> {
     let started = Instant::now();
     let Message::Hello(offer) = &hello else { unreachable!("called with a Hello") };
     let offer = offer.clone();
-    // Bounded by a report or two from each channel; the session reads them as they come.
-    let (reports, reported) = bounded(16);
+    // Read as they come; while the session waits for its lanes to end there is room for what each has to say then.
+    let (reports, reported) = bounded(4 * usize::from(MAX_CHANNELS));
     let shared = Arc::new(Shared::new(&hub.options.timeouts, reports));
     if !hub.begin() || !hub.registry.add(offer.session, &shared) {
         let refuse = Message::Refuse { reason: RefuseReason::Busy, detail: "this receiver takes no more sessions".into() };
@@ -306,9 +306,9 @@ impl Session<'_> {
 
     /// After the end: where the guest has all its pages the embedder may look at them.
     fn let_go(&mut self, guest: &mut Guest, fault: &mut Option<Error>) {
+        let Some(following) = &mut self.following else { return };
         self.shared.close_lanes();
         self.shared.await_lanes();
-        let Some(following) = &mut self.following else { return };
         if !following.is_finished() {
             following.abandon();
         } else if let Err(error) = guest.arrival.placed(Placed::Running) {

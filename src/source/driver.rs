@@ -8,22 +8,27 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded, select};
 
+use super::dial::Dial;
 use super::event::{Event, Phase};
 use super::hold::Hold;
-use super::outcome::{Completed, Failure, InDoubt};
+use super::outcome::{Completed, Failure, InDoubt, Stranded};
+use super::post_copy::{Followed, Rest};
 use super::pump::{Command, Ended, Pump};
+use super::push::{Granule, Lanes};
+use super::rounds::LastRound;
 use super::worker::{Job, Live, Sent, Worker};
 use super::{AtPause, Migration, Observer, Outgoing, Steering};
-use crate::control::{MessageReader, MessageWriter};
+use crate::bitmap::PageBitmap;
 use crate::dirty::DirtyTracker;
 use crate::error::Error;
 use crate::memory::GuestMemory;
 use crate::page::{Chooser, Codecs, Compression, DeltaCache, Encoder, EncoderSettings, PageKey};
+use crate::policy::{Decision, PostCopy};
 use crate::protocol::{ProtocolError, SourceEnd, SourceEvent, Timeouts};
 use crate::stats::{GuestOwner, Outcome, Report};
 use crate::transport::{Endpoint, Stream, StreamControl};
 use crate::units::ByteCount;
-use crate::wire::{Features, FrameWriter, Lane, Message, Offer, SessionId, Token};
+use crate::wire::{Features, FrameWriter, Lane, Offer, SessionId, Token};
 
 /// The phases' shared state. `pre_copy` and `hand_over` are its verbs.
 pub(super) struct Driver<'d> {
@@ -38,7 +43,10 @@ pub(super) struct Driver<'d> {
     pub(super) timeouts: Timeouts,
     /// The quickest answer that the destination gave.
     pub(super) round_trip: Duration,
-    identity: Option<(SessionId, Token)>,
+    /// Whether the destination can run the guest before its memory is there.
+    pub(super) can_post_copy: bool,
+    dial: Option<Dial>,
+    stranded: Option<Stranded>,
 }
 
 /// An established session: the control pump and the workers.
@@ -50,6 +58,22 @@ pub(super) struct Session<'s> {
     pub(super) live: &'s Live,
     /// The workers' connections, to look at.
     pub(super) bulk: Vec<StreamControl>,
+}
+
+/// How pre-copy ended.
+enum Moved {
+    /// The guest has changed hands with all of its memory.
+    Whole,
+    /// It is about to, and the rest follows.
+    Switched { pump: Pump, last: LastRound, rest: Rest },
+}
+
+/// What the destination says yes to.
+struct Granted {
+    channels: u16,
+    codecs: Codecs,
+    features: Features,
+    granule: u16,
 }
 
 /// Runs a migration.
@@ -69,17 +93,19 @@ pub(super) fn run(migration: Migration<'_>, outgoing: Outgoing<'_>) -> Result<Co
         started: Instant::now(),
         timeouts,
         round_trip: Duration::MAX,
-        identity: None,
+        can_post_copy: false,
+        dial: None,
+        stranded: None,
     };
     let result = driver.migrate(&endpoint, channels, GuestWords { kind, description }, Encoding { compression, delta_cache });
-    let identity = driver.identity;
+    let (dial, stranded) = (driver.dial.take(), driver.stranded.take());
     let report = driver.conclude(&result);
     match result {
         Ok(()) => Ok(Completed { report }),
         Err(error) => {
             let owner = report.guest_owner;
-            let in_doubt = identity.filter(|_| owner == GuestOwner::InDoubt).map(|(session, token)| InDoubt { endpoint, session, token });
-            Err(Box::new(Failure { error, owner, report, in_doubt }))
+            let in_doubt = dial.filter(|_| owner == GuestOwner::InDoubt).map(|Dial { endpoint, session, token, .. }| InDoubt { endpoint, session, token });
+            Err(Box::new(Failure { error, owner, report, in_doubt, stranded }))
         }
     }
 }
@@ -101,28 +127,74 @@ impl Driver<'_> {
     fn migrate(&mut self, endpoint: &Endpoint, wanted: u16, words: GuestWords, encoding: Encoding) -> Result<(), Error> {
         self.phase(Phase::Connecting);
         let (session, token) = (SessionId(random()?), Token(random()?));
-        self.identity = Some((session, token));
+        let dial = Dial { endpoint: endpoint.clone(), session, token, timeout: self.timeouts.handshake };
+        self.dial = Some(dial.clone());
         let layout = self.memory.layout().clone();
+        let limits = self.steering.limits();
         let offer = Offer {
             session,
             token,
             channels: wanted,
             codecs: Codecs::offered(encoding.compression),
-            features: Features::NONE,
+            features: if limits.allow_post_copy() { Features::POST_COPY } else { Features::NONE },
             layout,
             guest_kind: words.kind,
             description: words.description,
         };
         let pump = Pump::start(endpoint, offer, &self.timeouts)?;
-        let (channels, codecs) = self.accepted(&pump).map_err(|error| part(&pump, error))?;
+        let Granted { channels, codecs, features, granule } = self.accepted(&pump).map_err(|error| part(&pump, error))?;
         self.report.channels = channels;
-        let attach = |channel| self.attach(endpoint, &pump, session, token, channel);
-        let streams = (0..channels).map(attach).collect::<Result<Vec<_>, _>>().map_err(|error| part(&pump, error))?;
+        self.can_post_copy = features.contains(Features::POST_COPY);
+        if !self.can_post_copy && let PostCopy::After(_) = limits.post_copy {
+            return Err(part(&pump, Error::NoPostCopy));
+        }
+        let streams = self.attach(&dial, &pump, channels).map_err(|error| part(&pump, error))?;
+        let urgent = if self.can_post_copy {
+            Some(dial.attach(&pump, Lane::Urgent, 0).map_err(|error| part(&pump, error))?.0)
+        } else {
+            None
+        };
         pump.command(Command::Attached);
         let cache = encoding.delta_cache.for_guest(self.memory.layout().bytes());
         let settings = EncoderSettings { codecs, key: PageKey::derive(&token.0), delta_cache: ByteCount(cache.0 / u64::from(channels)) };
+        let rest = |missing| Rest {
+            missing,
+            hot: Vec::new(),
+            granule: Granule::from_pages(granule).expect("the machine has checked it"),
+            encoder: settings.clone(),
+            compression: encoding.compression,
+            dial: dial.clone(),
+            channels,
+        };
+        let lanes: Vec<Stream> = streams.iter().map(Stream::share).collect();
+        match self.copy(pump, streams, &settings, encoding.compression, rest)? {
+            Moved::Whole => Ok(()),
+            Moved::Switched { pump, last, rest } => {
+                let lanes = Lanes { bulk: lanes, urgent: urgent.expect("attached where post-copy is possible") };
+                match self.give_away(&pump, lanes, &rest, last) {
+                    Followed::Completed => Ok(()),
+                    Followed::TakenBack(error) => Err(error),
+                    Followed::Stranded(error) => {
+                        self.stranded = Some(Stranded { pump, rest, steering: self.steering.clone(), started: self.started });
+                        Err(error)
+                    }
+                }
+            }
+        }
+    }
+
+    /// Pre-copy and, if it comes to that, the handover; or all that comes before giving the guest away in post-copy.
+    fn copy(
+        &mut self,
+        pump: Pump,
+        streams: Vec<Stream>,
+        settings: &EncoderSettings,
+        compression: Compression,
+        rest: impl FnOnce(PageBitmap) -> Rest,
+    ) -> Result<Moved, Error> {
         let live = Live::default();
         let (memory, pacer) = (self.memory, self.steering.pacer());
+        let channels = u16::try_from(streams.len()).expect("made from a u16");
         std::thread::scope(|scope| {
             // Room for one result of each worker: none ever waits to report.
             let (done, results) = bounded(streams.len());
@@ -137,7 +209,7 @@ impl Driver<'_> {
                     pacer,
                     live: &live,
                     frames: FrameWriter::new(Encoder::new(settings.clone(), memory.layout().chunks())),
-                    chooser: Chooser::new(encoding.compression),
+                    chooser: Chooser::new(compression),
                     told: Instant::now(),
                     written: 0,
                     buffer: Vec::new(),
@@ -146,37 +218,45 @@ impl Driver<'_> {
             }
             drop(done);
             let session = Session { pump, jobs, results, live: &live, bulk };
-            let moved = self.pre_copy(&session).and_then(|last| self.hand_over(&session, last));
-            moved.map_err(|error| self.give_up(session, error))
+            let moved = self.pre_copy(&session).and_then(|last| match last.verdict.decision {
+                Decision::PostCopy => {
+                    let mut rest = rest(PageBitmap::new(0));
+                    rest.missing = self.missing(&last.remainder, rest.granule);
+                    rest.hot = last.remainder.occupied().map(|(chunk, _)| chunk).collect();
+                    self.switch(&session, last, &rest).map(|last| Some((last, rest)))
+                }
+                _ => self.hand_over(&session, last).map(|()| None),
+            });
+            match moved {
+                Ok(None) => Ok(Moved::Whole),
+                // The workers end with their jobs.
+                Ok(Some((last, rest))) => Ok(Moved::Switched { pump: session.pump, last, rest }),
+                Err(error) => Err(self.give_up(session, error)),
+            }
         })
     }
 
-    /// Waits for the destination's yes; the number of channels it grants.
-    fn accepted(&self, pump: &Pump) -> Result<(u16, Codecs), Error> {
+    /// Waits for the destination's yes.
+    fn accepted(&self, pump: &Pump) -> Result<Granted, Error> {
         loop {
             select! {
-                recv(pump.events()) -> event => if let Ok(SourceEvent::Accepted { channels, codecs, .. }) = event { return Ok((channels, codecs)) },
+                recv(pump.events()) -> event => if let Ok(SourceEvent::Accepted { channels, codecs, features, granule }) = event {
+                    return Ok(Granted { channels, codecs, features, granule });
+                },
                 recv(pump.ended()) -> ended => return Err(session_error(ended.ok())),
                 recv(self.steering.cancelled()) -> _ => return Err(Error::Cancelled),
             }
         }
     }
 
-    /// Opens one bulk connection.
-    fn attach(&mut self, endpoint: &Endpoint, pump: &Pump, session: SessionId, token: Token, channel: u16) -> Result<Stream, Error> {
-        let stream = Stream::connect(endpoint, self.timeouts.handshake)?;
-        let broken = |source| Error::System { action: "prepare a bulk connection", source };
-        stream.prepare_bulk().map_err(broken)?;
-        pump.adopt(stream.control());
-        let asked = Instant::now();
-        MessageWriter::new(stream.share()).send(&Message::Attach { session, token, lane: Lane::Bulk(channel), generation: 0 })?;
-        let answer = MessageReader::new(stream.share()).next_within(self.timeouts.handshake)?;
-        self.round_trip = self.round_trip.min(asked.elapsed());
-        match answer {
-            Message::Attached { lane } if lane == Lane::Bulk(channel) => Ok(stream),
-            Message::Refuse { reason, detail } => Err(Error::Refused { reason, detail }),
-            _ => Err(Error::Refused { reason: crate::wire::RefuseReason::Other, detail: "an answer out of place to a bulk connection".into() }),
-        }
+    /// Opens the bulk connections.
+    fn attach(&mut self, dial: &Dial, pump: &Pump, channels: u16) -> Result<Vec<Stream>, Error> {
+        let attach = |channel| {
+            let (stream, round_trip) = dial.attach(pump, Lane::Bulk(channel), 0)?;
+            self.round_trip = self.round_trip.min(round_trip);
+            Ok(stream)
+        };
+        (0..channels).map(attach).collect()
     }
 
     /// Something went wrong before the guest changed hands (or it is in doubt): the guest first, then everything else.

@@ -13,12 +13,14 @@
 //! The guest is resumed as soon as anything fails before Commit is handed to the network, before any thread is joined.
 #![forbid(unsafe_code)]
 
+mod dial;
 mod driver;
 mod event;
 mod handover;
 mod hold;
 mod order;
 mod outcome;
+mod post_copy;
 mod pump;
 mod push;
 mod rounds;
@@ -31,7 +33,7 @@ mod worker;
 use std::time::Duration;
 
 pub use event::{Event, Phase};
-pub use outcome::{Completed, Failure, InDoubt};
+pub use outcome::{Completed, Failure, InDoubt, Stranded};
 pub use push::{Claim, Granule, Piece, Prepaging, PushOrder, Remaining, widen};
 pub use steering::Steering;
 pub use survey::survey;

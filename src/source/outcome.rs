@@ -1,11 +1,17 @@
 //! How a migration ended, and who holds the guest.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::event::Event;
+use super::post_copy::{Follow, Followed, Rest, Times, Trouble};
+use super::pump::{Command, Pump};
+use super::push::Counters;
+use super::{Observer, Steering};
 use crate::control::{MessageReader, MessageWriter};
 use crate::error::Error;
+use crate::memory::GuestMemory;
 use crate::protocol::ProtocolError;
-use crate::stats::{GuestOwner, Report};
+use crate::stats::{GuestOwner, Outcome, Report};
 use crate::transport::{Endpoint, Stream};
 use crate::wire::{AnswerStatus, Message, SessionId, Token};
 
@@ -26,8 +32,64 @@ pub struct Failure {
     pub owner: GuestOwner,
     /// What happened up to there.
     pub report: Report,
-    /// The way out, when the owner is in doubt.
+    /// The way out, when the owner is in doubt and all memory has been sent.
     pub in_doubt: Option<InDoubt>,
+    /// The way out, when the guest was given away in post-copy and needs memory that is still here. Dropping it makes that
+    /// impossible for good.
+    pub stranded: Option<Stranded>,
+}
+
+/// A migration in post-copy whose connection is gone.
+///
+/// The guest is the destination's, where it waits for the pages it lacks; or that is in doubt, and it stays paused here.
+/// As long as both processes live nothing is lost: [`Stranded::recover`] tries again.
+#[derive(Debug)]
+pub struct Stranded {
+    pub(super) pump: Pump,
+    pub(super) rest: Rest,
+    pub(super) steering: Steering,
+    pub(super) started: Instant,
+}
+
+impl Stranded {
+    /// Tries to reconnect once more, for as long as [`Timeouts::recover`](crate::protocol::Timeouts::recover), and to
+    /// serve the rest. `memory` is the guest's as it was at the pause, `report` what was reported so far.
+    ///
+    /// # Errors
+    /// When the guest still has not got all of its memory. If the owner is then the source the destination never ran the
+    /// guest: it may be resumed here.
+    pub fn recover(self, memory: &GuestMemory, mut report: Report, observer: &mut (dyn FnMut(&Event) + Send)) -> Result<Completed, Box<Failure>> {
+        let Self { pump, rest, steering, started } = self;
+        pump.command(Command::RecoverAgain);
+        let counters = Counters::default();
+        let mut observer: Observer<'_> = Box::new(observer);
+        let mut follow = Follow {
+            memory,
+            steering: &steering,
+            observer: &mut observer,
+            report: &mut report,
+            counters: &counters,
+            pump: &pump,
+            rest: &rest,
+            times: Times::default(),
+            trouble: Trouble::default(),
+        };
+        let followed = follow.run(None);
+        follow.fill(None);
+        report.total = started.elapsed();
+        let (owner, error) = match followed {
+            Followed::Completed => {
+                (report.outcome, report.guest_owner, report.reason) = (Outcome::Completed, GuestOwner::Destination, "recovered".into());
+                return Ok(Completed { report });
+            }
+            Followed::TakenBack(error) => (GuestOwner::Source, error),
+            Followed::Stranded(error) => (report.guest_owner, error),
+        };
+        report.reason = error.in_full();
+        report.guest_owner = owner;
+        let stranded = (owner != GuestOwner::Source).then_some(Self { pump, rest, steering, started });
+        Err(Box::new(Failure { error, owner, report, in_doubt: None, stranded }))
+    }
 }
 
 /// A migration whose Commit was sent and never answered.

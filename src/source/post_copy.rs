@@ -1,23 +1,365 @@
 //! Post-copy: the guest is given away before all of its memory is there, and the rest is served.
 //!
 //! Up to Commit it is the same handover as after pre-copy, but for the remainder: instead of the pages the destination
-//! gets their bitmap. From the moment Commit goes out the missing pages are pushed and fetched, because the guest may touch
-//! them as soon as it is resumed there.
+//! gets the set of them. From when Commit goes out the missing pages are pushed and answered for, because the guest may
+//! touch them as soon as it is resumed there.
 //!
-//! The source keeps the memory, paused, until Complete. When a connection breaks, both ends keep what they have; the pump
+//! The source keeps the memory, paused, until Complete. When a connection breaks both ends keep what they have: the pump
 //! reconnects, the destination says what has arrived, and a new *generation* of lanes serves what is left.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, Sender, bounded, never, select, tick};
+use crossbeam::channel::{never, select, tick};
 
-use super::PROGRESS_EVERY;
-use super::driver::{Driver, session_error};
+use super::dial::Dial;
+use super::driver::{Driver, Session, session_error};
 use super::event::{Event, Phase};
-use super::push::{Lanes, Push, Served};
 use super::pump::{Command, Ended, Pump};
+use super::push::{Counters, Granule, Lanes, Prepaging, Service, Serving, serve, widen};
 use super::rounds::LastRound;
+use super::worker::Then;
+use super::{Observer, PROGRESS_EVERY, Steering};
 use crate::bitmap::PageBitmap;
 use crate::error::Error;
-use crate::protocol::{SourceEnd, SourceEvent};
+use crate::guest::GuestError;
+use crate::memory::GuestMemory;
+use crate::page::{Compression, EncoderSettings};
+use crate::protocol::{ProtocolError, SourceEnd, SourceEvent};
+use crate::stats::{GuestOwner, PostCopyReport, Report, RoundKind, RoundReport};
+use crate::units::{ByteCount, BytesPerSec, ChunkIndex, PageCount};
+use crate::wire::MAX_STATE_BYTES;
+
+/// A guest that was given away with part of its memory missing: what the rest takes.
+#[derive(Debug)]
+pub(super) struct Rest {
+    pub(super) missing: PageBitmap,
+    /// Chunks that are likely to be needed soon.
+    pub(super) hot: Vec<ChunkIndex>,
+    pub(super) granule: Granule,
+    pub(super) encoder: EncoderSettings,
+    pub(super) compression: Compression,
+    pub(super) dial: Dial,
+    pub(super) channels: u16,
+}
+
+/// How serving the rest ended for the time being.
+#[derive(Debug)]
+pub(super) enum Followed {
+    /// Everything has arrived.
+    Completed,
+    /// The destination never ran the guest and never will.
+    TakenBack(Error),
+    /// There is no connection and no more time to make one. The memory is still needed.
+    Stranded(Error),
+}
+
+/// When the guest ran, as the source saw it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Times {
+    pub(super) running: Option<Instant>,
+    pub(super) ended: Option<Instant>,
+}
+
+impl Driver<'_> {
+    /// Ends pre-copy on all channels and tells the destination what is missing, up to the point at which the guest can be
+    /// given away.
+    pub(super) fn switch(&mut self, session: &Session<'_>, last: LastRound, rest: &Rest) -> Result<LastRound, Error> {
+        self.phase(Phase::StopAndCopy);
+        self.report.reason = last.verdict.reason.to_string();
+        let LastRound { index, mut parts, mut laps, verdict, .. } = last;
+        let nothing = PageBitmap::new(self.memory.layout().chunks());
+        let began = self.begin(session, index, nothing, None, Then::Switch)?;
+        parts.plan = laps.end(Instant::now());
+        let state = self.hold.save_state()?;
+        if state.len() > MAX_STATE_BYTES {
+            let why = format!("{} bytes of state, more than {MAX_STATE_BYTES}", state.len());
+            return Err(GuestError::new("hand over its state", why).into());
+        }
+        parts.state = laps.end(Instant::now());
+        let mut step = Ok(());
+        if let Some(at_pause) = self.at_pause.take() {
+            step = at_pause(self.memory);
+            parts.step = laps.end(Instant::now());
+        }
+        let round = self.await_round(session, index, PageCount(0), began, None, Some(verdict))?;
+        step.map_err(Error::AtPause)?;
+        parts.send = laps.end(Instant::now());
+        self.phase(Phase::Handover);
+        session.pump.command(Command::Switch { totals: round.totals, state, missing: rest.missing.clone() });
+        self.await_ready(session)?;
+        parts.ready = laps.end(Instant::now());
+        Ok(LastRound { parts, laps, ..last })
+    }
+
+    /// The pages that the destination lacks, in what it can fill at once.
+    pub(super) fn missing(&self, remainder: &PageBitmap, granule: Granule) -> PageBitmap {
+        widen(remainder, self.memory.layout(), granule)
+    }
+
+    /// Gives the guest away and serves the rest of its memory.
+    pub(super) fn give_away(&mut self, pump: &Pump, lanes: Lanes, rest: &Rest, last: LastRound) -> Followed {
+        let LastRound { paused_at, mut parts, mut laps, .. } = last;
+        self.hold.release();
+        pump.command(Command::Commit { paused_for: self.hold.paused_for() });
+        let counters = Counters::default();
+        let mut follow = Follow {
+            memory: self.memory,
+            steering: self.steering,
+            observer: &mut self.observer,
+            report: &mut self.report,
+            counters: &counters,
+            pump,
+            rest,
+            times: Times::default(),
+            trouble: Trouble::default(),
+        };
+        let followed = follow.run(Some(lanes));
+        let times = follow.times;
+        follow.fill(times.running);
+        let now = Instant::now();
+        if let Some(running) = times.running {
+            parts.run = laps.end(running);
+            self.report.downtime_parts = Some(parts);
+            self.report.downtime = running - paused_at;
+            self.report.resume = times.ended.unwrap_or(now) - running;
+        }
+        self.report.total = now - self.started;
+        if matches!(followed, Followed::TakenBack(_)) {
+            self.hold.take_back();
+        }
+        followed
+    }
+}
+
+/// Serves what is missing, generation by generation.
+pub(super) struct Follow<'f, 'o> {
+    pub(super) memory: &'f GuestMemory,
+    pub(super) steering: &'f Steering,
+    pub(super) observer: &'f mut Observer<'o>,
+    pub(super) report: &'f mut Report,
+    pub(super) counters: &'f Counters,
+    pub(super) pump: &'f Pump,
+    pub(super) rest: &'f Rest,
+    pub(super) times: Times,
+    pub(super) trouble: Trouble,
+}
+
+/// Broken connections.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Trouble {
+    since: Option<Instant>,
+    attempts: u32,
+    recoveries: u32,
+    total: Duration,
+}
+
+/// What ended a generation, or the wait for one.
+enum Next {
+    /// The connections are gone.
+    Interrupted,
+    /// The destination says what it has, for this generation.
+    Recovered { generation: u32, arrived: PageBitmap },
+    /// The session is over.
+    Ended(Option<Ended>),
+    /// There is no more time to reconnect.
+    Stranded(Error),
+}
+
+impl Follow<'_, '_> {
+    /// Until everything has arrived or nothing more can be done. Begins with `lanes`, or with their recovery.
+    pub(super) fn run(&mut self, mut lanes: Option<Lanes>) -> Followed {
+        let mut missing = self.rest.missing.clone();
+        loop {
+            let next = match lanes.take() {
+                Some(lanes) => self.serve(&missing, lanes),
+                None => self.wait(),
+            };
+            match next {
+                Next::Interrupted => {}
+                Next::Recovered { generation, arrived } => {
+                    missing.clone_from(&self.rest.missing);
+                    missing.subtract(&arrived);
+                    match self.rest.dial.lanes(self.pump, self.rest.channels, generation) {
+                        Ok(attached) => {
+                            self.pump.command(Command::Attached);
+                            self.recovered(missing.count());
+                            lanes = Some(attached);
+                        }
+                        Err(error) => {
+                            tracing::warn!(error = error.in_full(), "the lanes could not be attached again");
+                            self.pump.command(Command::Interrupt);
+                        }
+                    }
+                }
+                Next::Ended(ended) => return self.ended(ended),
+                Next::Stranded(error) => return Followed::Stranded(error),
+            }
+        }
+    }
+
+    /// One generation.
+    fn serve(&mut self, missing: &PageBitmap, lanes: Lanes) -> Next {
+        let service = Service {
+            memory: self.memory,
+            pacer: self.steering.pacer(),
+            compression: self.rest.compression,
+            encoder: self.rest.encoder.clone(),
+            granule: self.rest.granule,
+            prepaging: Prepaging::default(),
+            counters: self.counters,
+        };
+        std::thread::scope(|scope| match serve(scope, service, missing, self.rest.hot.clone(), lanes) {
+            Ok(serving) => {
+                let next = self.watch(&serving);
+                serving.stop();
+                next
+            }
+            Err(error) => {
+                tracing::warn!(error = error.in_full(), "the rest of memory cannot be served yet");
+                self.pump.command(Command::Interrupt);
+                Next::Interrupted
+            }
+        })
+    }
+
+    /// Watches over a generation.
+    fn watch(&mut self, serving: &Serving<'_, '_>) -> Next {
+        let mut broken = serving.broken().clone();
+        let ticker = tick(PROGRESS_EVERY);
+        let mut meter = Meter { bytes: self.bytes(), at: Instant::now() };
+        loop {
+            select! {
+                recv(self.pump.events()) -> event => match event {
+                    Ok(SourceEvent::Interrupted) => {
+                        self.interrupted(serving.left());
+                        return Next::Interrupted;
+                    }
+                    Ok(event) => if let Some(next) = self.event(event) { return next },
+                    Err(_) => return Next::Ended(self.pump.ended().recv().ok()),
+                },
+                recv(self.pump.ended()) -> ended => return Next::Ended(ended.ok()),
+                recv(broken) -> error => {
+                    if let Ok(error) = error {
+                        tracing::warn!(error = error.in_full(), "a lane is of no more use");
+                        self.pump.command(Command::Interrupt);
+                    }
+                    broken = never();
+                }
+                recv(ticker) -> _ => {
+                    let event = self.progress(&mut meter, serving.left());
+                    (self.observer)(&event);
+                }
+            }
+        }
+    }
+
+    /// Waits for a connection.
+    fn wait(&mut self) -> Next {
+        loop {
+            select! {
+                recv(self.pump.events()) -> event => match event {
+                    Ok(event) => if let Some(next) = self.event(event) { return next },
+                    Err(_) => return Next::Ended(self.pump.ended().recv().ok()),
+                },
+                recv(self.pump.ended()) -> ended => return Next::Ended(ended.ok()),
+            }
+        }
+    }
+
+    /// What the session tells, whether or not pages are being served.
+    fn event(&mut self, event: SourceEvent) -> Option<Next> {
+        match event {
+            SourceEvent::Running => {
+                self.times.running = Some(Instant::now());
+                (self.observer)(&Event::Phase(Phase::PostCopy));
+                None
+            }
+            SourceEvent::Reconnect => {
+                self.trouble.attempts += 1;
+                let since = *self.trouble.since.get_or_insert_with(Instant::now);
+                (self.observer)(&Event::Recovering { interrupted: since.elapsed(), attempts: self.trouble.attempts });
+                None
+            }
+            SourceEvent::Interrupted => Some(Next::Interrupted),
+            SourceEvent::Recovered { generation, arrived } => Some(Next::Recovered { generation, arrived }),
+            SourceEvent::Ended(SourceEnd::Stranded { error }) => Some(Next::Stranded(Error::Stranded(error))),
+            _ => None,
+        }
+    }
+
+    fn ended(&mut self, ended: Option<Ended>) -> Followed {
+        self.times.ended = Some(Instant::now());
+        match ended {
+            Some(Ended { end: SourceEnd::Completed, .. }) => Followed::Completed,
+            Some(ended) if ended.owner == GuestOwner::Source => Followed::TakenBack(session_error(Some(ended))),
+            Some(Ended { end: SourceEnd::InDoubt { error }, .. }) => Followed::Stranded(Error::InDoubt(error)),
+            // A pump that died without a word proves nothing about the destination.
+            _ => Followed::Stranded(Error::InDoubt(ProtocolError::Closed { state: "serving the rest of memory" })),
+        }
+    }
+
+    fn interrupted(&mut self, left: PageCount) {
+        self.trouble.since = Some(Instant::now());
+        self.trouble.attempts = 0;
+        (self.observer)(&Event::Interrupted { pages_left: left, error: "the connection is lost".into() });
+    }
+
+    fn recovered(&mut self, left: PageCount) {
+        let interrupted = self.trouble.since.take().map_or(Duration::ZERO, |since| since.elapsed());
+        self.trouble.total += interrupted;
+        self.trouble.recoveries += 1;
+        (self.observer)(&Event::Recovered { interrupted, pages_left: left });
+    }
+
+    fn bytes(&self) -> ByteCount {
+        let pushed = self.counters.pushed();
+        self.report.wire_bytes + pushed.urgent.bytes + pushed.bulk.bytes
+    }
+
+    fn progress(&self, meter: &mut Meter, left: PageCount) -> Event {
+        let (bytes, now) = (self.bytes(), Instant::now());
+        let rate = BytesPerSec((bytes.0 - meter.bytes.0) as f64 / (now - meter.at).as_secs_f64());
+        (meter.bytes, meter.at) = (bytes, now);
+        let pushed = self.counters.pushed();
+        Event::Following {
+            bytes,
+            rate,
+            pages: self.rest.missing.count(),
+            pages_left: left,
+            requests: pushed.requests,
+            urgent_pages: pushed.urgent.pages,
+        }
+    }
+
+    /// Puts what happened into the report.
+    pub(super) fn fill(&mut self, began: Option<Instant>) {
+        let pushed = self.counters.pushed();
+        let (pages, bytes) = (pushed.urgent.pages + pushed.bulk.pages, pushed.urgent.bytes + pushed.bulk.bytes);
+        let mut post_copy = PostCopyReport::of(self.rest.missing.count());
+        post_copy.urgent_pages = pushed.urgent.pages;
+        post_copy.bulk_pages = pushed.bulk.pages;
+        post_copy.requests = Some(pushed.requests);
+        post_copy.recoveries = self.trouble.recoveries;
+        post_copy.interrupted = self.trouble.total + self.trouble.since.map_or(Duration::ZERO, |since| since.elapsed());
+        let report = &mut *self.report;
+        report.post_copy = Some(post_copy);
+        report.pages_transferred += pages;
+        report.wire_bytes += bytes;
+        report.pages_by_encoding += self.counters.encodings();
+        report.rounds.push(RoundReport {
+            index: u32::try_from(report.rounds.len()).unwrap_or(u32::MAX),
+            kind: RoundKind::PostCopy,
+            pages,
+            wire_bytes: bytes,
+            duration: began.map_or(Duration::ZERO, |began| began.elapsed()),
+            dirty_after: None,
+            decision: None,
+        });
+    }
+}
+
+/// Turns the live counters into a rate.
+struct Meter {
+    bytes: ByteCount,
+    at: Instant,
+}

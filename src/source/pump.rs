@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded, never, select};
 
+use crate::bitmap::PageBitmap;
 use crate::control::{Connection, MessageReader};
 use crate::error::Error;
 use crate::protocol::{Source, SourceEnd, SourceEvent, Timeouts};
@@ -23,6 +24,12 @@ pub(super) enum Command {
     Attached,
     /// Everything is sent.
     Finish { totals: Vec<ChannelTotals>, state: Vec<u8> },
+    /// Pre-copy is over, and these pages are missing.
+    Switch { totals: Vec<ChannelTotals>, state: Vec<u8>, missing: PageBitmap },
+    /// A lane broke in post-copy.
+    Interrupt,
+    /// Try to reconnect once more.
+    RecoverAgain,
     /// The guest is the destination's, from here on.
     Commit { paused_for: Duration },
     /// Call it off.
@@ -30,6 +37,7 @@ pub(super) enum Command {
 }
 
 /// The driver's end of the pump.
+#[derive(Debug)]
 pub(super) struct Pump {
     commands: Option<Sender<Command>>,
     events: Receiver<SourceEvent>,
@@ -39,6 +47,7 @@ pub(super) struct Pump {
 }
 
 /// The last word of a session.
+#[derive(Debug)]
 pub(super) struct Ended {
     pub(super) end: SourceEnd,
     pub(super) owner: GuestOwner,
@@ -163,6 +172,11 @@ impl Session {
         match command {
             Command::Attached => self.machine.attached(now),
             Command::Finish { totals, state } => self.machine.finish(now, totals, state),
+            Command::Switch { totals, state, missing } => self.machine.switch(now, totals, state, &missing),
+            Command::Interrupt => self.machine.interrupt(now),
+            Command::RecoverAgain => {
+                self.machine.recover_again(now);
+            }
             Command::Commit { paused_for } => self.machine.commit(now, paused_for),
             Command::Abort { reason } => {
                 self.machine.abort(now, reason);
@@ -181,7 +195,14 @@ impl Session {
                 continue;
             }
             match self.machine.poll_event()? {
+                // Nothing more happens unless the driver wants it.
+                stranded @ SourceEvent::Ended(SourceEnd::Stranded { .. }) => self.tell(stranded),
                 SourceEvent::Ended(end) => return Some(end),
+                SourceEvent::Interrupted => {
+                    self.shut_down_bulk();
+                    self.connection = None;
+                    self.tell(SourceEvent::Interrupted);
+                }
                 SourceEvent::Reconnect => {
                     // The driver shows it; the pump does it.
                     if self.events.len() < PROGRESS_ROOM {
@@ -195,12 +216,14 @@ impl Session {
                         let _ = self.events.try_send(progress);
                     }
                 }
-                event => {
-                    // At most a handful in a session, and room is kept for them; a driver that is gone needs none.
-                    let _ = self.events.try_send(event);
-                }
+                event => self.tell(event),
             }
         }
+    }
+
+    /// Tells the driver something that matters: it listens, or it is gone.
+    fn tell(&self, event: SourceEvent) {
+        let _ = self.events.send(event);
     }
 
     fn lost(&mut self, error: Error) {

@@ -195,6 +195,16 @@ impl Incomplete {
     /// When pages are missing.
     pub(crate) fn finish(&self) -> FaultStats {
         assert_eq!(self.outstanding(), PageCount(0), "whoever waits for a page would be handed zeros");
+        self.let_go();
+        self.stats()
+    }
+
+    /// Lets go of the memory of a guest that never ran on it and never will.
+    pub(crate) fn abandon(&self) {
+        self.let_go();
+    }
+
+    fn let_go(&self) {
         if let Some(Serving { wake, thread }) = self.server.lock().unwrap_or_else(PoisonError::into_inner).take() {
             drop(wake);
             // A panic there was reported by the panic hook.
@@ -211,7 +221,6 @@ impl Incomplete {
                 Err(_) => tracing::warn!("the descriptor for missing pages stays open"),
             }
         }
-        self.stats()
     }
 
     /// What has been waited so far.
