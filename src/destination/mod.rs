@@ -21,6 +21,7 @@ mod budget;
 mod bulk;
 mod connection;
 mod hub;
+mod lane;
 mod ledger;
 mod receiver;
 mod registry;
