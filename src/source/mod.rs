@@ -20,6 +20,7 @@ mod hold;
 mod order;
 mod outcome;
 mod pump;
+#[cfg_attr(not(test), expect(dead_code, reason = "the driver does not switch to post-copy yet"))]
 mod push;
 mod rounds;
 mod settle;
@@ -32,7 +33,7 @@ use std::time::Duration;
 
 pub use event::{Event, Phase};
 pub use outcome::{Completed, Failure, InDoubt};
-pub use push::{Claim, Granule, Piece, Prepaging, PushOrder, Remaining, widen};
+pub use push::{Claim, Granule, Piece, Prepaging, PushOrder, Pushed, Remaining, Traffic, widen};
 pub use steering::Steering;
 pub use survey::survey;
 

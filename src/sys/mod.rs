@@ -14,5 +14,6 @@ pub(crate) mod kvm_vm;
 pub(crate) mod meminfo;
 pub(crate) mod pagemap;
 pub(crate) mod socket_queue;
+pub(crate) mod thread;
 #[cfg(feature = "userfaultfd")]
 pub(crate) mod write_protection;
