@@ -22,6 +22,7 @@ mod order;
 mod outcome;
 mod post_copy;
 mod pump;
+#[cfg_attr(not(test), expect(dead_code, reason = "the driver does not switch to post-copy yet"))]
 mod push;
 mod rounds;
 mod settle;
@@ -34,7 +35,7 @@ use std::time::Duration;
 
 pub use event::{Event, Phase};
 pub use outcome::{Completed, Failure, InDoubt, Stranded};
-pub use push::{Claim, Granule, Piece, Prepaging, PushOrder, Remaining, widen};
+pub use push::{Claim, Granule, Piece, Prepaging, PushOrder, Pushed, Remaining, Traffic, widen};
 pub use steering::Steering;
 pub use survey::survey;
 

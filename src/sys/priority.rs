@@ -22,3 +22,12 @@ pub(crate) fn raise() -> bool {
     tracing::debug!(error = %refused, nice, "no real-time priority");
     nice
 }
+
+/// Puts the calling thread behind those that do not do this: for work that others do not wait for.
+pub(crate) fn lower() {
+    // Best effort; never refused, as it asks for less.
+    let _ = super::thread::set_nice(BULK_NICE);
+}
+
+/// After whatever is urgent.
+const BULK_NICE: i32 = 5;

@@ -14,6 +14,18 @@ pub(crate) fn unacknowledged(socket: BorrowedFd<'_>) -> io::Result<u64> {
     if result == 0 { Ok(bytes.unsigned_abs().into()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Sets the band in which the host's queues put what the socket sends: 0 to 6 take no privilege (socket(7), `SO_PRIORITY`).
+pub(crate) fn set_priority(socket: BorrowedFd<'_>, priority: i32) -> io::Result<()> {
+    set_option(socket, libc::SOL_SOCKET, libc::SO_PRIORITY, priority)
+}
+
+fn set_option<T: Copy>(socket: BorrowedFd<'_>, level: i32, option: i32, value: T) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(size_of::<T>()).expect("an integer");
+    // SAFETY: the kernel reads `length` bytes of `value`, which has as many; the callers pass integers, without padding.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), length) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// The beginning of the kernel's `struct tcp_info` (include/uapi/linux/tcp.h), as far as it is of use here; libc's ends
 /// earlier. Kernels fill what both sides know.
 #[repr(C)]

@@ -7,10 +7,12 @@
 
 mod endpoint;
 mod pacing;
+mod queue;
 mod stream;
 
 pub use endpoint::{Endpoint, EndpointError};
 pub use pacing::Pacer;
+pub use queue::BulkQueue;
 pub use stream::{Listener, SendQueue, Stream, StreamControl};
 
 /// Why a byte stream could not be made or used.

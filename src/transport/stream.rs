@@ -10,6 +10,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
 
 use super::{Endpoint, TransportError};
@@ -48,6 +50,8 @@ pub struct Listener {
 const GONE_AFTER: Duration = Duration::from_secs(10);
 /// Bytes the kernel may hold beyond what is in flight: enough to keep a link busy, little enough to stay steerable.
 const UNSENT_LOW_WATER: u32 = 512 << 10;
+/// `TC_PRIO_INTERACTIVE`: the highest band that takes no privilege.
+const INTERACTIVE: i32 = 6;
 
 impl Stream {
     /// Connects, trying each address of the host for at most `timeout`.
@@ -103,6 +107,39 @@ impl Stream {
             self.socket.set_tcp_notsent_lowat(UNSENT_LOW_WATER)?;
         }
         Ok(())
+    }
+
+    /// Prepares the stream for what is urgent: its packets overtake others in this host, where the device's queue has
+    /// bands, as it usually does.
+    ///
+    /// # Errors
+    /// When the socket refuses the option.
+    pub fn prepare_urgent(&self) -> io::Result<()> {
+        crate::sys::socket_queue::set_priority(self.socket.as_fd(), INTERACTIVE)
+    }
+
+    /// Whether a read would not wait: there is something to read, or the stream has ended.
+    #[must_use]
+    pub fn is_readable(&self) -> bool {
+        self.poll(PollFlags::POLLIN, Duration::ZERO).unwrap_or(true)
+    }
+
+    /// Waits until a write would not, for `patience` at most; whether it would not. One to a stream that has ended fails
+    /// at once.
+    ///
+    /// # Errors
+    /// When the system cannot wait.
+    pub fn is_writable_within(&self, patience: Duration) -> io::Result<bool> {
+        self.poll(PollFlags::POLLOUT, patience)
+    }
+
+    fn poll(&self, flags: PollFlags, patience: Duration) -> io::Result<bool> {
+        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(self.socket.as_fd(), flags)], timeout) {
+            Ok(ready) => Ok(ready > 0),
+            Err(Errno::EINTR) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Limits how long a read waits; `None` waits for ever.

@@ -14,7 +14,7 @@ use pageferry::units::{ChunkIndex, PAGE_SIZE, PageCount, PageIndex};
 
 /// Where a guest thread goes, as the test guests do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pattern {
+pub(crate) enum Pattern {
     /// Page after page, round and round.
     Sweep,
     /// Nine in ten in the first tenth, the others in the rest, at random.
@@ -25,35 +25,35 @@ pub enum Pattern {
 
 /// What happens where.
 #[derive(Clone, Copy, Debug)]
-pub struct Scenario {
-    pub name: &'static str,
+pub(crate) struct Scenario {
+    pub(crate) name: &'static str,
     /// Bits a second.
-    pub link: u64,
+    pub(crate) link: u64,
     /// There and back, nanoseconds.
-    pub round_trip: u64,
+    pub(crate) round_trip: u64,
     /// Pages that are missing when the guest starts.
-    pub missing: u64,
+    pub(crate) missing: u64,
     /// Of these, where the guest is at work: the first, and how many.
-    pub working_set: (u64, u64),
+    pub(crate) working_set: (u64, u64),
     /// Each has its own part of the working set.
-    pub threads: u64,
+    pub(crate) threads: u64,
     /// Pages that all threads together touch in a second.
-    pub rate: u64,
+    pub(crate) rate: u64,
 }
 
 /// How it went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// Times that a thread had to wait.
-    pub faults: u64,
+    pub(crate) faults: u64,
     /// How long all threads waited in all, nanoseconds.
-    pub lost: u64,
+    pub(crate) lost: u64,
     /// When the last page arrived, nanoseconds; none when not all had within [`LIMIT`].
-    pub finished: Option<u64>,
+    pub(crate) finished: Option<u64>,
 }
 
 /// Runs `scenario` from the moment the guest starts until everything is there.
-pub fn run(scenario: &Scenario, pattern: Pattern, prepaging: Prepaging) -> Outcome {
+pub(crate) fn run(scenario: &Scenario, pattern: Pattern, prepaging: Prepaging) -> Outcome {
     let mut world = World::new(*scenario, pattern, prepaging);
     while let Some(Reverse((now, event))) = world.events.pop() {
         if now > LIMIT {
@@ -100,7 +100,7 @@ impl World {
         let layout = MemoryLayout::flat(PageCount(scenario.missing)).expect("a plausible guest");
         let mut missing = PageBitmap::new(layout.chunks());
         missing.insert_run(PageIndex(0), PageCount(scenario.missing));
-        let threads = usize::try_from(scenario.threads).expect("a few");
+        let threads = index(scenario.threads);
         let mut events: BinaryHeap<_> = (0..threads).map(|thread| Reverse((0, Event::Touch { thread }))).collect();
         events.push(Reverse((0, Event::Push)));
         Self {
@@ -110,7 +110,7 @@ impl World {
             order: PushOrder::new(prepaging, Vec::new()),
             events,
             link_free: 0,
-            arrives: vec![None; usize::try_from(scenario.missing).expect("a plausible guest")],
+            arrives: vec![None; index(scenario.missing)],
             waiting: BTreeMap::new(),
             touched: vec![0; threads],
             faults: 0,
@@ -128,7 +128,7 @@ impl World {
 
     fn touch(&mut self, now: u64, thread: usize) {
         let page = self.page_of(thread);
-        match self.arrives[page as usize] {
+        match self.arrives[index(page)] {
             Some(at) if at <= now => {
                 self.touched[thread] += 1;
                 self.events.push(Reverse((now + 1_000_000_000 * self.scenario.threads / self.scenario.rate, Event::Touch { thread })));
@@ -190,7 +190,7 @@ impl World {
             let at = self.link_free + self.scenario.round_trip / 2 + INSTALL;
             for bit in (0..64).filter(|bit| word >> bit & 1 == 1) {
                 let page = chunk.page(bit).0;
-                self.arrives[page as usize] = Some(at);
+                self.arrives[index(page)] = Some(at);
                 self.wake(page, at);
             }
         }
@@ -213,6 +213,10 @@ impl World {
     }
 }
 
+fn index(page: u64) -> usize {
+    usize::try_from(page).expect("a plausible guest")
+}
+
 /// Number `n` of a random sequence (`SplitMix64`).
 fn mix(seed: u64, n: u64) -> u64 {
     let x = n.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(seed);
@@ -232,15 +236,15 @@ const INSTALL: u64 = 15_000;
 /// Bytes of a frame beside its pages.
 const FRAME_BYTES: u64 = 104;
 /// Virtual time at most, nanoseconds.
-pub const LIMIT: u64 = 60_000_000_000;
+pub(crate) const LIMIT: u64 = 60_000_000_000;
 
 /// The patterns to run.
-pub const PATTERNS: [Pattern; 3] = [Pattern::Sweep, Pattern::HotCold, Pattern::Random];
+pub(crate) const PATTERNS: [Pattern; 3] = [Pattern::Sweep, Pattern::HotCold, Pattern::Random];
 
 const MIB: u64 = (1 << 20) / PAGE_SIZE as u64;
 
 /// What a guest may meet.
-pub const SCENARIOS: [Scenario; 5] = [
+pub(crate) const SCENARIOS: [Scenario; 5] = [
     Scenario {
         name: "at once, 1 Gbit/s",
         link: 1_000_000_000,
