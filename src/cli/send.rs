@@ -1,5 +1,7 @@
 //! `pageferry-send`: runs a test guest here and moves it away.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -12,7 +14,8 @@ use super::signals;
 use crate::dirty::{self, Choice, DirtyError};
 use crate::guests::{self, GuestSpec, TestGuest};
 use crate::memory::GuestMemory;
-use crate::source::{Completed, Failure, Migration, Outgoing};
+use crate::protocol::Timeouts;
+use crate::source::{Completed, Event, Failure, Migration, Outgoing, Phase, Steering};
 use crate::stats::GuestOwner;
 use crate::units::HumanTime;
 
@@ -39,11 +42,14 @@ pub fn run(settings: &SendSettings) -> anyhow::Result<Exit> {
     if let Some(file) = dump {
         migration = migration.at_pause(move |memory| memory.dump(&file).map_err(std::io::Error::other));
     }
+    migration = migration.timeouts(Timeouts { recover: settings.recover_for, ..Timeouts::default() });
     let steering = migration.steering();
-    signals::on_interrupt(move || steering.cancel()).context("cannot watch for signals")?;
+    let gone = Arc::new(Gone::default());
+    let told = Arc::clone(&gone);
+    signals::on_interrupt(move || told.interrupt(&steering)).context("cannot watch for signals")?;
 
     let mut guest = guests::build_source(&spec, settings.backing).context("the guest cannot be built")?;
-    let memory = std::sync::Arc::clone(guest.memory());
+    let memory = Arc::clone(guest.memory());
     let choice = settings.tracker.map_or(Choice::Auto, Choice::Only);
     let mut tracker = match dirty::open(choice, &guest.tracked()) {
         Ok(tracker) => tracker,
@@ -58,7 +64,20 @@ pub fn run(settings: &SendSettings) -> anyhow::Result<Exit> {
     let mut progress = Progress::new();
     let outgoing =
         Outgoing { guest: &mut *guest, memory: &memory, tracker: &mut *tracker, kind: spec.kind().name().to_owned(), description: spec.keys() };
-    let result = migration.observe(|event| progress.show(event)).run(outgoing);
+    let mut show = |event: &Event| {
+        gone.note(event);
+        progress.show(event);
+    };
+    let mut result = migration.observe(&mut show).run(outgoing);
+    // The guest needs what is here for as long as it takes.
+    while let Err(failure) = &mut result
+        && let Some(stranded) = failure.stranded.take()
+    {
+        eprintln!("{}", failure.error.in_full());
+        eprintln!("STRANDED: the guest needs memory that is still here. It is kept, and the receiver tried again, until this process is killed.");
+        sink.write(&failure.report);
+        result = stranded.recover(&memory, failure.report.clone(), &mut show);
+    }
     progress.finish();
     Ok(match result {
         Ok(Completed { report }) => {
@@ -71,6 +90,33 @@ pub fn run(settings: &SendSettings) -> anyhow::Result<Exit> {
         }
         Err(failure) => failed(*failure, &mut *guest, &memory, &sink),
     })
+}
+
+/// Whether the guest has gone ahead of its memory: from then on this process must not end.
+#[derive(Default)]
+struct Gone {
+    has_gone: AtomicBool,
+    insisted: AtomicBool,
+}
+
+impl Gone {
+    fn note(&self, event: &Event) {
+        if let Event::Phase(Phase::PostCopy) = event {
+            // Relaxed: a signal that comes just now is answered as if it had come before.
+            self.has_gone.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn interrupt(&self, steering: &Steering) {
+        if !self.has_gone.load(Ordering::Relaxed) {
+            steering.cancel();
+        } else if self.insisted.swap(true, Ordering::Relaxed) {
+            eprintln!("the memory that the guest lacks at the destination is given up");
+            std::process::exit(Exit::Failed as i32);
+        } else {
+            eprintln!("the guest runs at the destination and needs memory that is still here; interrupt again to give it up");
+        }
+    }
 }
 
 /// Says what went wrong and where the guest is; if it is here, proves that it runs.

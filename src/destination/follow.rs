@@ -45,7 +45,9 @@ pub(super) fn receive(stream: Stream, lane: Lane, generation: u32, arriving: &Ar
 pub(super) fn follow(mut reader: LaneReader, lane: Lane, generation: u32, shared: &Shared) {
     let Some(incomplete) = shared.incomplete.wait() else { return };
     match lane {
-        Lane::Urgent => priority::raise(),
+        Lane::Urgent => {
+            priority::raise();
+        }
         Lane::Bulk(_) => priority::lower(),
     }
     let mut followed = Followed::default();

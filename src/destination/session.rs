@@ -23,7 +23,7 @@ use crate::guest::GuestError;
 use crate::page::{Codecs, PageKey};
 use crate::protocol::{Destination, DestinationEnd, DestinationEvent, ProtocolError};
 use crate::stats::{DowntimeParts, GuestOwner, Laps, Outcome, Report};
-use crate::wire::{ChannelTotals, MAX_CHANNELS, Message, Offer, RefuseReason};
+use crate::wire::{ChannelTotals, Features, MAX_CHANNELS, Message, Offer, RefuseReason};
 
 /// Serves the session that `hello` opens.
 pub(super) fn run(hub: &Hub, reader: MessageReader, hello: Message) -> Result<(), Error> {
@@ -146,7 +146,7 @@ impl Session<'_> {
                         self.let_go(guest, &mut fault);
                         return self.end(end, fault);
                     }
-                    Ok(DestinationEvent::Interrupted) => self.interrupted(),
+                    Ok(DestinationEvent::Interrupted { error }) => self.interrupted(&error),
                     Ok(DestinationEvent::Resume) => self.resumed(),
                     Ok(DestinationEvent::Offered(_)) | Err(_) => return Err(fault.unwrap_or(Error::Cancelled)),
                 },
@@ -256,7 +256,7 @@ impl Session<'_> {
                 select! {
                     recv(resumed) -> result => return result.unwrap_or_else(|_| Err(GuestError::new("resume", "it panicked"))),
                     recv(events) -> event => match event {
-                        Ok(DestinationEvent::Interrupted) => self.interrupted(),
+                        Ok(DestinationEvent::Interrupted { error }) => self.interrupted(&error),
                         Ok(DestinationEvent::Resume) => self.resumed(),
                         // A session that is starting the guest ends only when that has failed.
                         Ok(other) => tracing::warn!(?other, "out of place while the guest is resumed"),
@@ -279,7 +279,8 @@ impl Session<'_> {
     }
 
     /// The connections are of no more use: everything stays as it is until the source comes back.
-    fn interrupted(&mut self) {
+    fn interrupted(&mut self, error: &ProtocolError) {
+        tracing::warn!(%error, "the connections are lost; the guest's memory is kept as it is");
         if let Some(following) = &mut self.following {
             following.interrupt(self.shared);
         }

@@ -53,7 +53,7 @@ impl Driver<'_> {
     }
 
     /// Waits until the destination has everything in place.
-    fn await_ready(&mut self, session: &Session<'_>) -> Result<(), Error> {
+    pub(super) fn await_ready(&mut self, session: &Session<'_>) -> Result<(), Error> {
         let sent = self.report.wire_bytes;
         let mut arrived = ByteCount(0);
         let mut moved_at = Instant::now();

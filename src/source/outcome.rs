@@ -73,6 +73,7 @@ impl Stranded {
             rest: &rest,
             times: Times::default(),
             trouble: Trouble::default(),
+            generation: 0,
         };
         let followed = follow.run(None);
         follow.fill(None);

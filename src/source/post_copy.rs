@@ -93,7 +93,9 @@ impl Driver<'_> {
 
     /// The pages that the destination lacks, in what it can fill at once.
     pub(super) fn missing(&self, remainder: &PageBitmap, granule: Granule) -> PageBitmap {
-        widen(remainder, self.memory.layout(), granule)
+        let mut missing = remainder.clone();
+        widen(&mut missing, self.memory.layout(), granule);
+        missing
     }
 
     /// Gives the guest away and serves the rest of its memory.
@@ -112,6 +114,7 @@ impl Driver<'_> {
             rest,
             times: Times::default(),
             trouble: Trouble::default(),
+            generation: 0,
         };
         let followed = follow.run(Some(lanes));
         let times = follow.times;
@@ -142,6 +145,8 @@ pub(super) struct Follow<'f, 'o> {
     pub(super) rest: &'f Rest,
     pub(super) times: Times,
     pub(super) trouble: Trouble,
+    /// Of the lanes.
+    pub(super) generation: u32,
 }
 
 /// Broken connections.
@@ -179,15 +184,16 @@ impl Follow<'_, '_> {
                 Next::Recovered { generation, arrived } => {
                     missing.clone_from(&self.rest.missing);
                     missing.subtract(&arrived);
+                    self.generation = generation;
                     match self.rest.dial.lanes(self.pump, self.rest.channels, generation) {
                         Ok(attached) => {
-                            self.pump.command(Command::Attached);
+                            self.pump.command(Command::Reattached { generation });
                             self.recovered(missing.count());
                             lanes = Some(attached);
                         }
                         Err(error) => {
                             tracing::warn!(error = error.in_full(), "the lanes could not be attached again");
-                            self.pump.command(Command::Interrupt);
+                            self.pump.command(Command::Interrupt { generation: self.generation });
                         }
                     }
                 }
@@ -216,7 +222,7 @@ impl Follow<'_, '_> {
             }
             Err(error) => {
                 tracing::warn!(error = error.in_full(), "the rest of memory cannot be served yet");
-                self.pump.command(Command::Interrupt);
+                self.pump.command(Command::Interrupt { generation: self.generation });
                 Next::Interrupted
             }
         })
@@ -230,8 +236,8 @@ impl Follow<'_, '_> {
         loop {
             select! {
                 recv(self.pump.events()) -> event => match event {
-                    Ok(SourceEvent::Interrupted) => {
-                        self.interrupted(serving.left());
+                    Ok(SourceEvent::Interrupted { error }) => {
+                        self.interrupted(serving.left(), &error);
                         return Next::Interrupted;
                     }
                     Ok(event) => if let Some(next) = self.event(event) { return next },
@@ -241,7 +247,7 @@ impl Follow<'_, '_> {
                 recv(broken) -> error => {
                     if let Ok(error) = error {
                         tracing::warn!(error = error.in_full(), "a lane is of no more use");
-                        self.pump.command(Command::Interrupt);
+                        self.pump.command(Command::Interrupt { generation: self.generation });
                     }
                     broken = never();
                 }
@@ -280,7 +286,7 @@ impl Follow<'_, '_> {
                 (self.observer)(&Event::Recovering { interrupted: since.elapsed(), attempts: self.trouble.attempts });
                 None
             }
-            SourceEvent::Interrupted => Some(Next::Interrupted),
+            SourceEvent::Interrupted { .. } => Some(Next::Interrupted),
             SourceEvent::Recovered { generation, arrived } => Some(Next::Recovered { generation, arrived }),
             SourceEvent::Ended(SourceEnd::Stranded { error }) => Some(Next::Stranded(Error::Stranded(error))),
             _ => None,
@@ -298,10 +304,10 @@ impl Follow<'_, '_> {
         }
     }
 
-    fn interrupted(&mut self, left: PageCount) {
+    fn interrupted(&mut self, left: PageCount, error: &ProtocolError) {
         self.trouble.since = Some(Instant::now());
         self.trouble.attempts = 0;
-        (self.observer)(&Event::Interrupted { pages_left: left, error: "the connection is lost".into() });
+        (self.observer)(&Event::Interrupted { pages_left: left, error: error.to_string() });
     }
 
     fn recovered(&mut self, left: PageCount) {

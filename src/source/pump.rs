@@ -26,8 +26,10 @@ pub(super) enum Command {
     Finish { totals: Vec<ChannelTotals>, state: Vec<u8> },
     /// Pre-copy is over, and these pages are missing.
     Switch { totals: Vec<ChannelTotals>, state: Vec<u8>, missing: PageBitmap },
-    /// A lane broke in post-copy.
-    Interrupt,
+    /// All lanes of this generation of post-copy are attached.
+    Reattached { generation: u32 },
+    /// A lane of this generation broke, or could not be attached.
+    Interrupt { generation: u32 },
     /// Try to reconnect once more.
     RecoverAgain,
     /// The guest is the destination's, from here on.
@@ -173,9 +175,12 @@ impl Session {
             Command::Attached => self.machine.attached(now),
             Command::Finish { totals, state } => self.machine.finish(now, totals, state),
             Command::Switch { totals, state, missing } => self.machine.switch(now, totals, state, &missing),
-            Command::Interrupt => self.machine.interrupt(now),
+            Command::Reattached { generation } => self.machine.reattached(now, generation),
+            Command::Interrupt { generation } => self.machine.interrupt(now, generation),
             Command::RecoverAgain => {
-                self.machine.recover_again(now);
+                if !self.machine.recover_again(now) {
+                    self.machine.ask_again(now);
+                }
             }
             Command::Commit { paused_for } => self.machine.commit(now, paused_for),
             Command::Abort { reason } => {
@@ -198,10 +203,10 @@ impl Session {
                 // Nothing more happens unless the driver wants it.
                 stranded @ SourceEvent::Ended(SourceEnd::Stranded { .. }) => self.tell(stranded),
                 SourceEvent::Ended(end) => return Some(end),
-                SourceEvent::Interrupted => {
+                interrupted @ SourceEvent::Interrupted { .. } => {
                     self.shut_down_bulk();
                     self.connection = None;
-                    self.tell(SourceEvent::Interrupted);
+                    self.tell(interrupted);
                 }
                 SourceEvent::Reconnect => {
                     // The driver shows it; the pump does it.

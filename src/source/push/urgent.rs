@@ -14,11 +14,7 @@ use crate::error::Error;
 use crate::page::Work;
 use crate::stats::Encodings;
 use crate::transport::Stream;
-<<<<<<< HEAD
-use crate::units::{ByteCount, CHUNK_PAGES, PageCount, PageIndex};
-=======
 use crate::units::{ByteCount, CHUNK_PAGES, ChunkIndex, PageCount, PageIndex};
->>>>>>> push
 use crate::wire::{FrameWriter, Lane};
 
 /// The urgent lane's server.
@@ -87,11 +83,7 @@ impl<'d> Urgent<'d> {
     }
 
     /// Puts those of these pages that nobody has claimed, and all that is filled together with them, into the buffer.
-<<<<<<< HEAD
-    fn take(&mut self, chunk: crate::units::ChunkIndex, mask: u64) -> PageCount {
-=======
     fn take(&mut self, chunk: ChunkIndex, mask: u64) -> PageCount {
->>>>>>> push
         let shared = &*self.shared;
         let claim = shared.remaining.claim(chunk, mask);
         for (chunk, mask) in claim.frames() {
