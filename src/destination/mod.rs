@@ -22,6 +22,9 @@ mod bulk;
 mod connection;
 #[cfg(feature = "userfaultfd")]
 pub(crate) mod faults;
+#[cfg(not(feature = "userfaultfd"))]
+#[path = "no_faults.rs"]
+pub(crate) mod faults;
 mod follow;
 mod following;
 mod hub;

@@ -222,7 +222,7 @@ impl Driver<'_> {
                 Decision::PostCopy => {
                     let mut rest = rest(PageBitmap::new(0));
                     rest.missing = self.missing(&last.remainder, rest.granule);
-                    rest.hot = last.remainder.occupied().map(|(chunk, _)| chunk).collect();
+                    rest.hot.clone_from(&last.hot);
                     self.switch(&session, last, &rest).map(|last| Some((last, rest)))
                 }
                 _ => self.hand_over(&session, last).map(|()| None),

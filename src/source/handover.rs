@@ -25,7 +25,7 @@ impl Driver<'_> {
     pub(super) fn hand_over(&mut self, session: &Session<'_>, last: LastRound) -> Result<(), Error> {
         self.phase(Phase::StopAndCopy);
         self.report.reason = last.verdict.reason.to_string();
-        let LastRound { index, kind, remainder, paused_at, mut parts, mut laps, verdict } = last;
+        let LastRound { index, kind, remainder, paused_at, mut parts, mut laps, verdict, .. } = last;
         let total = remainder.count();
         let began = self.begin(session, index, remainder, None, Then::RoundEnd)?;
         // The workers are busy with the remainder meanwhile.

@@ -21,7 +21,7 @@ use crate::guest::RunShare;
 use crate::policy::{Decision, MAX_ROUNDS, PauseFacts, Policy, Reason, RoundFacts, SAMPLE_PAGES, Verdict};
 use crate::protocol::SourceEvent;
 use crate::stats::{DowntimeParts, Laps, Predicted, RoundKind, RoundReport};
-use crate::units::{ByteCount, BytesPerSec, PageCount};
+use crate::units::{ByteCount, BytesPerSec, ChunkIndex, PageCount};
 use crate::wire::ChannelTotals;
 
 /// Where pre-copy left off: the guest is paused and harvested, this is the rest.
@@ -29,6 +29,8 @@ pub(super) struct LastRound {
     pub(super) index: u32,
     pub(super) kind: RoundKind,
     pub(super) remainder: PageBitmap,
+    /// Chunks that the guest was seen to write to, where nothing else tells what it will need first.
+    pub(super) hot: Vec<ChunkIndex>,
     pub(super) paused_at: Instant,
     /// Downtime so far, and where it continues.
     pub(super) parts: DowntimeParts,
@@ -56,12 +58,15 @@ impl Driver<'_> {
             policy = policy.without_post_copy();
         }
         let verdict = policy.start();
+        if verdict.decision == Decision::PostCopy {
+            return self.glance(session, verdict);
+        }
         if !verdict.decision.goes_on() {
             let (paused_at, mut laps) = self.pause()?;
             let mut parts = DowntimeParts { pause: laps.end(Instant::now()), ..DowntimeParts::default() };
             let remainder = self.memory.populated()?;
             parts.harvest = laps.end(Instant::now());
-            return Ok(LastRound { index: 0, kind: RoundKind::Cold, remainder, paused_at, parts, laps, verdict });
+            return Ok(LastRound { index: 0, kind: RoundKind::Cold, remainder, hot: Vec::new(), paused_at, parts, laps, verdict });
         }
         self.phase(Phase::PreCopy);
         // Round 0 is what is populated at the start: a page populated later is reported as written.
@@ -93,11 +98,25 @@ impl Driver<'_> {
             let confirmed = policy.after_pause(&facts);
             if !confirmed.decision.goes_on() {
                 let verdict = Verdict { decision: confirmed.decision, reason: confirmed.reason, ..verdict };
-                return Ok(LastRound { index, kind: RoundKind::StopAndCopy, remainder: pending, paused_at, parts, laps, verdict });
+                return Ok(LastRound { index, kind: RoundKind::StopAndCopy, remainder: pending, hot: Vec::new(), paused_at, parts, laps, verdict });
             }
             self.hold.resume()?;
             (self.observer)(&Event::PauseUndone { remainder: facts.remaining, stalled: paused_at.elapsed() });
         }
+    }
+
+    /// Before a guest moves ahead of all its memory: looks where it writes, for a moment, and pauses it.
+    fn glance(&mut self, session: &Session<'_>, verdict: Verdict) -> Result<LastRound, Error> {
+        let mut remainder = PageBitmap::new(self.memory.layout().chunks());
+        self.tracker.start(&mut remainder)?;
+        let mut watch = DirtyWatch::new(self.memory.layout().chunks());
+        self.first_look(session, &mut watch)?;
+        let (paused_at, mut laps) = self.pause()?;
+        let mut parts = DowntimeParts { pause: laps.end(Instant::now()), ..DowntimeParts::default() };
+        self.tracker.harvest(&mut remainder)?;
+        parts.harvest = laps.end(Instant::now());
+        let hot = watch.found().occupied().map(|(chunk, _)| chunk).collect();
+        Ok(LastRound { index: 0, kind: RoundKind::StopAndCopy, remainder, hot, paused_at, parts, laps, verdict })
     }
 
     /// Waits until a busy guest has shown where it writes.

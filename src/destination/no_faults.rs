@@ -1,0 +1,111 @@
+//! In place of the fault server in builds without userfaultfd: there is never a memory with missing pages.
+
+use std::io::{Error, ErrorKind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::MissingError;
+use crate::bitmap::PageBitmap;
+use crate::memory::GuestMemory;
+use crate::page::Masks;
+use crate::transport::Stream;
+use crate::units::{ChunkIndex, PageCount};
+
+/// There is none.
+#[derive(Debug)]
+pub(crate) enum Incomplete {}
+
+/// There is none.
+#[derive(Debug)]
+pub(crate) enum Installer {}
+
+/// Who brought a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Via {
+    /// The urgent lane.
+    Urgent,
+    /// A bulk lane.
+    Bulk,
+}
+
+/// What has been waited for pages to arrive.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct FaultStats {
+    pub(crate) faults: u64,
+    pub(crate) p50: Duration,
+    pub(crate) p90: Duration,
+    pub(crate) p99: Duration,
+    pub(crate) max: Duration,
+    pub(crate) threads: Vec<ThreadWaits>,
+    pub(crate) urgent: PageCount,
+    pub(crate) bulk: PageCount,
+}
+
+/// What a thread has waited.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ThreadWaits {
+    pub(crate) thread: u32,
+    pub(crate) faults: u64,
+    pub(crate) waited: Duration,
+}
+
+fn absent() -> MissingError {
+    MissingError::Unusable(Error::new(ErrorKind::Unsupported, "this build has no userfaultfd"))
+}
+
+impl Incomplete {
+    pub(crate) fn probe(_memory: &GuestMemory) -> Result<PageCount, MissingError> {
+        Err(absent())
+    }
+
+    pub(crate) fn begin(_memory: Arc<GuestMemory>, _missing: &PageBitmap) -> Result<Arc<Self>, MissingError> {
+        Err(absent())
+    }
+
+    pub(crate) fn installer(self: &Arc<Self>, _via: Via) -> Installer {
+        match **self {}
+    }
+
+    pub(crate) fn connect(&self, _stream: Stream) {
+        match *self {}
+    }
+
+    pub(crate) fn disconnect(&self) {
+        match *self {}
+    }
+
+    pub(crate) fn missing(&self) -> PageCount {
+        match *self {}
+    }
+
+    pub(crate) fn outstanding(&self) -> PageCount {
+        match *self {}
+    }
+
+    pub(crate) fn arrived(&self) -> PageBitmap {
+        match *self {}
+    }
+
+    pub(crate) fn finish(&self) -> FaultStats {
+        match *self {}
+    }
+
+    pub(crate) fn abandon(&self) {
+        match *self {}
+    }
+
+    pub(crate) fn stats(&self) -> FaultStats {
+        match *self {}
+    }
+}
+
+impl Installer {
+    pub(crate) fn install<'p>(
+        &mut self,
+        _chunk: ChunkIndex,
+        _masks: &Masks,
+        _pages: impl Fn(u32, u32) -> &'p [u8],
+    ) -> Result<PageCount, MissingError> {
+        match *self {}
+    }
+}
