@@ -164,7 +164,7 @@ fn placing(criterion: &mut Criterion) {
                     let chunk = next();
                     writer.push_chunk(&mut frame, work(&source, chunk, Method::Lz4));
                     let start = Instant::now();
-                    black_box(reader.apply_bytes(&frame, &mut placement)).expect("a good frame");
+                    black_box(reader.apply_bytes(&frame, destination.layout(), &mut placement)).expect("a good frame");
                     spent += start.elapsed();
                 }
                 spent

@@ -56,7 +56,7 @@ fn frames_are_made_and_applied_without_allocating() {
             let packed = if round > 0 { masks.unchanged } else { masks.lz4 | masks.zstd };
             let forms = [masks.zero, masks.uniform, packed, masks.raw];
             assert!(forms.iter().all(|mask| mask.count_ones() >= 12) && (masks.delta != 0) == (round > 0), "{masks:?}");
-            reader.apply_bytes(&bytes, &mut placement).unwrap().unwrap();
+            reader.apply_bytes(&bytes, destination.layout(), &mut placement).unwrap().unwrap();
         }
         // By then every buffer has its size, and every page that comes back its place.
         if round == 2 {

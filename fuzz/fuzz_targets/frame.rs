@@ -37,7 +37,7 @@ fn run(mut bytes: &[u8]) {
     let occupied = MEMORY.populated().expect("the kernel answers");
     let mut reader = FrameReader::new(0, 1, Codecs::built_in(), Decoder::new(PageKey::derive(&[7; 16]), occupied));
     let mut length = 0;
-    while let Ok(Some(header)) = reader.apply_bytes(bytes, &mut placement) {
+    while let Ok(Some(header)) = reader.apply_bytes(bytes, MEMORY.layout(), &mut placement) {
         bytes = &bytes[header.frame_bytes()..];
         length += header.frame_bytes() as u64;
         assert_eq!(reader.totals().bytes.0, length);

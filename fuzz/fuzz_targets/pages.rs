@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use pageferry::bitmap::PageBitmap;
-use pageferry::memory::{Backing, GuestMemory, MemoryLayout};
+use pageferry::memory::{Backing, GuestMemory, MemoryLayout, PageSink};
 use pageferry::page::{Codecs, Decoder, Encoder, EncoderSettings, Form, Masks, Method, Packing, PageKey, Pages, Work};
 use pageferry::units::{ByteCount, ChunkIndex, PAGE_WORDS, PageCount};
 

@@ -1,24 +1,19 @@
-//! One channel's receiver.
-//!
-//! A frame is read with two system calls in steady state at most, often one: `readv` puts its raw pages where they
-//! belong and whatever follows (its meta bytes, the next frame's header) into a lookahead buffer. What the buffer
-//! already holds of a frame's pages is copied from there.
+//! One channel's receiver: frames into memory, and what there is to report of them to its session.
 
-use std::io::{self, ErrorKind, Read};
-use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam::channel::Sender;
 use crossbeam::utils::CachePadded;
 
+use super::lane::LaneReader;
 use super::registry::Arriving;
 use crate::error::Error;
-use crate::memory::Placement;
 use crate::page::Decoder;
 use crate::stats::Encodings;
-use crate::transport::{Stream, TransportError};
-use crate::units::{ByteCount, ChunkIndex, PAGE_SIZE};
-use crate::wire::{ChannelTotals, FRAME_HEADER_BYTES, FrameBody, FrameHeader, FrameReader, MAX_META_BYTES};
+use crate::transport::Stream;
+use crate::units::ByteCount;
+use crate::wire::{ChannelTotals, FrameBody, FrameReader};
 
 /// What all channels of a session have brought, for progress.
 #[derive(Debug, Default)]
@@ -52,25 +47,20 @@ pub(super) fn receive(stream: Stream, channel: u16, arriving: &Arriving, arrived
             return report_stopped(reports, channel, ChannelTotals::default(), error.into());
         }
     };
-    let mut receiver = BulkReceiver {
-        input: Lookahead::new(stream),
-        frames: FrameReader::new(channel, arriving.channels, arriving.codecs, decoder),
-        placement: memory.placement(),
-        meta: Vec::with_capacity(MAX_META_BYTES),
-        populated: vec![false; memory.layout().chunks() as usize],
-        channel,
-    };
+    let frames = FrameReader::new(channel, arriving.channels, arriving.codecs, decoder);
+    let mut lane = LaneReader::new(stream, frames, Arc::clone(memory), format!("bulk {channel}"));
+    let mut placement = memory.placement();
     let mut encodings = Encodings::default();
     let error = loop {
-        match receiver.next_frame() {
+        match lane.next_frame(&mut placement) {
             Ok(header) => {
                 // Relaxed: counters for display and heartbeat.
                 arrived.frames.fetch_add(1, Ordering::Relaxed);
                 arrived.bytes.fetch_add(header.frame_bytes() as u64, Ordering::Relaxed);
                 match header.body {
                     FrameBody::Chunk { pages, .. } => encodings += pages.masks.encodings(),
-                    FrameBody::RoundEnd => {
-                        let totals = receiver.frames.totals();
+                    FrameBody::RoundEnd | FrameBody::Switch => {
+                        let totals = lane.totals();
                         let _ = reports.send(BulkReport::RoundEnd { channel, totals, encodings });
                     }
                 }
@@ -78,7 +68,7 @@ pub(super) fn receive(stream: Stream, channel: u16, arriving: &Arriving, arrived
             Err(error) => break error,
         }
     };
-    report_stopped(reports, channel, receiver.frames.totals(), error);
+    report_stopped(reports, channel, lane.totals(), error);
 }
 
 /// A channel's last report.
@@ -86,110 +76,3 @@ pub(super) fn report_stopped(reports: &Sender<BulkReport>, channel: u16, totals:
     // A session that is gone does not need to know.
     let _ = reports.send(BulkReport::Stopped { channel, totals, error });
 }
-
-struct BulkReceiver<'m> {
-    input: Lookahead,
-    frames: FrameReader,
-    placement: Placement<'m>,
-    meta: Vec<u8>,
-    /// Chunks that were populated ahead.
-    populated: Vec<bool>,
-    channel: u16,
-}
-
-impl BulkReceiver<'_> {
-    /// Reads, checks and places one frame.
-    fn next_frame(&mut self) -> Result<FrameHeader, Error> {
-        let mut header = [0; FRAME_HEADER_BYTES];
-        self.input.read_exact(&mut header).map_err(|error| self.broken(error))?;
-        let header = self.frames.parse(&header, self.placement.memory().layout())?;
-        if let FrameBody::Chunk { chunk, pages } = header.body {
-            let masks = pages.masks;
-            if masks.filled().count_ones() >= DENSE && !std::mem::replace(&mut self.populated[chunk.as_usize()], true) {
-                self.placement.populate(chunk);
-            }
-            self.input.read_pages(&mut self.placement, chunk, masks.raw).map_err(|error| self.broken(error))?;
-        }
-        self.meta.resize(header.meta_bytes(), 0);
-        self.input.read_exact(&mut self.meta).map_err(|error| self.broken(error))?;
-        self.frames.apply(&header, &mut self.placement, &self.meta)?;
-        Ok(header)
-    }
-
-    fn broken(&self, error: io::Error) -> Error {
-        let lane = format!("bulk {}", self.channel);
-        match error.kind() {
-            ErrorKind::UnexpectedEof => TransportError::Closed { lane }.into(),
-            _ => TransportError::Broken { lane, source: error }.into(),
-        }
-    }
-}
-
-/// A stream with bytes read ahead.
-struct Lookahead {
-    stream: Stream,
-    buffer: Box<[u8]>,
-    start: usize,
-    end: usize,
-}
-
-impl Lookahead {
-    fn new(stream: Stream) -> Self {
-        Self { stream, buffer: vec![0; LOOKAHEAD].into_boxed_slice(), start: 0, end: 0 }
-    }
-
-    fn read_exact(&mut self, out: &mut [u8]) -> io::Result<()> {
-        let mut filled = 0;
-        while filled < out.len() {
-            if self.start == self.end {
-                let read = retry(|| self.stream.read(&mut self.buffer))?;
-                (self.start, self.end) = (0, read);
-            }
-            filled += self.take(&mut out[filled..]);
-        }
-        Ok(())
-    }
-
-    /// Reads the raw pages of a chunk to where they belong.
-    fn read_pages(&mut self, placement: &mut Placement<'_>, chunk: ChunkIndex, mask: u64) -> io::Result<()> {
-        let total = mask.count_ones() as usize * PAGE_SIZE;
-        let buffered = (self.end - self.start).min(total);
-        placement.write_front(chunk, mask, &self.buffer[self.start..self.start + buffered]);
-        self.start += buffered;
-        let mut placed = buffered;
-        while placed < total {
-            // The buffer is empty here: all of it was less than the pages.
-            let progress = retry(|| {
-                let progress = placement.read_from(self.stream.as_fd(), chunk, mask, placed, &mut self.buffer)?;
-                (self.start, self.end) = (0, progress.tail_bytes);
-                placed += progress.pages_bytes;
-                Ok(progress.pages_bytes)
-            });
-            progress?;
-        }
-        Ok(())
-    }
-
-    fn take(&mut self, out: &mut [u8]) -> usize {
-        let length = out.len().min(self.end - self.start);
-        out[..length].copy_from_slice(&self.buffer[self.start..self.start + length]);
-        self.start += length;
-        length
-    }
-}
-
-/// Reads again after a signal; no bytes is an unexpected end.
-fn retry(mut read: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
-    loop {
-        match read() {
-            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            result => return result,
-        }
-    }
-}
-
-/// Pages of a frame from which on its whole chunk is populated ahead: those that stay empty cost little then.
-const DENSE: u32 = 48;
-/// Bytes read ahead: a few small frames, and little enough that most of a chunk goes straight to its place.
-const LOOKAHEAD: usize = 16 << 10;

@@ -23,6 +23,7 @@ mod connection;
 #[cfg(feature = "userfaultfd")]
 pub(crate) mod faults;
 mod hub;
+mod lane;
 mod ledger;
 mod missing_error;
 mod receiver;

@@ -2,7 +2,8 @@
 //!
 //! No reference ever points at memory a guest may be writing to: a page is copied out word by word with relaxed atomic
 //! loads into a private buffer, and everything else (zero test, hash, compression, checksum) works on that copy. Placing
-//! ([`Placement`]) goes the same way back, or straight from a socket by the kernel.
+//! ([`Placement`]) goes the same way back, or straight from a socket by the kernel. While a guest runs its pages arrive in
+//! a private buffer ([`Staging`]) instead.
 #![expect(unsafe_code, reason = "raw access to mappings that a guest writes to")]
 
 mod discard;
@@ -14,11 +15,15 @@ mod missing;
 mod page;
 mod placement;
 mod populated;
+mod sink;
+mod staging;
 
 pub use guest_memory::{Backing, GuestMemory, RawRegion, Region};
 pub use layout::{LayoutError, MAX_REGIONS, MemoryLayout, RegionSpec};
 pub use page::{Chunk, PageSummary};
-pub use placement::{Placement, ReadProgress};
+pub use placement::Placement;
+pub use sink::{PageSink, ReadProgress};
+pub use staging::Staging;
 
 use crate::units::{ByteCount, GuestAddr};
 

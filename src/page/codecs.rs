@@ -17,7 +17,6 @@ impl Codecs {
     pub const ZSTD: Self = Self(1 << 1);
     /// Unchanged pages, and differences to what was sent before.
     pub const DELTA: Self = Self(1 << 2);
-
     /// Columns.
     pub const COLUMNS: Self = Self(1 << 3);
 
@@ -59,6 +58,12 @@ impl Codecs {
     #[must_use]
     pub const fn and(self, other: Self) -> Self {
         Self(self.0 & other.0)
+    }
+
+    /// What is in this one only.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
     }
 
     /// What is in either.

@@ -9,7 +9,7 @@ use super::{
     columns, delta,
 };
 use crate::bitmap::PageBitmap;
-use crate::memory::Placement;
+use crate::memory::PageSink;
 use crate::units::{CHUNK_SIZE, ChunkIndex, PAGE_SIZE};
 
 /// Why the meta bytes of a chunk cannot be placed.
@@ -98,11 +98,10 @@ pub enum PageError {
 
 /// Places the chunks of one worker.
 ///
-/// It keeps track of the pages that may hold something, so that a zero page which never did is not even looked at:
-/// reading a page nobody has written yet makes the host map it.
+/// In pre-copy it keeps track of the pages that may hold something, so that a zero page which never did is not even
+/// looked at: reading a page nobody has written yet makes the host map it.
 pub struct Decoder {
-    key: PageKey,
-    occupied: PageBitmap,
+    earlier: Option<Earlier>,
     unpacker: Unpacker,
     /// What is unpacked.
     scratch: Box<[u8]>,
@@ -113,7 +112,20 @@ impl Decoder {
     /// [`GuestMemory::populated`](crate::memory::GuestMemory::populated)), with the key that the source has.
     #[must_use]
     pub fn new(key: PageKey, occupied: PageBitmap) -> Self {
-        Self { key, occupied, unpacker: Unpacker::new(), scratch: vec![0; CHUNK_SIZE].into_boxed_slice() }
+        Self { earlier: Some(Earlier { key, occupied }), ..Self::post_copy() }
+    }
+
+    /// A decoder for pages that come once, whatever there was before: nothing is unchanged, and there are no deltas. Every
+    /// zero page is written as such.
+    #[must_use]
+    pub fn post_copy() -> Self {
+        Self { earlier: None, unpacker: Unpacker::new(), scratch: vec![0; CHUNK_SIZE].into_boxed_slice() }
+    }
+
+    /// The same for post-copy (see [`Decoder::post_copy`]).
+    #[must_use]
+    pub fn into_post_copy(self) -> Self {
+        Self { earlier: None, ..self }
     }
 
     /// Places everything but the raw pages, which are in place already.
@@ -123,14 +135,17 @@ impl Decoder {
     ///
     /// # Panics
     /// When the masks name pages that the chunk does not have.
-    pub fn place_meta(&mut self, placement: &mut Placement<'_>, chunk: ChunkIndex, pages: &Pages, meta: &[u8]) -> Result<(), PageError> {
+    pub fn place_meta<S: PageSink>(&mut self, sink: &mut S, chunk: ChunkIndex, pages: &Pages, meta: &[u8]) -> Result<(), PageError> {
         let masks = &pages.masks;
-        let was_occupied = self.occupied.word(chunk);
-        if let Some(bit) = bits((masks.unchanged | masks.delta) & !was_occupied).next() {
+        let occupied = self.earlier.as_mut().map(|earlier| &mut earlier.occupied.words_mut()[chunk.as_usize()]);
+        let was_occupied = occupied.as_deref().copied();
+        if let Some(bit) = bits((masks.unchanged | masks.delta) & !was_occupied.unwrap_or(0)).next() {
             return Err(PageError::NeverSent { bit });
         }
-        bits(masks.zero & was_occupied).for_each(|bit| placement.write_uniform(chunk, bit, 0));
-        self.occupied.words_mut()[chunk.as_usize()] = was_occupied & !masks.zero | masks.filled();
+        bits(masks.zero & was_occupied.unwrap_or(u64::MAX)).for_each(|bit| sink.write_zero(chunk, bit));
+        if let Some(occupied) = occupied {
+            *occupied = *occupied & !masks.zero | masks.filled();
+        }
 
         let mut rest = Reader { whole: meta.len(), bytes: meta };
         let words = rest.take(masks.uniform.count_ones() as usize * WORD_BYTES)?;
@@ -138,18 +153,18 @@ impl Decoder {
         let small_lengths = rest.take((masks.delta.count_ones() + masks.columns.count_ones()) as usize * LENGTH_BYTES)?;
         let lz4_lengths = rest.take(masks.lz4.count_ones() as usize * LENGTH_BYTES)?;
         for (bit, word) in bits(masks.uniform).zip(words.as_chunks().0) {
-            placement.write_uniform(chunk, bit, u64::from_le_bytes(*word));
+            sink.write_uniform(chunk, bit, u64::from_le_bytes(*word));
         }
-        self.place_small(placement, chunk, pages, (checks, small_lengths), &mut rest)?;
-        self.place_lz4(placement, chunk, masks, lz4_lengths, &mut rest)?;
-        self.place_zstd(placement, chunk, masks.zstd, &mut rest)?;
+        self.place_small(sink, chunk, pages, (checks, small_lengths), &mut rest)?;
+        self.place_lz4(sink, chunk, masks, lz4_lengths, &mut rest)?;
+        self.place_zstd(sink, chunk, masks.zstd, &mut rest)?;
         rest.end()
     }
 
     /// Deltas and columns, which may be packed together.
-    fn place_small(
+    fn place_small<S: PageSink>(
         &mut self,
-        placement: &mut Placement<'_>,
+        sink: &mut S,
         chunk: ChunkIndex,
         pages: &Pages,
         (checks, lengths): (&[u8], &[u8]),
@@ -174,15 +189,16 @@ impl Decoder {
             let (bytes, later) = unpacked.split_at(length);
             unpacked = later;
             if delta >> bit & 1 == 1 {
-                placement.memory().chunk(chunk).copy_out(bit, &mut page);
+                sink.copy_page(chunk, bit, &mut page);
                 delta::apply(bytes, &mut page).ok_or(PageError::Delta { bit })?;
-                if checks.next() != Some(&self.key.check(&page)) {
+                let key = &self.earlier.as_ref().expect("without, a delta was an error").key;
+                if checks.next() != Some(&key.check(&page)) {
                     return Err(PageError::Base { bit });
                 }
             } else {
                 columns::decode(bytes, &mut page).ok_or(PageError::Columns { bit })?;
             }
-            placement.write_page(chunk, bit, &page);
+            sink.write_page(chunk, bit, &page);
         }
         Ok(())
     }
@@ -201,9 +217,9 @@ impl Decoder {
         if whole { Ok(()) } else { Err(PageError::Packed { bit, length: total }) }
     }
 
-    fn place_lz4(
+    fn place_lz4<S: PageSink>(
         &mut self,
-        placement: &mut Placement<'_>,
+        sink: &mut S,
         chunk: ChunkIndex,
         masks: &Masks,
         lengths: &[u8],
@@ -218,12 +234,12 @@ impl Decoder {
             if !self.unpacker.lz4(rest.take(length)?, page) {
                 return Err(PageError::Block { bit });
             }
-            placement.write_page(chunk, bit, page);
+            sink.write_page(chunk, bit, page);
         }
         Ok(())
     }
 
-    fn place_zstd(&mut self, placement: &mut Placement<'_>, chunk: ChunkIndex, mask: u64, rest: &mut Reader<'_>) -> Result<(), PageError> {
+    fn place_zstd<S: PageSink>(&mut self, sink: &mut S, chunk: ChunkIndex, mask: u64, rest: &mut Reader<'_>) -> Result<(), PageError> {
         let Some(bit) = bits(mask).next() else { return Ok(()) };
         let pages = mask.count_ones();
         let plain = &mut self.scratch[..pages as usize * PAGE_SIZE];
@@ -231,7 +247,7 @@ impl Decoder {
             return Err(PageError::Frame { bit, pages });
         }
         for (bit, page) in bits(mask).zip(plain.as_chunks().0) {
-            placement.write_page(chunk, bit, page);
+            sink.write_page(chunk, bit, page);
         }
         Ok(())
     }
@@ -241,6 +257,13 @@ impl std::fmt::Debug for Decoder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Decoder").finish_non_exhaustive()
     }
+}
+
+/// What pages may refer to.
+struct Earlier {
+    key: PageKey,
+    /// The pages that may hold something other than zeros.
+    occupied: PageBitmap,
 }
 
 /// What is left of the meta bytes.

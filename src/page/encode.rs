@@ -95,6 +95,14 @@ impl Encoder {
         Self { settings, history: History::new(chunks), packer: Packer::new(), known: Known::new(chunks), bases: Bases::new(), parts: Parts::new() }
     }
 
+    /// The same for post-copy, in which pages cross once: no deltas and nothing unchanged, and no memory for that. What
+    /// it knows of how pages compress it keeps.
+    #[must_use]
+    pub fn into_post_copy(self) -> Self {
+        let codecs = self.settings.codecs.without(Codecs::DELTA);
+        Self { settings: EncoderSettings { codecs, ..self.settings }, known: Known::new(0), bases: Bases::new(), ..self }
+    }
+
     /// Copies the pages of `work` out of memory and appends their bytes to `out`.
     ///
     /// # Panics
@@ -126,13 +134,13 @@ impl Encoder {
     fn encode_page(&mut self, work: &Work<'_>, bit: u32, page: &[u8; PAGE_SIZE], summary: PageSummary, method: Method, packed: &mut Packed) -> Form {
         let Work { chunk, round, .. } = *work;
         let number = chunk.page(bit);
+        if !self.settings.codecs.contains(Codecs::DELTA) {
+            return self.whole_page(work, bit, page, summary, method, packed);
+        }
         if summary == PageSummary::Uniform(0) {
             self.known.remember_zero(chunk, bit);
             self.bases.forget(number);
             return Form::Zero;
-        }
-        if !self.settings.codecs.contains(Codecs::DELTA) {
-            return self.whole_page(work, bit, page, summary, method, packed);
         }
         let blocks = self.settings.key.blocks(page);
         let (hash, last) = (self.settings.key.page(&blocks), self.known.page(chunk, bit));
@@ -188,6 +196,7 @@ impl Encoder {
     /// The form of a page that is sent without regard to what it was.
     fn whole_page(&mut self, work: &Work<'_>, bit: u32, page: &[u8; PAGE_SIZE], summary: PageSummary, method: Method, packed: &mut Packed) -> Form {
         match (summary, method) {
+            (PageSummary::Uniform(0), _) => Form::Zero,
             (PageSummary::Uniform(word), _) => {
                 self.parts.words.push(word);
                 Form::Uniform

@@ -109,6 +109,12 @@ pub enum FrameError {
         /// Its number.
         kind: u8,
     },
+    /// Pages of a round after the switch to post-copy, or anything but post-copy's pages in post-copy, or these before.
+    #[error("a frame of kind {kind} does not belong here")]
+    Misplaced {
+        /// Its number.
+        kind: u8,
+    },
     /// A field that has to be zero is not.
     #[error("a reserved field is not zero")]
     Reserved,
@@ -155,6 +161,14 @@ pub enum FrameError {
     /// A form of page that the two ends did not agree on.
     #[error("page {bit} of chunk {} comes in a form that was not agreed on", chunk.0)]
     NotAgreed {
+        /// The chunk.
+        chunk: ChunkIndex,
+        /// The first such page's position in it.
+        bit: u32,
+    },
+    /// In post-copy, a page that comes as the difference to an earlier one, or as unchanged.
+    #[error("page {bit} of chunk {} refers to what was sent before the switch to post-copy", chunk.0)]
+    Relative {
         /// The chunk.
         chunk: ChunkIndex,
         /// The first such page's position in it.

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
 use pageferry::bitmap::PageBitmap;
-use pageferry::memory::{GuestMemory, MemoryLayout, RegionSpec};
+use pageferry::memory::{GuestMemory, MemoryLayout, PageSink, RegionSpec};
 use pageferry::page::{Codecs, Decoder, Encoder, EncoderSettings, Masks, Method, PageKey, Pages, Work};
 use pageferry::units::{ByteCount, ChunkIndex, GuestAddr, PAGE_SIZE, PageCount};
 use pageferry::wire::{FRAME_HEADER_BYTES, FrameBody, FrameError, FrameReader, FrameWriter, WireError, channel_of};
@@ -62,7 +62,7 @@ fn sign(frame: &mut [u8]) {
 
 /// What a reader with nothing behind it says of `bytes`.
 fn verdict(memory: &GuestMemory, bytes: &[u8]) -> Result<Option<usize>, FrameError> {
-    match reader(memory).apply_bytes(bytes, &mut memory.placement()) {
+    match reader(memory).apply_bytes(bytes, memory.layout(), &mut memory.placement()) {
         Ok(header) => Ok(header.map(|header| header.frame_bytes())),
         Err(WireError::Frame { channel: 0, sequence: 0, source }) => Err(source),
         Err(other) => panic!("not an error of the first frame: {other}"),
@@ -139,10 +139,12 @@ fn hostile_headers_are_refused() {
     let masks = FrameError::Masks { chunk };
     let length = |length| FrameError::MetaLength { chunk, length };
     let block_bytes = u32::from(u16::from_le_bytes([whole[FRAME_HEADER_BYTES + PAGE_SIZE + 8], whole[FRAME_HEADER_BYTES + PAGE_SIZE + 9]]));
-    let cases: [(usize, &[u8], FrameError); 15] = [
+    let cases: [(usize, &[u8], FrameError); 17] = [
         (0, b"HTTP", FrameError::Magic { first: *b"HTTP" }),
         (4, &[0], FrameError::UnknownKind { kind: 0 }),
-        (4, &[3], FrameError::UnknownKind { kind: 3 }),
+        (4, &[5], FrameError::UnknownKind { kind: 5 }),
+        (4, &[3], FrameError::Misplaced { kind: 3 }),
+        (4, &[4], FrameError::Misplaced { kind: 4 }),
         (4, &[2], FrameError::Reserved),
         (5, &[1], length(8 + 2 + block_bytes)),
         (5, &[3], FrameError::Packing { chunk, code: 3 }),
@@ -191,7 +193,7 @@ fn a_chunk_on_the_wrong_channel_is_refused() {
     for channel in (0..4).filter(|&channel| channel != belongs) {
         let mut reader = FrameReader::new(channel, 4, Codecs::built_in(), decoder(1));
         let source = FrameError::Channel { chunk: CHUNK, belongs };
-        assert_eq!(reader.apply_bytes(&frame, &mut memory.placement()), Err(WireError::Frame { channel, sequence: 0, source }));
+        assert_eq!(reader.apply_bytes(&frame, memory.layout(), &mut memory.placement()), Err(WireError::Frame { channel, sequence: 0, source }));
     }
 }
 
@@ -209,7 +211,7 @@ fn lost_doubled_and_swapped_frames_are_noticed() {
     for (order, wrong_at) in [([0, 2, 1], 1), ([0, 0, 1], 1), ([1, 0, 2], 0), ([0, 1, 1], 2)] {
         let mut reader = reader(&memory);
         for (at, index) in order.into_iter().enumerate() {
-            let result = reader.apply_bytes(&frames[index], &mut memory.placement());
+            let result = reader.apply_bytes(&frames[index], memory.layout(), &mut memory.placement());
             assert_eq!(result.is_ok(), at < wrong_at);
             if at == wrong_at {
                 break;
@@ -227,7 +229,7 @@ fn zero_frames_do_not_populate_memory() {
         bytes.clear();
         push(&mut writer, &mut bytes, 0, &source, chunk, u64::MAX);
         assert_eq!(bytes.len(), FRAME_HEADER_BYTES);
-        reader.apply_bytes(&bytes, &mut destination.placement()).unwrap().unwrap();
+        reader.apply_bytes(&bytes, destination.layout(), &mut destination.placement()).unwrap().unwrap();
     }
     assert!(destination.populated().unwrap().is_empty());
     assert_eq!(reader.totals(), writer.totals());
@@ -243,7 +245,7 @@ fn pages_that_become_zero_again_are_cleared() {
         fill(&source, CHUNK, &contents, 0b1111);
         let mut bytes = Vec::new();
         push(&mut writer, &mut bytes, 0, &source, CHUNK, 0b1111);
-        reader.apply_bytes(&bytes, &mut destination.placement()).unwrap().unwrap();
+        reader.apply_bytes(&bytes, destination.layout(), &mut destination.placement()).unwrap().unwrap();
         assert!(pages_of(&source, CHUNK) == pages_of(&destination, CHUNK));
     }
 }

@@ -1,7 +1,7 @@
 //! Encoder and decoder against each other.
 
 use pageferry::bitmap::PageBitmap;
-use pageferry::memory::GuestMemory;
+use pageferry::memory::{GuestMemory, PageSink};
 use pageferry::page::{Codecs, Decoder, Encoded, Encoder, EncoderSettings, Masks, Method, Packing, PageError, PageKey, Pages, Work};
 use pageferry::units::{ByteCount, ChunkIndex};
 use proptest::prelude::*;

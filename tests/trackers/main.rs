@@ -13,7 +13,7 @@ use std::io::Write as _;
 use std::os::fd::AsFd;
 
 use pageferry::dirty::{self, Choice, DirtyError, Tracked, TrackerKind};
-use pageferry::memory::{Backing, GuestMemory, MemoryLayout, RegionSpec};
+use pageferry::memory::{Backing, GuestMemory, MemoryLayout, PageSink, RegionSpec};
 use pageferry::units::{ByteCount, ChunkIndex, GuestAddr, PageCount, PageIndex};
 use subject::{each_tracker, skipped};
 
