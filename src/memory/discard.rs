@@ -48,6 +48,7 @@ mod sets {
     use crate::bitmap::PageBitmap;
     use crate::memory::guest_memory::HUGE_PAGE_SIZE;
     use crate::sys::advise::{Adviser, MAX_RANGES};
+    use crate::units::CHUNK_SIZE;
 
     impl GuestMemory {
         /// Gives a set of pages back to the host; they read as zeros afterwards. Of huge pages the set must hold all pages
@@ -61,7 +62,7 @@ mod sets {
     impl Region {
         fn discard_all(&self, pages: &PageBitmap, adviser: Option<&Adviser>) -> Result<(), MemoryError> {
             let first = self.first_chunk().as_usize();
-            let words = &pages.words()[first..first + self.spec().pages.0.div_ceil(64) as usize];
+            let words = &pages.words()[first..first + self.len().div_ceil(CHUNK_SIZE)];
             let mut discarding = Discarding { region: self, adviser, ranges: Vec::with_capacity(MAX_RANGES) };
             runs(words, |start, count| discarding.add(start, count))?;
             discarding.flush()
@@ -158,17 +159,18 @@ mod sets {
 
         #[test]
         fn runs_are_found_across_words() {
-            let cases: [(&[u64], &[(usize, usize)]); 6] = [
-                (&[0, 0], &[]),
-                (&[1, 1 << 63], &[(0, 1), (127, 1)]),
-                (&[u64::MAX, u64::MAX], &[(0, 128)]),
-                (&[1 << 63, 1], &[(63, 2)]),
-                (&[0b1101, 0], &[(0, 1), (2, 2)]),
-                (&[!1, 0, u64::MAX, 0b101], &[(1, 63), (128, 65), (194, 1)]),
+            let cases = [
+                ([0, 0, 0], vec![]),
+                ([1, 1 << 63, 0], vec![(0, 1), (127, 1)]),
+                ([0, u64::MAX, u64::MAX], vec![(64, 128)]),
+                ([1 << 63, 1, 0], vec![(63, 2)]),
+                ([0b1101, 0, 0], vec![(0, 1), (2, 2)]),
+                ([!1, 0, u64::MAX], vec![(1, 63), (128, 64)]),
+                ([!1, u64::MAX, 0b101], vec![(1, 128), (130, 1)]),
             ];
             for (words, want) in cases {
                 let mut got = Vec::new();
-                runs(words, |first, count| -> Result<(), ()> {
+                runs(&words, |first, count| -> Result<(), ()> {
                     got.push((first, count));
                     Ok(())
                 })

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::guest_memory::HUGE_PAGE_SIZE;
 use super::{Backing, GuestMemory, Region};
+use crate::sys::huge;
 use crate::sys::missing_pages::{Kinds, MissingPages, PageKind};
 
 impl GuestMemory {
@@ -27,27 +28,36 @@ impl GuestMemory {
     /// Has the host no longer put huge pages together out of this memory's pages: it fills those that are missing with
     /// zeros then. Not for memory from the reserve of huge pages.
     pub(crate) fn forbid_huge_pages(&self) {
-        self.advise(libc::MADV_NOHUGEPAGE);
+        let small = self.regions().iter().filter(|region| region.backing() != Backing::HugeTlb);
+        small.for_each(|region| region.advise_huge_pages(libc::MADV_NOHUGEPAGE));
     }
 
-    /// The opposite.
-    pub(crate) fn allow_huge_pages(&self) {
-        self.advise(libc::MADV_HUGEPAGE);
-    }
-
-    fn advise(&self, advice: libc::c_int) {
-        for region in self.regions().iter().filter(|region| region.backing() != Backing::HugeTlb) {
-            // SAFETY: this advice changes no contents.
-            let result = unsafe { libc::madvise(region.host().as_ptr().cast(), region.len(), advice) };
-            if result != 0 {
-                // A kernel without huge pages does not know the advice, and does not need it.
-                tracing::debug!(error = %io::Error::last_os_error(), "no advice about huge pages taken");
+    /// Has the host do so again, as far as that is what it does by default.
+    pub(crate) fn restore_huge_pages(&self) {
+        let by_default = huge::by_default();
+        for region in self.regions() {
+            let wanted = match region.backing() {
+                Backing::Anonymous => by_default.private,
+                Backing::Memfd => by_default.shared,
+                Backing::HugeTlb => false,
+            };
+            if wanted {
+                region.advise_huge_pages(libc::MADV_HUGEPAGE);
             }
         }
     }
 }
 
 impl Region {
+    fn advise_huge_pages(&self, advice: libc::c_int) {
+        // SAFETY: this advice changes no contents.
+        let result = unsafe { libc::madvise(self.host().as_ptr().cast(), self.len(), advice) };
+        if result != 0 {
+            // A kernel without huge pages does not know the advice, and does not need it.
+            tracing::debug!(error = %io::Error::last_os_error(), "no advice about huge pages taken");
+        }
+    }
+
     /// Where it is mapped, huge pages whole.
     pub(crate) fn mapping(&self) -> Range<usize> {
         let start = self.host().as_ptr() as usize;

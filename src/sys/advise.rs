@@ -33,8 +33,7 @@ impl Adviser {
     /// The advice must be allowed to do to the ranges what it does.
     pub(crate) unsafe fn advise(&self, ranges: &[libc::iovec], advice: libc::c_int) -> io::Result<usize> {
         // SAFETY: the kernel only reads the vector; what it does to the ranges is the caller's promise.
-        let advised =
-            unsafe { libc::syscall(libc::SYS_process_madvise, self.process.as_raw_fd(), ranges.as_ptr(), ranges.len(), advice, 0) };
+        let advised = unsafe { libc::syscall(libc::SYS_process_madvise, self.process.as_raw_fd(), ranges.as_ptr(), ranges.len(), advice, 0) };
         usize::try_from(advised).map_err(|_| io::Error::last_os_error())
     }
 }

@@ -1,6 +1,6 @@
 //! Huge pages on request.
 //!
-//! <https://man7.org/linux/man-pages/man2/madvise.2.html>
+//! <https://man7.org/linux/man-pages/man2/madvise.2.html>, <https://docs.kernel.org/admin-guide/mm/transhuge.html>
 
 use std::io;
 use std::ops::Range;
@@ -10,4 +10,37 @@ pub(crate) fn collapse(range: &Range<usize>) -> io::Result<()> {
     // SAFETY: this advice leaves the contents of whatever is mapped there as they are.
     let result = unsafe { libc::madvise(range.start as *mut libc::c_void, range.len(), libc::MADV_COLLAPSE) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// What memory the host puts into huge pages without being asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ByDefault {
+    /// Private memory.
+    pub(crate) private: bool,
+    /// Shared memory.
+    pub(crate) shared: bool,
+}
+
+/// What this host does.
+pub(crate) fn by_default() -> ByDefault {
+    let chosen = |file: &str| std::fs::read_to_string(format!("/sys/kernel/mm/transparent_hugepage/{file}")).unwrap_or_default();
+    let is = |text: &str, modes: &[&str]| chosen_mode(text).is_some_and(|mode| modes.contains(&mode));
+    ByDefault { private: is(&chosen("enabled"), &["always"]), shared: is(&chosen("shmem_enabled"), &["always", "within_size"]) }
+}
+
+/// The mode in brackets: `always [madvise] never`.
+fn chosen_mode(text: &str) -> Option<&str> {
+    text.split_once('[')?.1.split_once(']').map(|(mode, _)| mode)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_chosen_mode_is_in_brackets() {
+        assert_eq!(chosen_mode("always [madvise] never\n"), Some("madvise"));
+        assert_eq!(chosen_mode("[always] madvise never\n"), Some("always"));
+        assert_eq!((chosen_mode(""), chosen_mode("always [")), (None, None));
+    }
 }

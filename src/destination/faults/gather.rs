@@ -5,6 +5,7 @@ use super::incomplete::Use;
 use super::installer::{Installer, Patience};
 use super::places::{HUGE_BYTES, HUGE_CHUNKS, Place};
 use crate::destination::MissingError;
+use crate::memory::Staging;
 use crate::sys::missing_pages::NotFilled;
 use crate::units::{CHUNK_SIZE, ChunkIndex, PAGE_SIZE};
 
@@ -25,14 +26,8 @@ impl HugePage {
 
 impl Installer {
     /// Keeps pages that were taken, and puts the huge page in place once it is whole.
-    pub(super) fn gather<'p>(
-        &mut self,
-        place: &Place,
-        chunk: ChunkIndex,
-        zero: u64,
-        filled: u64,
-        pages: impl Fn(u32, u32) -> &'p [u8],
-    ) -> Result<(), MissingError> {
+    pub(super) fn gather(&mut self, place: &Place, chunk: ChunkIndex, staging: &Staging) -> Result<(), MissingError> {
+        let (zero, filled) = (staging.zeros(), staging.held());
         let first = place.huge_page_of(chunk);
         if let Some(incomplete) = self.gathering.as_ref().map(|huge| huge.first).filter(|&other| other != first) {
             self.incomplete.sets.give_back(chunk, zero | filled);
@@ -47,7 +42,7 @@ impl Installer {
             if zero >> bit & 1 == 1 {
                 page.fill(0);
             } else if filled >> bit & 1 == 1 {
-                page.copy_from_slice(pages(bit, 1));
+                page.copy_from_slice(staging.pages(bit, 1));
             }
         }
         let huge = self.gathering.get_or_insert(HugePage { first, come: [0; HUGE_CHUNKS as usize] });
@@ -87,7 +82,7 @@ impl Installer {
         };
         let use_of = done.inspect_err(|_| self.give_back_gathered())?;
         for (chunk, come) in self.gathering.take().into_iter().flat_map(|huge| huge.chunks()) {
-            self.incomplete.settle(chunk, come, self.via, use_of);
+            self.incomplete.settle(chunk, come, self.lane, use_of);
         }
         Ok(())
     }

@@ -18,6 +18,7 @@ use crate::memory::GuestMemory;
 use crate::sys::missing_pages::{MissingPages, NotFilled};
 use crate::transport::Stream;
 use crate::units::{ChunkIndex, PageCount, PageIndex};
+use crate::wire::Lane;
 
 /// The memory of a guest that runs, or is about to, before all of its pages are here.
 ///
@@ -36,15 +37,6 @@ pub(crate) struct Incomplete {
     /// To fill a huge page with, where there are any.
     zeros: Option<Box<[u8]>>,
     server: Mutex<Option<Serving>>,
-}
-
-/// Who brought a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Via {
-    /// The urgent lane.
-    Urgent,
-    /// A bulk lane.
-    Bulk,
 }
 
 #[derive(Debug, Default)]
@@ -128,8 +120,8 @@ impl Incomplete {
     }
 
     /// What puts pages in place that come on one lane.
-    pub(crate) fn installer(self: &Arc<Self>, via: Via) -> Installer {
-        Installer::new(Arc::clone(self), via)
+    pub(crate) fn installer(self: &Arc<Self>, lane: Lane) -> Installer {
+        Installer::new(Arc::clone(self), lane)
     }
 
     /// Asks on this stream from now on, at first for all that is waited for.
@@ -220,6 +212,7 @@ impl Incomplete {
                 Ok(kernel) => kernel.close(),
                 Err(_) => tracing::warn!("the descriptor for missing pages stays open"),
             }
+            self.memory.restore_huge_pages();
         }
     }
 
@@ -256,13 +249,13 @@ impl Incomplete {
     }
 
     /// Notes that pages of `chunk` which were taken are in place, or of no use any more.
-    pub(super) fn settle(&self, chunk: ChunkIndex, mask: u64, via: Via, use_of: Use) {
+    pub(super) fn settle(&self, chunk: ChunkIndex, mask: u64, lane: Lane, use_of: Use) {
         let asked = self.sets.settle(chunk, mask);
         let pages = u64::from(mask.count_ones());
         // Relaxed: counters for display.
-        match via {
-            Via::Urgent => self.counts.urgent.fetch_add(pages, Ordering::Relaxed),
-            Via::Bulk => self.counts.bulk.fetch_add(pages, Ordering::Relaxed),
+        match lane {
+            Lane::Urgent => self.counts.urgent.fetch_add(pages, Ordering::Relaxed),
+            Lane::Bulk(_) => self.counts.bulk.fetch_add(pages, Ordering::Relaxed),
         };
         if use_of == Use::Dropped {
             self.counts.dropped.fetch_add(pages, Ordering::Relaxed);

@@ -7,18 +7,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::gather::HugePage;
-use super::incomplete::{Incomplete, Use, Via};
+use super::incomplete::{Incomplete, Use};
 use super::places::{Granule, Place, run_mask};
 use crate::destination::MissingError;
-use crate::page::Masks;
+use crate::memory::Staging;
 use crate::sys::missing_pages::NotFilled;
 use crate::units::{ChunkIndex, PAGE_SIZE, PageCount};
+use crate::wire::Lane;
 
 /// What puts pages in place that come on one lane, in their order.
 #[derive(Debug)]
 pub(crate) struct Installer {
     pub(super) incomplete: Arc<Incomplete>,
-    pub(super) via: Via,
+    pub(super) lane: Lane,
     /// The huge page of which some chunks have come.
     pub(super) gathering: Option<HugePage>,
     /// Of the huge page before, to use again.
@@ -26,12 +27,11 @@ pub(crate) struct Installer {
 }
 
 impl Installer {
-    pub(super) fn new(incomplete: Arc<Incomplete>, via: Via) -> Self {
-        Self { incomplete, via, gathering: None, buffer: Box::default() }
+    pub(super) fn new(incomplete: Arc<Incomplete>, lane: Lane) -> Self {
+        Self { incomplete, lane, gathering: None, buffer: Box::default() }
     }
 
-    /// Puts the pages of `masks`, which came for `chunk`, in place, and wakes who waits for them. `pages(first, count)`
-    /// gives the bytes of a run of pages that are not zeros. Returns how many pages are missing still.
+    /// Puts the pages that `staging` holds in place, and wakes who waits for them. Returns how many pages are missing still.
     ///
     /// Pages of a huge page are kept until all of it has come; if it never does they count as not having come.
     ///
@@ -40,22 +40,17 @@ impl Installer {
     /// count as not having come.
     ///
     /// # Panics
-    /// When there are pages among them that say only how they differ from what was here before.
-    pub(crate) fn install<'p>(
-        &mut self,
-        chunk: ChunkIndex,
-        masks: &Masks,
-        pages: impl Fn(u32, u32) -> &'p [u8],
-    ) -> Result<PageCount, MissingError> {
-        let (zero, filled) = (masks.zero, masks.filled());
-        assert_eq!(masks.all(), zero | filled, "nothing was here before");
+    /// When `staging` was never used.
+    pub(crate) fn install(&mut self, staging: &Staging) -> Result<PageCount, MissingError> {
+        let chunk = staging.chunk().expect("a frame has come");
+        let (zero, filled) = (staging.zeros(), staging.held());
         self.incomplete.sets.take(chunk, zero | filled)?;
         let incomplete = Arc::clone(&self.incomplete);
         let place = incomplete.places.place(chunk);
         match place.granule {
-            Granule::HugePage => self.gather(place, chunk, zero, filled, pages)?,
+            Granule::HugePage => self.gather(place, chunk, staging)?,
             Granule::Page | Granule::FilePage => {
-                self.install_pages(place, chunk, [zero, filled], &pages).map_err(|(left, error)| {
+                self.install_pages(place, chunk, staging).map_err(|(left, error)| {
                     incomplete.sets.give_back(chunk, left);
                     error
                 })?;
@@ -65,13 +60,8 @@ impl Installer {
     }
 
     /// Puts pages in place that were taken, those first that somebody waits for. An error says which of them are left.
-    fn install_pages<'p>(
-        &self,
-        place: &Place,
-        chunk: ChunkIndex,
-        [zero, filled]: [u64; 2],
-        pages: &impl Fn(u32, u32) -> &'p [u8],
-    ) -> Result<(), (u64, MissingError)> {
+    fn install_pages(&self, place: &Place, chunk: ChunkIndex, staging: &Staging) -> Result<(), (u64, MissingError)> {
+        let (zero, filled) = (staging.zeros(), staging.held());
         let mut left = zero | filled;
         let mut patience = Patience::default();
         while left != 0 {
@@ -80,7 +70,7 @@ impl Installer {
             // Under the gate: what is not marked now is not removed before it is filled.
             let removed = left & self.incomplete.sets.removed(chunk);
             if removed != 0 {
-                self.incomplete.settle(chunk, removed, self.via, Use::Dropped);
+                self.incomplete.settle(chunk, removed, self.lane, Use::Dropped);
                 left &= !removed;
                 continue;
             }
@@ -90,11 +80,11 @@ impl Installer {
             let alike = if zero >> first & 1 == 1 { zero } else { filled } & next;
             let count = (alike >> first).trailing_ones().min(STEP_PAGES);
             let range = place.range(chunk.page(first), u64::from(count));
-            let done = if alike & zero != 0 { kernel.zero(&range) } else { kernel.copy(range.start, pages(first, count)) };
+            let done = if alike & zero != 0 { kernel.zero(&range) } else { kernel.copy(range.start, staging.pages(first, count)) };
             match done {
                 Ok(bytes) => {
                     let done = run_mask(first, u32::try_from(bytes / PAGE_SIZE).expect("at most a step"));
-                    self.incomplete.settle(chunk, done, self.via, Use::Installed);
+                    self.incomplete.settle(chunk, done, self.lane, Use::Installed);
                     left &= !done;
                     patience = Patience::default();
                 }
@@ -102,7 +92,7 @@ impl Installer {
                     // Somebody wrote to the file behind the memory. Who waits can go on with that.
                     let page = run_mask(first, 1);
                     self.incomplete.wake_waiters(Some(kernel), chunk, page);
-                    self.incomplete.settle(chunk, page, self.via, Use::Installed);
+                    self.incomplete.settle(chunk, page, self.lane, Use::Installed);
                     left &= !page;
                 }
                 Err(refused) => {

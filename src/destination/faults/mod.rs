@@ -28,6 +28,6 @@ mod sets;
 mod tests;
 mod waiting;
 
-pub(crate) use incomplete::{Incomplete, Via};
+pub(crate) use incomplete::Incomplete;
 pub(crate) use installer::Installer;
-pub(crate) use waiting::{FaultStats, ThreadWaits};
+pub(crate) use waiting::FaultStats;

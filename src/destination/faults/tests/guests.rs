@@ -1,0 +1,1 @@
+//! Whole guests that go on running while their memory arrives.
