@@ -7,7 +7,7 @@
 //! | bytes on the wire | 1.0 of QEMU's best pre-copy mode |
 //! | a guest that QEMU's pre-copy cannot finish | 1.3 of the floor, and a gap of 150 ms |
 
-use super::results::{Bar, EngineResults, Figures, Floor, PAGEFERRY, QEMU, Ratios, Run};
+use super::results::{Bar, EngineResults, Figures, Floor, PAGEFERRY, PostCopyRatios, QEMU, Ratios, Run};
 
 /// Figure by figure; `None` of no runs.
 pub(super) fn medians(runs: &[Run]) -> Option<Figures> {
@@ -24,6 +24,9 @@ pub(super) fn medians(runs: &[Run]) -> Option<Figures> {
         cpu_destination_s: all(|run| run.cpu_destination_s)?,
         guest_writes_per_s: known(|run| run.guest_writes_per_s),
         guest_writes_before_per_s: known(|run| run.guest_writes_before_per_s),
+        guest_writes_after_per_s: known(|run| run.guest_writes_after_per_s),
+        fault_p50_us: known(|run| run.fault_p50_us),
+        fault_p99_us: known(|run| run.fault_p99_us),
     })
 }
 
@@ -63,9 +66,27 @@ fn cpu_s(figures: &Figures) -> f64 {
     figures.cpu_source_s + figures.cpu_destination_s
 }
 
-/// This engine's medians.
+/// This engine's medians, as it comes.
 fn ours(engines: &[EngineResults]) -> Option<&Figures> {
-    engines.iter().find(|engine| engine.engine == PAGEFERRY)?.median.as_ref()
+    engines.iter().find(|engine| engine.engine == PAGEFERRY && !engine.post_copy)?.median.as_ref()
+}
+
+/// This engine over QEMU where both let the guest run before its memory is there; `None` unless both did.
+pub(super) fn post_copy_ratios(engines: &[EngineResults]) -> Option<PostCopyRatios> {
+    let post_copy = |name: &str| engines.iter().find(|engine| engine.engine == name && engine.post_copy);
+    let (mine, theirs) = (post_copy(PAGEFERRY)?.median.as_ref(), post_copy(QEMU)?.median.as_ref());
+    let ratio = |figure: &dyn Fn(&Figures) -> Option<f64>| {
+        let (mine, theirs) = (figure(mine?)?, figure(theirs?)?);
+        (theirs > 0.0).then(|| mine / theirs)
+    };
+    Some(PostCopyRatios {
+        total: ratio(&|run| Some(run.total_ms)),
+        downtime: ratio(&|run| Some(run.downtime_ms)),
+        guest_gap: ratio(&|run| run.guest_gap_ms),
+        wire_bytes: ratio(&|run| Some(run.wire_bytes as f64)),
+        cpu: ratio(&|run| Some(cpu_s(run))),
+        guest_writes_after: ratio(&|run| run.guest_writes_after_per_s),
+    })
 }
 
 /// This engine over QEMU's best; `None` when QEMU was not run.
@@ -142,11 +163,14 @@ pub(super) mod tests {
             cpu_destination_s: total_ms / 2000.0,
             guest_writes_per_s: Some(9_000.0),
             guest_writes_before_per_s: Some(10_000.0),
+            guest_writes_after_per_s: None,
+            fault_p50_us: None,
+            fault_p99_us: None,
         }
     }
 
     pub(in crate::bench) fn engine(engine: &str, mode: &str, figures: Option<Figures>) -> EngineResults {
-        let runs: Vec<_> = figures.into_iter().map(|figures| Run { figures, report: None }).collect();
+        let runs: Vec<_> = figures.into_iter().map(|figures| Run { figures, report: None, received: None }).collect();
         let outcome = if runs.is_empty() { "not done after 40 s" } else { COMPLETED };
         EngineResults {
             engine: engine.into(),
@@ -172,7 +196,7 @@ pub(super) mod tests {
 
     #[test]
     fn medians_are_of_each_figure_by_itself() {
-        let run = |total, gap| Run { figures: figures(total, gap, 7), report: None };
+        let run = |total, gap| Run { figures: figures(total, gap, 7), report: None, received: None };
         let found = medians(&[run(3.0, 10.0), run(1.0, 30.0), run(2.0, 20.0)]).unwrap();
         assert_eq!((found.total_ms, found.guest_gap_ms, found.wire_bytes), (2.0, Some(20.0), 7));
         assert_eq!(medians(&[run(3.0, 10.0), run(1.0, 30.0)]).unwrap().total_ms, 2.0);
@@ -193,6 +217,23 @@ pub(super) mod tests {
         assert_eq!(ratios(&engines()[..1]), None, "QEMU was not run");
         let lost = [engine(PAGEFERRY, "default", None), engine(QEMU, "pre-copy", Some(figures(1.0, 1.0, 1)))];
         assert_eq!(ratios(&lost), Some(Ratios::default()));
+    }
+
+    #[test]
+    fn post_copy_is_compared_with_post_copy() {
+        let with_writes = |figures: Figures, writes| Figures { guest_writes_after_per_s: Some(writes), ..figures };
+        let mut engines = engines();
+        let before = ratios(&engines);
+        assert_eq!(post_copy_ratios(&engines), None, "this engine was not run in it");
+        engines.insert(1, engine(PAGEFERRY, "post-copy", Some(with_writes(figures(400.0, 4.0, 60), 8000.0))));
+        assert_eq!(ratios(&engines), before, "pre-copy is not measured by it");
+        engines.truncate(5);
+        engines.push(engine(QEMU, "post-copy", Some(with_writes(figures(800.0, 5.0, 120), 2000.0))));
+        let found = post_copy_ratios(&engines).unwrap();
+        assert_eq!((found.total, found.guest_gap, found.wire_bytes), (Some(0.5), Some(0.8), Some(0.5)));
+        assert_eq!((found.downtime, found.cpu, found.guest_writes_after), (Some(0.8), Some(0.5), Some(4.0)));
+        engines[5] = engine(QEMU, "post-copy", None);
+        assert_eq!(post_copy_ratios(&engines), Some(PostCopyRatios::default()));
     }
 
     #[test]

@@ -12,6 +12,8 @@
 //!   own in both. Bytes on the wire are those that came in at the destination's end of the cable, headers and all.
 //! - Processor time: all threads of both processes but the vCPU's, from before the migration until its end.
 //! - QEMU is configured for speed: no limit of bandwidth, and each mode that makes sense (see [`Mode`]).
+//! - Post-copy is compared with post-copy: both from the start, QEMU's with preemption. How well the guest lives with
+//!   missing memory is told by what it writes in its first second at the destination.
 //! - A mode that has not finished once within the time there is, is not tried again.
 #![forbid(unsafe_code)]
 
@@ -19,6 +21,8 @@
 mod compare;
 #[cfg(all(feature = "kvm", target_arch = "x86_64"))]
 mod cpu;
+#[cfg(all(feature = "kvm", target_arch = "x86_64"))]
+mod first_second;
 #[cfg(all(feature = "kvm", target_arch = "x86_64"))]
 mod floor;
 #[cfg(all(feature = "kvm", target_arch = "x86_64"))]
@@ -53,6 +57,7 @@ mod window;
 pub use {
     host::missing,
     leftovers::Leftovers,
+    ours::Ours,
     qemu::Mode,
     scenario::Scenario,
     session::{Plan, run},

@@ -72,6 +72,9 @@ pub struct ScenarioResults {
     pub engines: Vec<EngineResults>,
     /// This engine's medians over QEMU's best; null when QEMU was not run.
     pub ratios: Option<Ratios>,
+    /// The same of the modes of post-copy alone; null when one of the two engines was not run in it.
+    #[serde(default)]
+    pub post_copy_ratios: Option<PostCopyRatios>,
     /// The figures that were to be reached.
     pub bars: Vec<Bar>,
 }
@@ -102,7 +105,7 @@ pub struct Floor {
 pub struct EngineResults {
     /// [`PAGEFERRY`] or [`QEMU`].
     pub engine: String,
-    /// `default` for this engine; for QEMU `pre-copy`, `multifd`, `multifd-zstd`, `xbzrle` or `post-copy`.
+    /// `default` or `post-copy` for this engine; for QEMU `pre-copy`, `multifd`, `multifd-zstd`, `xbzrle` or `post-copy`.
     pub mode: String,
     /// Whether the guest runs at the destination before all of its memory is there: such a mode is no measure for downtime and bytes of
     /// pre-copy.
@@ -124,6 +127,9 @@ pub struct Run {
     pub figures: Figures,
     /// The sender's own report; null for QEMU.
     pub report: Option<Report>,
+    /// The receiver's, in post-copy: what the guest waited for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub received: Option<Report>,
 }
 
 /// The figures of one migration, or the medians of several.
@@ -148,6 +154,15 @@ pub struct Figures {
     pub guest_writes_per_s: Option<f64>,
     /// Writes a second before that.
     pub guest_writes_before_per_s: Option<f64>,
+    /// Post-copy: writes a second in the first second at the destination.
+    #[serde(default)]
+    pub guest_writes_after_per_s: Option<f64>,
+    /// Post-copy: half of the faults took no longer; null for QEMU, which does not say.
+    #[serde(default)]
+    pub fault_p50_us: Option<f64>,
+    /// Post-copy: all but one in a hundred took no longer.
+    #[serde(default)]
+    pub fault_p99_us: Option<f64>,
 }
 
 /// Medians of this engine over those of QEMU's best mode, column by column; null where one of the two is missing.
@@ -164,6 +179,24 @@ pub struct Ratios {
     pub wire_bytes: Option<f64>,
     /// Processor time of both ends, over the best mode of all.
     pub cpu: Option<f64>,
+}
+
+/// Medians of this engine in post-copy over those of QEMU in post-copy; null where one of the two is missing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct PostCopyRatios {
+    /// Total time.
+    pub total: Option<f64>,
+    /// Downtime by the engines' clocks.
+    pub downtime: Option<f64>,
+    /// Longest gap of the guest.
+    pub guest_gap: Option<f64>,
+    /// Bytes on the wire.
+    pub wire_bytes: Option<f64>,
+    /// Processor time of both ends.
+    pub cpu: Option<f64>,
+    /// Writes of the guest in its first second at the destination: here more than 1 is better.
+    pub guest_writes_after: Option<f64>,
 }
 
 /// A figure to be reached.

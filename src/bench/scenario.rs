@@ -23,13 +23,15 @@ pub struct Scenario {
     pub warm_up: Duration,
     /// Whether QEMU's pre-copy cannot finish it: then there are limits of its own to meet.
     pub heavy: bool,
+    /// Whether this engine is run in post-copy as well.
+    pub post_copy: bool,
 }
 
 impl Scenario {
     /// All of them, in the order they are run.
     #[must_use]
     pub fn all() -> Vec<Self> {
-        let busy = Self { name: "", title: "", keys: "", link: Some(GIGABIT), warm_up: Duration::from_secs(1), heavy: false };
+        let busy = Self { name: "", title: "", keys: "", link: Some(GIGABIT), warm_up: Duration::from_secs(1), heavy: false, post_copy: false };
         vec![
             Self { name: "idle-1gbit", title: "an idle guest, 1 Gbit/s", keys: "memory=1GiB,fill=512MiB,working-set=64KiB,rate=1000", ..busy },
             Self {
@@ -44,6 +46,7 @@ impl Scenario {
                 title: "64 MiB written at 100000 pages/s, unshaped",
                 keys: "memory=2GiB,fill=1GiB,working-set=64MiB,rate=100000",
                 link: None,
+                post_copy: true,
                 ..busy
             },
             Self {
@@ -57,6 +60,7 @@ impl Scenario {
                 title: "256 MiB written at 100000 pages/s, 1 Gbit/s",
                 keys: "memory=1GiB,fill=512MiB,working-set=256MiB,rate=100000",
                 heavy: true,
+                post_copy: true,
                 ..busy
             },
             Self {
@@ -72,6 +76,7 @@ impl Scenario {
                 title: "an 8 GiB guest, 4 GiB filled, 64 MiB written at 20000 pages/s, unshaped",
                 keys: "memory=8GiB,fill=4GiB,working-set=64MiB,rate=20000",
                 link: None,
+                post_copy: true,
                 ..busy
             },
         ]

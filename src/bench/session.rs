@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::compare::{bars, medians, ratios};
+use super::compare::{bars, medians, post_copy_ratios, ratios};
 use super::floor::floor;
 use super::host;
 use super::leftovers::Leftovers;
 use super::measure::{Ended, Job};
 use super::network::Network;
-use super::ours;
+use super::ours::{self, Ours};
 use super::qemu::{self, Mode};
 use super::results::{BenchResults, COMPLETED, EngineResults, FAILED, KIND, LinkResults, PAGEFERRY, QEMU, Run, SCHEMA, ScenarioResults};
 use super::scenario::Scenario;
@@ -24,6 +24,8 @@ pub struct Plan {
     pub scenarios: Vec<Scenario>,
     /// How often.
     pub pairs: u32,
+    /// In which modes of this engine; none for those that make sense in a scenario.
+    pub ours: Vec<Ours>,
     /// Against which modes of QEMU; none to leave it out.
     pub modes: Vec<Mode>,
     /// Guests of a size that proves nothing, one run of each.
@@ -71,11 +73,40 @@ struct Session<'s> {
 
 /// One engine in one mode, and its runs so far.
 struct Contender {
-    /// `None` is this engine.
-    mode: Option<Mode>,
+    mode: EngineMode,
     runs: Vec<Run>,
     /// Why there will be no more.
     gave_up: Option<String>,
+}
+
+/// An engine and how it is told to migrate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum EngineMode {
+    Ours(Ours),
+    Qemu(Mode),
+}
+
+impl EngineMode {
+    fn engine(self) -> &'static str {
+        match self {
+            Self::Ours(_) => PAGEFERRY,
+            Self::Qemu(_) => QEMU,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ours(mode) => mode.name(),
+            Self::Qemu(mode) => mode.name(),
+        }
+    }
+
+    fn is_post_copy(self) -> bool {
+        match self {
+            Self::Ours(mode) => mode == Ours::PostCopy,
+            Self::Qemu(mode) => mode.is_post_copy(),
+        }
+    }
 }
 
 impl Session<'_> {
@@ -97,17 +128,19 @@ impl Session<'_> {
             link: LinkResults { rate_bits_per_s: bits_per_s, measured_bytes_per_s: measured },
             floor,
             ratios: ratios(&engines),
+            post_copy_ratios: post_copy_ratios(&engines),
             bars: if self.plan.quick { Vec::new() } else { bars(&engines, floor, *heavy) },
             engines,
         })
     }
 
     fn contest(&self, job: &Job<'_>, say: &mut dyn FnMut(&str)) -> Vec<EngineResults> {
-        let modes = std::iter::once(None).chain(self.plan.modes.iter().copied().map(Some));
+        let modes = self.ours().into_iter().map(EngineMode::Ours).chain(self.plan.modes.iter().copied().map(EngineMode::Qemu));
         let mut contenders: Vec<_> = modes.map(|mode| Contender { mode, runs: Vec::new(), gave_up: None }).collect();
         if !self.plan.quick {
             // One of each engine is enough to have the machine's memory touched.
-            for contender in contenders.iter_mut().take(2) {
+            for engine in [PAGEFERRY, QEMU] {
+                let Some(contender) = contenders.iter().find(|contender| contender.mode.engine() == engine) else { continue };
                 let how = self.migrate(job, contender.mode).map_or_else(|error| failure(&error), |ended| self.tell(&ended));
                 say(&format!("{}: warm-up: {}: {how}", self.scenario.name, contender.name()));
             }
@@ -131,6 +164,14 @@ impl Session<'_> {
         contenders.into_iter().map(Contender::results).collect()
     }
 
+    /// The modes of this engine.
+    fn ours(&self) -> Vec<Ours> {
+        if !self.plan.ours.is_empty() {
+            return self.plan.ours.clone();
+        }
+        Ours::ALL.into_iter().filter(|mode| *mode != Ours::PostCopy || self.scenario.post_copy).collect()
+    }
+
     fn tell(&self, ended: &Ended) -> String {
         match ended {
             Ended::Completed(run) => format!("{:.0} ms", run.figures.total_ms),
@@ -138,10 +179,10 @@ impl Session<'_> {
         }
     }
 
-    fn migrate(&self, job: &Job<'_>, mode: Option<Mode>) -> Result<Ended> {
+    fn migrate(&self, job: &Job<'_>, mode: EngineMode) -> Result<Ended> {
         match mode {
-            None => ours::run(job, &self.plan.flags),
-            Some(mode) => qemu::run(job, mode, self.directory),
+            EngineMode::Ours(mode) => ours::run(job, mode, &self.plan.flags),
+            EngineMode::Qemu(mode) => qemu::run(job, mode, self.directory),
         }
     }
 
@@ -156,22 +197,14 @@ impl Session<'_> {
 
 impl Contender {
     fn name(&self) -> String {
-        format!("{} {}", self.engine(), self.mode_name())
-    }
-
-    fn engine(&self) -> &'static str {
-        if self.mode.is_some() { QEMU } else { PAGEFERRY }
-    }
-
-    fn mode_name(&self) -> &'static str {
-        self.mode.map_or("default", Mode::name)
+        format!("{} {}", self.mode.engine(), self.mode.name())
     }
 
     fn results(self) -> EngineResults {
         EngineResults {
-            engine: self.engine().to_owned(),
-            mode: self.mode_name().to_owned(),
-            post_copy: self.mode.is_some_and(Mode::is_post_copy),
+            engine: self.mode.engine().to_owned(),
+            mode: self.mode.name().to_owned(),
+            post_copy: self.mode.is_post_copy(),
             // Runs that completed before one that did not are no picture of the mode.
             median: if self.gave_up.is_some() { None } else { medians(&self.runs) },
             outcome: self.gave_up.unwrap_or_else(|| COMPLETED.to_owned()),

@@ -26,7 +26,7 @@ pub fn summary(results: &BenchResults) -> String {
 }
 
 fn write_block(scenario: &ScenarioResults, out: &mut String) -> fmt::Result {
-    let ScenarioResults { name, title, guest, link, floor, engines, ratios, bars } = scenario;
+    let ScenarioResults { name, title, guest, link, floor, engines, ratios, post_copy_ratios, bars } = scenario;
     writeln!(out, "{name}: {title}")?;
     writeln!(out, "  {guest}")?;
     write!(out, "  floor {:.1} MB, {:.0} ms", mega(floor.bytes), floor.total_ms)?;
@@ -34,22 +34,37 @@ fn write_block(scenario: &ScenarioResults, out: &mut String) -> fmt::Result {
         Some(rate) => writeln!(out, " (two TCP streams move {:.0} MB/s)", rate / 1e6)?,
         None => writeln!(out)?,
     }
-    writeln!(out, "  {:<24}{}", "", COLUMNS.map(|column| format!("{column:>14}")).concat())?;
+    let columns = if engines.iter().any(|engine| engine.post_copy) { COLUMNS.len() } else { COMMON };
+    writeln!(out, "  {:<24}{}", "", row(COLUMNS.map(str::to_owned).into_iter().take(columns)))?;
     for engine in engines {
-        write_engine(engine, out)?;
+        write_engine(engine, columns, out)?;
     }
     if let Some(ratios) = ratios {
-        let cells = [ratios.total, ratios.downtime, ratios.guest_gap, ratios.wire_bytes, ratios.cpu];
-        let cells = cells.map(|ratio| ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}")));
-        writeln!(out, "  {:<24}{}", "ratio to QEMU's best", cells.map(|cell| format!("{cell:>14}")).concat())?;
+        let cells = [ratios.total, ratios.downtime, ratios.guest_gap, ratios.wire_bytes, ratios.cpu].map(Some);
+        writeln!(out, "  {:<24}{}", "ratio to QEMU's best", row(cells.into_iter().map(ratio)))?;
+    }
+    if let Some(ratios) = post_copy_ratios {
+        let cells = [ratios.total, ratios.downtime, ratios.guest_gap, ratios.wire_bytes, ratios.cpu].map(Some);
+        let cells = cells.into_iter().chain([None, None, Some(ratios.guest_writes_after)]);
+        writeln!(out, "  {:<24}{}", "ratio of post-copy", row(cells.map(ratio)))?;
     }
     bars.iter().try_for_each(|bar| write_bar(bar, out))
 }
 
-fn write_engine(engine: &EngineResults, out: &mut String) -> fmt::Result {
+/// Cells of one width, beside each other.
+fn row(cells: impl Iterator<Item = String>) -> String {
+    cells.map(|cell| format!("{cell:>14}")).collect()
+}
+
+/// A ratio, `-` where one of its figures is missing; nothing in a column that has none.
+fn ratio(ratio: Option<Option<f64>>) -> String {
+    ratio.map_or_else(String::new, |ratio| ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}")))
+}
+
+fn write_engine(engine: &EngineResults, columns: usize, out: &mut String) -> fmt::Result {
     let name = format!("{} {}", engine.engine, engine.mode);
     match &engine.median {
-        Some(figures) => writeln!(out, "  {name:<24}{}", cells(figures).map(|cell| format!("{cell:>14}")).concat()),
+        Some(figures) => writeln!(out, "  {name:<24}{}", row(cells(figures).into_iter().take(columns))),
         None => writeln!(out, "  {name:<24}  {}", engine.outcome.lines().next().unwrap_or_default()),
     }
 }
@@ -65,6 +80,9 @@ fn cells(figures: &Figures) -> [String; COLUMNS.len()] {
         format!("{:.2}", figures.cpu_source_s + figures.cpu_destination_s),
         known(figures.guest_writes_per_s.map(|rate| format!("{rate:.0}"))),
         known(share.map(|(during, before)| format!("{:.0} %", during / before * 100.0))),
+        known(figures.guest_writes_after_per_s.map(|rate| format!("{rate:.0}"))),
+        known(figures.fault_p50_us.map(|time| format!("{time:.0}"))),
+        known(figures.fault_p99_us.map(|time| format!("{time:.0}"))),
     ]
 }
 
@@ -82,14 +100,17 @@ fn mega(bytes: u64) -> f64 {
     bytes as f64 / 1e6
 }
 
-const COLUMNS: [&str; 7] = ["total ms", "downtime ms", "guest gap ms", "wire MB", "CPU s", "writes/s", "of before"];
+const COLUMNS: [&str; 10] =
+    ["total ms", "downtime ms", "guest gap ms", "wire MB", "CPU s", "writes/s", "of before", "then, 1st s", "fault p50 us", "fault p99 us"];
+/// Those that are not of post-copy alone.
+const COMMON: usize = 7;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::compare::tests::{FLOOR, engines};
-    use crate::bench::compare::{bars, ratios};
-    use crate::bench::results::{KIND, LinkResults, SCHEMA, Versions};
+    use crate::bench::compare::tests::{FLOOR, engine, engines, figures};
+    use crate::bench::compare::{bars, post_copy_ratios, ratios};
+    use crate::bench::results::{KIND, LinkResults, PAGEFERRY, QEMU, SCHEMA, Versions};
 
     fn results() -> BenchResults {
         let engines = engines();
@@ -100,6 +121,7 @@ mod tests {
             link: LinkResults { rate_bits_per_s: None, measured_bytes_per_s: Some(2e9) },
             floor: FLOOR,
             ratios: ratios(&engines),
+            post_copy_ratios: post_copy_ratios(&engines),
             bars: bars(&engines, FLOOR, false),
             engines,
         };
@@ -121,7 +143,7 @@ mod tests {
         let line = |start: &str| text.lines().find(|line| line.trim_start().starts_with(start)).unwrap_or_else(|| panic!("{start}\n{text}"));
         assert_eq!(
             line("pageferry default").split_whitespace().collect::<Vec<_>>(),
-            ["pageferry", "default", "600", "10.0", "20.0", "0.0", "0.60", "9000", "90", "%"]
+            ["pageferry", "default", "600", "10.0", "20.0", "0.0", "0.60", "9000", "90", "%", "-", "-", "-"]
         );
         assert!(line("qemu xbzrle").ends_with("not done after 40 s"));
         assert!(line("ratio").contains("0.75") && line("ratio").contains("0.40"));
@@ -130,6 +152,23 @@ mod tests {
         assert!(summary.contains("QEMU 10.0.2") && summary.ends_with("2 of 3 bars met\n"), "{summary}");
         let width = line("qemu pre-copy").chars().count();
         assert!([line("pageferry default"), line("qemu post-copy")].iter().all(|line| line.chars().count() == width), "{text}");
+    }
+
+    #[test]
+    fn post_copy_has_columns_of_its_own() {
+        let mut scenario = results().scenarios.remove(0);
+        let with =
+            |writes, fault| Figures { guest_writes_after_per_s: Some(writes), fault_p50_us: fault, fault_p99_us: fault, ..figures(400.0, 4.0, 60) };
+        scenario.engines = vec![engine(PAGEFERRY, "post-copy", Some(with(8000.0, Some(210.0)))), engine(QEMU, "post-copy", Some(with(2000.0, None)))];
+        scenario.post_copy_ratios = post_copy_ratios(&scenario.engines);
+        let text = block(&scenario);
+        let ends = |start: &str, end: &str| text.lines().any(|line| line.trim_start().starts_with(start) && line.ends_with(end));
+        assert!(ends("", "then, 1st s  fault p50 us  fault p99 us"), "{text}");
+        assert!(ends("pageferry post-copy", "8000           210           210"), "{text}");
+        assert!(ends("qemu post-copy", "2000             -             -"), "{text}");
+        assert!(ends("ratio of post-copy", "1.00                                      4.00"), "{text}");
+        scenario.engines.iter_mut().for_each(|engine| engine.post_copy = false);
+        assert!(!block(&scenario).contains("1st s"));
     }
 
     #[test]

@@ -16,6 +16,8 @@ use crate::units::{ByteCount, PAGE_SIZE, PAGE_WORDS};
 #[derive(Debug)]
 pub(super) struct Window {
     file: File,
+    /// Which of its pages are there.
+    pagemap: File,
     /// Where guest-physical 0 is in that process.
     base: u64,
 }
@@ -51,7 +53,9 @@ impl Window {
     fn at(pid: u32, base: u64) -> Result<Self> {
         let path = format!("/proc/{pid}/mem");
         let file = File::options().read(true).write(true).open(&path).context(path)?;
-        Ok(Self { file, base })
+        let path = format!("/proc/{pid}/pagemap");
+        let pagemap = File::open(&path).context(path)?;
+        Ok(Self { file, pagemap, base })
     }
 
     /// A word of the control page.
@@ -59,6 +63,14 @@ impl Window {
         let mut bytes = [0; 8];
         self.file.read_exact_at(&mut bytes, self.base + word.address())?;
         Ok(u64::from_le_bytes(bytes))
+    }
+
+    /// Whether the page with this word is there: reading it then is no fault.
+    pub(super) fn is_present(&self, word: ControlWord) -> io::Result<bool> {
+        let page = (self.base + word.address()) / PAGE_SIZE as u64;
+        let mut entry = [0; 8];
+        self.pagemap.read_exact_at(&mut entry, page * 8)?;
+        Ok(u64::from_le_bytes(entry) & PRESENT != 0)
     }
 
     /// Has the guest measure its longest gap from now on.
@@ -129,6 +141,8 @@ fn mapping(line: &str) -> Option<(u64, u64)> {
 
 /// Where in a larger mapping the guest is looked for, in pages.
 const PLACES: usize = 4096;
+/// In an entry of pagemap; see `Documentation/admin-guide/mm/pagemap.rst` of the kernel.
+const PRESENT: u64 = 1 << 63;
 const BUILT_AT_ONCE: usize = 512;
 /// A number that is odd, so that both kinds of pages are met.
 const CHECKED_EVERY: usize = 61;

@@ -18,6 +18,9 @@ pub struct BenchArgs {
     /// Run the same guests through QEMU as well, in every mode that makes sense
     #[arg(long)]
     pub qemu: bool,
+    /// Only these modes of this engine: default, post-copy [default: those that make sense in a scenario]
+    #[arg(long, value_name = "MODE", value_delimiter = ',')]
+    pub ours: Vec<String>,
     /// Only these modes of QEMU: pre-copy, multifd, multifd-zstd, xbzrle, post-copy
     #[arg(long, value_name = "MODE", value_delimiter = ',', requires = "qemu")]
     pub modes: Vec<String>,
@@ -65,7 +68,7 @@ mod measuring {
 
     use super::{BenchArgs, Exit};
     use crate::bench::results::{BenchResults, FAILED, ScenarioResults};
-    use crate::bench::{self, Leftovers, Mode, Plan, Scenario};
+    use crate::bench::{self, Leftovers, Mode, Ours, Plan, Scenario};
     use crate::cli::args::Output;
     use crate::cli::output::create;
     use crate::cli::signals;
@@ -75,9 +78,9 @@ mod measuring {
             list();
             return Ok(Exit::Completed);
         }
-        let (scenarios, modes) = match (scenarios(args), modes(args)) {
-            (Ok(scenarios), Ok(modes)) => (scenarios, modes),
-            (Err(problem), _) | (_, Err(problem)) => {
+        let (scenarios, ours, modes) = match choices(args) {
+            Ok(choices) => choices,
+            Err(problem) => {
                 eprintln!("{problem}");
                 return Ok(Exit::Usage);
             }
@@ -102,6 +105,7 @@ mod measuring {
         let plan = Plan {
             scenarios,
             pairs: if args.quick { 1 } else { args.pairs },
+            ours,
             modes,
             quick: args.quick,
             cap: args.cap,
@@ -131,6 +135,18 @@ mod measuring {
         for scenario in Scenario::all() {
             println!("{:<16}  {}", scenario.name, scenario.title);
         }
+    }
+
+    /// What is run: scenarios, modes of this engine, modes of QEMU.
+    type Choices = (Vec<Scenario>, Vec<Ours>, Vec<Mode>);
+
+    fn choices(args: &BenchArgs) -> Result<Choices, String> {
+        Ok((scenarios(args)?, ours(args)?, modes(args)?))
+    }
+
+    fn ours(args: &BenchArgs) -> Result<Vec<Ours>, String> {
+        let named = |name: &String| Ours::named(name).ok_or_else(|| format!("--ours {name}: there are {}", Ours::ALL.map(Ours::name).join(", ")));
+        args.ours.iter().map(named).collect()
     }
 
     fn scenarios(args: &BenchArgs) -> Result<Vec<Scenario>, String> {

@@ -9,6 +9,9 @@ use crate::guest::RunShare;
 use crate::source::{Event, Phase};
 use crate::units::{ByteCount, BytesPerSec, HumanTime, PageCount, PagesPerSec};
 
+/// What is said when the guest runs at the destination without its memory.
+pub(crate) const POST_COPY: &str = "the guest runs at the destination; its pages follow";
+
 /// Shows events on stderr.
 pub struct Progress {
     /// On a terminal; lines go above it.
@@ -79,7 +82,7 @@ impl Progress {
             Phase::PreCopy => "copying while the guest runs",
             Phase::StopAndCopy => "the guest is paused; copying the rest",
             Phase::Handover => "handing the guest over",
-            Phase::PostCopy => "the guest runs at the destination; its pages follow",
+            Phase::PostCopy => POST_COPY,
             Phase::Resolving => "in doubt: asking the destination whether it runs the guest",
         };
         match &self.bar {

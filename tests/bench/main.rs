@@ -122,7 +122,7 @@ fn a_quick_bench_measures_this_engine_and_leaves_nothing_behind() -> Result<()> 
     if !possible(&[]) {
         return Ok(());
     }
-    let results = results(&bench("quick", "bench --quick --scenario idle-1gbit,rewrite-1gbit,busy-unshaped --json -")?.expect(0)?)?;
+    let results = results(&bench("quick", "bench --quick --ours default --scenario idle-1gbit,rewrite-1gbit,busy-unshaped --json -")?.expect(0)?)?;
     let names: Vec<_> = results.scenarios.iter().map(|scenario| scenario.name.as_str()).collect();
     ensure!(names == ["idle-1gbit", "busy-unshaped", "rewrite-1gbit"], "{names:?}");
     ensure!(results.kind == "bench" && results.versions.qemu.is_none() && results.command.contains("--quick"), "{results:?}");
@@ -133,6 +133,28 @@ fn a_quick_bench_measures_this_engine_and_leaves_nothing_behind() -> Result<()> 
         let shaped = scenario.link.rate_bits_per_s == Some(1e9);
         ensure!(shaped != scenario.link.measured_bytes_per_s.is_some_and(|rate| rate > 1e6), "{:?}", scenario.link);
     }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs an engine that does post-copy"]
+fn post_copy_is_measured_beside_pre_copy_and_against_post_copy() -> Result<()> {
+    if !possible(&["qemu-system-x86_64"]) {
+        return Ok(());
+    }
+    let results = results(&bench("post-copy", "bench --quick --qemu --modes post-copy --scenario heavy-1gbit --json -")?.expect(0)?)?;
+    let [scenario] = results.scenarios.as_slice() else { anyhow::bail!("{results:?}") };
+    let modes: Vec<_> = scenario.engines.iter().map(|engine| (engine.engine.as_str(), engine.mode.as_str(), engine.post_copy)).collect();
+    ensure!(modes == [(OURS, "default", false), (OURS, "post-copy", true), (QEMU, "post-copy", true)], "{modes:?}");
+    for engine in &scenario.engines[1..] {
+        let median = engine.median.with_context(|| format!("no figures: {engine:?}"))?;
+        ensure!(engine.outcome == COMPLETED && median.guest_writes_after_per_s.is_some_and(|rate| rate > 0.0), "{engine:?}");
+    }
+    let ours = &scenario.engines[1];
+    let received = ours.runs[0].received.as_ref().context("nothing from the receiver")?;
+    ensure!(received.post_copy.as_ref().is_some_and(|post_copy| post_copy.pages.0 > 0), "{ours:?}");
+    ensure!(ours.median.is_some_and(|median| median.fault_p50_us <= median.fault_p99_us && median.fault_p50_us.is_some()), "{ours:?}");
+    ensure!(scenario.post_copy_ratios.is_some_and(|ratios| ratios.total.is_some() && ratios.guest_writes_after.is_some()), "{scenario:?}");
     Ok(())
 }
 
@@ -190,6 +212,7 @@ fn without_qemu_it_says_how_to_get_it() -> Result<()> {
 fn flags_that_make_no_sense_are_named() -> Result<()> {
     for (flags, words) in [
         ("bench --scenario lazy", ["--scenario lazy", "busy-1gbit"]),
+        ("bench --ours teleport", ["--ours teleport", "default, post-copy"]),
         ("bench --qemu --modes teleport", ["--modes teleport", "multifd-zstd"]),
         ("bench --modes multifd", ["--qemu", "required"]),
         ("bench --pairs 0", ["--pairs", "1 to 1000"]),

@@ -2,7 +2,7 @@
 //!
 //! Total and downtime are QEMU's own. The guest's longest gap is the one that the guest itself has seen, as long as its
 //! clock went on by the real time from one machine to the other; where that is not so it is what the watching thread saw.
-//! In post-copy the destination's memory is not looked at before all of it is there: the look itself would make pages.
+//! In post-copy the destination's memory is not looked at before the guest runs there: the look itself would make pages.
 
 mod machine;
 mod mode;
@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 pub(crate) use machine::PROGRAM;
 pub use mode::Mode;
 
+use super::first_second::FirstSecond;
 use super::measure::{Ended, Job, await_write, ms, pace};
 use super::network::End;
 use super::results::{Figures, Run};
@@ -64,8 +65,12 @@ fn migrate(job: &Job<'_>, mode: Mode, source: &mut Machine, destination: &mut Ma
     let watch = Watch::start(Subject { pids: [source.process.pid(), destination.process.pid()], vcpu: VCPU, windows })?;
     let start = Instant::now();
     source.qmp.execute("migrate", &json!({ "uri": URI }))?;
+    let mut first_second = None;
     if mode.is_post_copy() && source.qmp.await_status("active", start + job.cap)? {
         source.qmp.execute("migrate-start-postcopy", &json!({}))?;
+        if destination.qmp.await_event("RESUME", start + job.cap)? {
+            first_second = Some(FirstSecond::start(&here, open(destination)?)?);
+        }
     }
     let completed = source.qmp.await_status("completed", start + job.cap)?;
     let seen = watch.stop()?;
@@ -75,7 +80,11 @@ fn migrate(job: &Job<'_>, mode: Mode, source: &mut Machine, destination: &mut Ma
     let answer = source.qmp.execute("query-migrate", &json!({}))?;
     let gap = look_after(job, [&here, &there], &clock)?.or((!mode.is_post_copy()).then_some(seen.longest_gap));
     tracing::debug!(?gap, watched = ?seen.longest_gap, "the guest's longest gap");
-    Ok(Ended::Completed(Run { figures: figures(&answer, &seen, start, gap, before)?, report: None }))
+    let figures = Figures {
+        guest_writes_after_per_s: first_second.and_then(|first_second| first_second.writes_per_s(None)),
+        ..figures(&answer, &seen, start, gap, before)?
+    };
+    Ok(Ended::Completed(Run { figures, report: None, received: None }))
 }
 
 /// Lets the guest run for a while, as our receiver does, and sees that it is whole. Its longest gap, when its clock went on.
@@ -100,6 +109,9 @@ fn figures(answer: &Value, seen: &Seen, start: Instant, gap: Option<Duration>, b
         cpu_destination_s: seen.cpu_s[1],
         guest_writes_per_s: seen.writes_per_s(start),
         guest_writes_before_per_s: before,
+        guest_writes_after_per_s: None,
+        fault_p50_us: None,
+        fault_p99_us: None,
     })
 }
 

@@ -66,6 +66,25 @@ impl Qmp {
         }
     }
 
+    /// Waits for an event of this name: false when it has not come by `deadline`.
+    ///
+    /// # Errors
+    /// When QEMU is gone.
+    pub(super) fn await_event(&mut self, name: &str, deadline: Instant) -> Result<bool> {
+        loop {
+            let event = match self.events.pop_front() {
+                Some(event) => event,
+                None => match self.message(deadline)? {
+                    Some(message) => message,
+                    None => return Ok(false),
+                },
+            };
+            if event["event"] == name {
+                return Ok(true);
+            }
+        }
+    }
+
     /// Waits until a migration has the status `wanted`: false when it has not by `deadline`.
     ///
     /// # Errors
@@ -147,6 +166,13 @@ mod tests {
         assert!(qmp.await_status("active", soon).unwrap());
         assert!(qmp.await_status("completed", soon).unwrap());
         assert!(!qmp.await_status("completed", Instant::now() + Duration::from_millis(50)).unwrap());
+    }
+
+    #[test]
+    fn an_event_is_waited_for_by_its_name() {
+        let mut qmp = qmp(&format!("{GREETING}{{\"event\": \"STOP\"}}\n{{\"event\": \"RESUME\"}}\n"));
+        assert!(qmp.await_event("RESUME", Instant::now() + Duration::from_secs(20)).unwrap());
+        assert!(!qmp.await_event("RESUME", Instant::now() + Duration::from_millis(50)).unwrap());
     }
 
     #[test]
