@@ -8,7 +8,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use super::bulk::BulkReport;
-use super::faults::{Incomplete, Via};
+use super::faults::Incomplete;
 use super::lane::LaneReader;
 use super::registry::{Arriving, Shared};
 use crate::error::Error;
@@ -65,20 +65,20 @@ pub(super) fn follow(mut reader: LaneReader, lane: Lane, generation: u32, shared
 /// Installs frames until there are no more; says why.
 fn install(reader: &mut LaneReader, lane: Lane, incomplete: &Arc<Incomplete>, shared: &Shared, followed: &mut Followed) -> Error {
     let mut staging = Staging::new();
-    let mut installer = incomplete.installer(if lane == Lane::Urgent { Via::Urgent } else { Via::Bulk });
+    let mut installer = incomplete.installer(lane);
     loop {
         let header = match reader.next_frame(&mut staging) {
             Ok(header) => header,
             Err(error) => return error,
         };
-        let FrameBody::Chunk { chunk, pages } = header.body else { unreachable!("a lane of post-copy carries pages only") };
+        let FrameBody::Chunk { pages, .. } = header.body else { unreachable!("a lane of post-copy carries pages only") };
         // Relaxed: counters for display and heartbeat.
         shared.arrived.frames.fetch_add(1, Ordering::Relaxed);
         shared.arrived.bytes.fetch_add(header.frame_bytes() as u64, Ordering::Relaxed);
         followed.pages += pages.masks.pages();
         followed.bytes += ByteCount(header.frame_bytes() as u64);
         followed.encodings += pages.masks.encodings();
-        match installer.install(chunk, &pages.masks, |first, count| staging.pages(first, count)) {
+        match installer.install(&staging) {
             Ok(PageCount(0)) => {
                 let _ = shared.reports.send(BulkReport::Complete);
             }

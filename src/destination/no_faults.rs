@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use super::MissingError;
 use crate::bitmap::PageBitmap;
-use crate::memory::GuestMemory;
-use crate::page::Masks;
+use crate::memory::{GuestMemory, Staging};
 use crate::transport::Stream;
-use crate::units::{ChunkIndex, PageCount};
+use crate::units::PageCount;
+use crate::wire::Lane;
 
 /// There is none.
 #[derive(Debug)]
@@ -18,15 +18,6 @@ pub(crate) enum Incomplete {}
 /// There is none.
 #[derive(Debug)]
 pub(crate) enum Installer {}
-
-/// Who brought a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Via {
-    /// The urgent lane.
-    Urgent,
-    /// A bulk lane.
-    Bulk,
-}
 
 /// What has been waited for pages to arrive.
 #[derive(Clone, Debug, Default)]
@@ -62,7 +53,7 @@ impl Incomplete {
         Err(absent())
     }
 
-    pub(crate) fn installer(self: &Arc<Self>, _via: Via) -> Installer {
+    pub(crate) fn installer(self: &Arc<Self>, _lane: Lane) -> Installer {
         match **self {}
     }
 
@@ -100,12 +91,7 @@ impl Incomplete {
 }
 
 impl Installer {
-    pub(crate) fn install<'p>(
-        &mut self,
-        _chunk: ChunkIndex,
-        _masks: &Masks,
-        _pages: impl Fn(u32, u32) -> &'p [u8],
-    ) -> Result<PageCount, MissingError> {
+    pub(crate) fn install(&mut self, _staging: &Staging) -> Result<PageCount, MissingError> {
         match *self {}
     }
 }
