@@ -6,8 +6,8 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use pageferry::memory::{Backing, GuestMemory, MemoryLayout};
+use criterion::{Bencher, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use pageferry::memory::{Backing, GuestMemory, MemoryLayout, PageSink, Staging};
 use pageferry::page::{Codecs, Decoder, Encoder, EncoderSettings, Method, PageKey, Work};
 use pageferry::units::{ByteCount, CHUNK_SIZE, ChunkIndex, PAGE_SIZE, PAGE_WORDS, PageCount};
 use pageferry::wire::{FrameReader, FrameWriter};
@@ -150,28 +150,43 @@ fn placing(criterion: &mut Criterion) {
     group.throughput(Throughput::Bytes(CHUNK_SIZE as u64));
     for (name, filling) in FILLINGS {
         let (source, destination) = (memory(filling), memory(Filling::Random));
-        let mut next = walk();
-        let mut placement = destination.placement();
-        let mut writer = FrameWriter::new(Encoder::new(settings(PACKERS), CHUNKS));
-        let mut reader = FrameReader::new(0, 1, PACKERS, Decoder::new(PageKey::derive(&TOKEN), destination.populated().expect("the kernel answers")));
-        let mut frame = Vec::new();
         group.bench_function(name, |bencher| {
-            // One at a time: a frame's number has to be the next one.
-            bencher.iter_custom(|iterations| {
-                let mut spent = Duration::ZERO;
-                for _ in 0..iterations {
-                    frame.clear();
-                    let chunk = next();
-                    writer.push_chunk(&mut frame, work(&source, chunk, Method::Lz4));
-                    let start = Instant::now();
-                    black_box(reader.apply_bytes(&frame, destination.layout(), &mut placement)).expect("a good frame");
-                    spent += start.elapsed();
-                }
-                spent
-            });
+            let writer = FrameWriter::new(Encoder::new(settings(PACKERS), CHUNKS));
+            let decoder = Decoder::new(PageKey::derive(&TOKEN), destination.populated().expect("the kernel answers"));
+            apply(bencher, &source, writer, FrameReader::new(0, 1, PACKERS, decoder), &mut destination.placement());
         });
     }
     group.finish();
+}
+
+fn staging(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("stage a frame");
+    group.throughput(Throughput::Bytes(CHUNK_SIZE as u64));
+    for (name, filling) in FILLINGS {
+        let source = memory(filling);
+        group.bench_function(name, |bencher| {
+            let writer = FrameWriter::post_copy(Encoder::new(settings(PACKERS), CHUNKS));
+            apply(bencher, &source, writer, FrameReader::post_copy(0, PACKERS), &mut Staging::new());
+        });
+    }
+    group.finish();
+}
+
+/// Measures what `reader` does with the frames of `writer`.
+fn apply<S: PageSink>(bencher: &mut Bencher<'_>, source: &GuestMemory, mut writer: FrameWriter, mut reader: FrameReader, sink: &mut S) {
+    let (mut next, mut frame) = (walk(), Vec::new());
+    // One at a time: a frame's number has to be the next one.
+    bencher.iter_custom(|iterations| {
+        let mut spent = Duration::ZERO;
+        for _ in 0..iterations {
+            frame.clear();
+            writer.push_chunk(&mut frame, work(source, next(), Method::Lz4));
+            let start = Instant::now();
+            black_box(reader.apply_bytes(&frame, source.layout(), sink)).expect("a good frame");
+            spent += start.elapsed();
+        }
+        spent
+    });
 }
 
 fn checksum(criterion: &mut Criterion) {
@@ -182,5 +197,5 @@ fn checksum(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, copies, frames, placing, checksum);
+criterion_group!(benches, copies, frames, placing, staging, checksum);
 criterion_main!(benches);

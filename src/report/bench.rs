@@ -5,6 +5,7 @@ use super::bars::{Bar, Bars, Length};
 use super::markup::{Element, element};
 use super::migration;
 use super::pairing::Ends;
+use super::post_copy::Followed;
 use super::quantity::Unit;
 use super::ratios::Ratios;
 use super::read::{Bench, Engine, Figure, Figures, Run, Scenario};
@@ -69,7 +70,7 @@ fn overview(id: &str, bench: &Bench) -> Vec<Element> {
         let cells = std::iter::once(scenario.name.clone()).chain(ratios).map(Cell::from);
         table.row_of(cells.chain([goals_met(scenario)]));
     }
-    vec![
+    let mut parts = vec![
         element("h3").text("Against the best QEMU mode"),
         element("p").class("note").text(
             "This engine's median over that of QEMU's best mode, which is chosen for each figure by itself. \
@@ -77,7 +78,23 @@ fn overview(id: &str, bench: &Bench) -> Vec<Element> {
         ),
         element("div").class("columns").children(pictures),
         table.draw(),
-    ]
+    ];
+    parts.extend(post_copy_ratios(bench));
+    parts
+}
+
+/// Post-copy against post-copy; nothing where one of the engines was not run in it.
+fn post_copy_ratios(bench: &Bench) -> Option<Element> {
+    const WRITES: (&str, &str) = ("guest_writes_after", "Guest writes, first second");
+    let keys = || COLUMNS.iter().map(|(key, title, _)| (*key, *title)).chain([WRITES]);
+    let columns: Vec<_> = std::iter::once(table::words("Scenario")).chain(keys().map(|(_, title)| table::figures(title))).collect();
+    let mut table = Table::new("Post-copy over QEMU's post-copy (of writes, more than 1 is better)", &columns);
+    let measured = || bench.scenarios.iter().filter(|scenario| scenario.post_copy_ratios.is_some());
+    for scenario in measured() {
+        let ratios = keys().map(|(key, _)| scenario.post_copy_ratio(key).map_or_else(|| NONE.to_owned(), |ratio| Unit::Times.show(ratio)));
+        table.row_of(std::iter::once(scenario.name.clone()).chain(ratios).map(Cell::from));
+    }
+    (measured().count() > 0).then(|| table.draw())
 }
 
 fn goals_met(scenario: &Scenario) -> Cell {
@@ -101,7 +118,9 @@ fn scenario(id: &str, scenario: &Scenario) -> Element {
         element("span").text("QEMU; dots are single runs"),
     ]));
     parts.push(medians(scenario));
-    parts.extend(typical_run(id, scenario));
+    parts.extend(followed(scenario));
+    let ours = scenario.engines.iter().filter(|engine| engine.is_ours());
+    parts.extend(ours.zip(1..).filter_map(|(engine, number)| typical_run(&format!("{id}-run{number}"), engine)));
     element("section").with("id", id).class("scenario").children(parts)
 }
 
@@ -260,13 +279,35 @@ fn medians(scenario: &Scenario) -> Element {
     table.draw()
 }
 
+/// How guests fared whose memory followed them; nothing where none was moved that way.
+fn followed(scenario: &Scenario) -> Option<Element> {
+    use table::{figures, words};
+    let columns =
+        [words("Engine and mode"), figures("Guest writes before"), figures("In the first second there"), figures("Half of faults"), figures("99 %")];
+    let mut table = Table::new("Post-copy: how the guest fared, faults within", &columns);
+    let known = |figure: Option<Figure>, show: fn(f64) -> String| figure.map_or_else(|| NONE.to_owned(), |figure| show(figure.0));
+    let writes = |rate| Unit::WritesPerSec.show(rate);
+    let medians = || scenario.engines.iter().filter_map(|engine| Some((engine, engine.median?)));
+    let measured = || medians().filter(|(_, median)| median.guest_writes_after_per_s.is_some());
+    for (engine, median) in measured() {
+        table.row([
+            engine.title(),
+            known(median.guest_writes_before_per_s, writes),
+            known(median.guest_writes_after_per_s, writes),
+            known(median.fault_p50_us, super::post_copy::micros),
+            known(median.fault_p99_us, super::post_copy::micros),
+        ]);
+    }
+    (measured().count() > 0).then(|| table.draw())
+}
+
 /// The run of this engine that is closest to its median, round by round, folded up.
-fn typical_run(id: &str, scenario: &Scenario) -> Option<Element> {
-    let ours = scenario.engines.iter().find(|engine| engine.is_ours())?;
+fn typical_run(id: &str, ours: &Engine) -> Option<Element> {
     let median = ours.median?.total_ms?.0;
     let distance = |run: &Run| run.figures.total_ms.map_or(f64::INFINITY, |total| (total.0 - median).abs());
     let run = ours.runs.iter().filter(|run| run.report.is_some()).min_by(|one, other| distance(one).total_cmp(&distance(other)))?;
-    let ends = Ends::one(None, run.report.as_ref()?);
-    let summary = element("summary").text("This engine's run closest to the median, round by round");
-    Some(element("details").child(summary).children(migration::body(&format!("{id}-run"), &ends)))
+    let ends = Ends { receiver: run.received.as_ref(), ..Ends::one(None, run.report.as_ref()?) };
+    let how = if Followed::of(&ends).is_some() { " in post-copy" } else { "" };
+    let summary = element("summary").text(format_args!("This engine's run{how} closest to the median, round by round"));
+    Some(element("details").child(summary).children(migration::body(id, &ends)))
 }

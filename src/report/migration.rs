@@ -5,6 +5,7 @@ use std::cmp::Ordering;
 use super::bars::{Bar, Bars, Length};
 use super::markup::{Element, element};
 use super::pairing::Ends;
+use super::post_copy::{self, Followed};
 use super::quantity::{Unit, share};
 use super::read::{Figure, Migration};
 use super::stack::Stack;
@@ -16,7 +17,8 @@ pub(super) fn headline(ends: &Ends<'_>) -> String {
     let report = ends.main();
     let time = |figure: Figure| Unit::Millis.show(figure.0);
     if report.outcome == "completed" {
-        format!("Completed in {}, downtime {}", time(report.total_ms), time(report.downtime_ms))
+        let how = if Followed::of(ends).is_some() { " in post-copy" } else { "" };
+        format!("Completed in {}{how}, downtime {}", time(report.total_ms), time(report.downtime_ms))
     } else {
         format!("Not completed: {}, after {}", report.outcome, time(report.total_ms))
     }
@@ -36,6 +38,10 @@ pub(super) fn body(id: &str, ends: &Ends<'_>) -> Vec<Element> {
     if !report.rounds.is_empty() {
         parts.push(rounds(report));
     }
+    if let Some(followed) = Followed::of(ends) {
+        parts.push(element("div").class("columns").children(followed.pictures(id)));
+        parts.extend(followed.note());
+    }
     parts.push(element("div").class("columns").children(columns(id, ends)));
     parts.push(facts(ends));
     parts
@@ -47,6 +53,10 @@ fn tiles(ends: &Ends<'_>) -> Element {
     let time = |figure: Figure| Unit::Millis.show(figure.0);
     let mut tiles = vec![("total migration time", time(report.total_ms)), ("downtime", time(report.downtime_ms))];
     tiles.extend(guest_gap(ends).map(|gap| ("longest gap the guest saw", time(gap))));
+    if let Some(followed) = Followed::of(ends) {
+        tiles.push(("until all memory was there", time(report.resume_ms)));
+        tiles.extend(followed.tiles());
+    }
     tiles.push(("bytes on the wire", Unit::Bytes.show(report.wire_bytes.0)));
     tiles.push(("pages transferred", Unit::Pages.show(report.pages_transferred.0)));
     tiles.extend(report.guest_owner.clone().map(|owner| ("guest is held by", owner)));
@@ -175,12 +185,18 @@ const FACTS: &[Fact] = &[
     ("Guest check", |report| report.guest_check.clone()),
     ("Throttled: least share of time to run", |report| Some(share(report.throttle?.lowest_share?.0, 1.0))),
     ("Throttled: for", |report| millis(report.throttle?.time_ms?)),
-    ("Post-copy: pages", |report| Some(Unit::Pages.show(report.post_copy?.pages?.0))),
-    ("Post-copy: faults", |report| Some(Unit::Pages.show(report.post_copy?.faults?.0))),
-    ("Post-copy: fault, median", |report| micros(report.post_copy?.fault_us?.p50?)),
-    ("Post-copy: fault, 90th percentile", |report| micros(report.post_copy?.fault_us?.p90?)),
-    ("Post-copy: fault, 99th percentile", |report| micros(report.post_copy?.fault_us?.p99?)),
-    ("Post-copy: fault, longest", |report| micros(report.post_copy?.fault_us?.max?)),
+    ("Post-copy: pages", |report| Some(Unit::Pages.show(report.post_copy.as_ref()?.pages?.0))),
+    ("Post-copy: faults", |report| Some(Unit::Pages.show(report.post_copy.as_ref()?.faults?.0))),
+    ("Post-copy: pages pushed", |report| Some(Unit::Pages.show(report.post_copy.as_ref()?.bulk_pages?.0))),
+    ("Post-copy: pages sent at once for a fault", |report| Some(Unit::Pages.show(report.post_copy.as_ref()?.urgent_pages?.0))),
+    ("Post-copy: pages asked for", |report| Some(Unit::Pages.show(report.post_copy.as_ref()?.requests?.0))),
+    ("Post-copy: fault, median", |report| micros(report.post_copy.as_ref()?.fault_us?.p50?)),
+    ("Post-copy: fault, 90th percentile", |report| micros(report.post_copy.as_ref()?.fault_us?.p90?)),
+    ("Post-copy: fault, 99th percentile", |report| micros(report.post_copy.as_ref()?.fault_us?.p99?)),
+    ("Post-copy: fault, longest", |report| micros(report.post_copy.as_ref()?.fault_us?.max?)),
+    ("Post-copy: the guest's threads waited", |report| millis(report.post_copy.as_ref()?.lost_ms?)),
+    ("Post-copy: connections made again", |report| Some(Unit::Pages.show(report.post_copy.as_ref()?.recoveries?.0))),
+    ("Post-copy: without a connection", |report| millis(report.post_copy.as_ref()?.interrupted_ms?)),
 ];
 
 #[expect(clippy::unnecessary_wraps, reason = "a table of facts wants options")]
@@ -190,5 +206,5 @@ fn millis(figure: Figure) -> Option<String> {
 
 #[expect(clippy::unnecessary_wraps, reason = "a table of facts wants options")]
 fn micros(figure: Figure) -> Option<String> {
-    Some(Unit::Millis.show(figure.0 / 1e3))
+    Some(post_copy::micros(figure.0))
 }

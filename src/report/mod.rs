@@ -18,6 +18,7 @@ mod migration;
 mod page;
 mod pairing;
 mod plot;
+mod post_copy;
 mod quantity;
 mod ratios;
 mod read;

@@ -1,7 +1,7 @@
 //! Which reports are the two ends of one migration.
 //!
 //! A report does not name its migration. But both ends count the same pages and bytes in all, and bytes hardly ever come
-//! out the same twice; where they do, order decides. Single rounds do not agree: with several channels, frames of a round
+//! out the same twice; where they do, order decides. After post-copy only what went before it is compared. Single rounds do not agree: with several channels, frames of a round
 //! may arrive after the first of the next.
 
 use super::read::Migration;
@@ -59,5 +59,17 @@ pub(super) fn pair<'a>(reports: impl IntoIterator<Item = (&'a str, &'a Migration
 
 fn are_ends_of_one(sender: &Migration, receiver: &Migration) -> bool {
     let counts = |report: &Migration| (report.wire_bytes, report.pages_transferred, report.rounds.len());
-    !sender.rounds.is_empty() && counts(sender) == counts(receiver)
+    let are_same = match (&sender.post_copy, &receiver.post_copy) {
+        (None, None) => counts(sender) == counts(receiver),
+        (Some(one), Some(other)) => one.pages == other.pages && before_post_copy(sender) == before_post_copy(receiver),
+        _ => false,
+    };
+    !sender.rounds.is_empty() && are_same
+}
+
+/// Pages and bytes that were sent while the guest ran at the source. What was under way when a connection broke goes
+/// twice, so the ends agree on nothing else.
+fn before_post_copy(report: &Migration) -> (f64, f64) {
+    let rounds = || report.rounds.iter().filter(|round| round.kind != "post-copy");
+    (rounds().map(|round| round.pages.0).sum(), rounds().map(|round| round.wire_bytes.0).sum())
 }

@@ -26,7 +26,7 @@ struct Steps<'a> {
 
 /// What a reader of the picture has to know.
 pub(super) const NOTE: &str = "Dirtied are the distinct pages found dirty after a round, without those it left over, by its time. Reports hold durations, not moments: rounds are \
-    drawn end to end, the last one from the pause.";
+    drawn end to end, the last one from the pause, or, in post-copy, from the moment the guest runs at the destination.";
 
 /// The picture; `None` when there were no rounds.
 pub(super) fn timeline(id: String, report: &Migration) -> Option<Element> {
@@ -96,7 +96,9 @@ fn strip(placed: &[Placed<'_>], time: &Axis) -> Vec<Element> {
             says = format!("{says}; then {decision}");
         }
         shapes.push(plot::block(start, end, STRIP, 22.0, &says).class(format_args!("piece {}", kind(round))));
-        let number = round.index.to_string();
+        // What follows the guest is no round like the others.
+        let followed = (kind(round) == "post-copy").then(|| "post-copy".to_owned()).filter(|name| plot::fitting(name, end - start).is_some());
+        let number = followed.unwrap_or_else(|| round.index.to_string());
         let fits = plot::fitting(&number, end - start);
         shapes.extend(
             fits.map(|fits| plot::label_around(Across(f64::midpoint(start, end)), STRIP + 15.0, number).class(format_args!("number {fits}"))),

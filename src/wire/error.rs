@@ -72,9 +72,9 @@ pub enum WireError {
         limit: usize,
     },
     /// A frame is wrong.
-    #[error("frame {sequence} of channel {channel} is wrong")]
+    #[error("frame {sequence} of {} is wrong", lane_name(*channel))]
     Frame {
-        /// The channel it came on.
+        /// The channel it came on; 65535 for the urgent lane.
         channel: u16,
         /// How many frames came before it on that channel.
         sequence: u64,
@@ -82,6 +82,11 @@ pub enum WireError {
         #[source]
         source: FrameError,
     },
+}
+
+/// A lane by its number on the wire.
+fn lane_name(channel: u16) -> String {
+    if channel == u16::MAX { "the urgent lane".to_owned() } else { format!("channel {channel}") }
 }
 
 /// What is wrong with a frame.

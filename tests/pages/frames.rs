@@ -14,10 +14,10 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::content::*;
 
-const CHUNK: ChunkIndex = ChunkIndex(0);
+pub(crate) const CHUNK: ChunkIndex = ChunkIndex(0);
 
 /// A page of each form, the raw one small enough to flip every bit of the frame.
-const CONTENTS: [Content; 4] = [Content::Zero, Content::Uniform(0x0102_0304_0506_0708), Content::Records(9), Content::Random(5)];
+pub(crate) const CONTENTS: [Content; 4] = [Content::Zero, Content::Uniform(0x0102_0304_0506_0708), Content::Records(9), Content::Random(5)];
 
 /// Without columns, so that records go by LZ4.
 const CODECS: Codecs = Codecs::LZ4.or(Codecs::ZSTD).or(Codecs::DELTA);
@@ -51,9 +51,9 @@ fn frame() -> Vec<u8> {
 }
 
 /// Makes the checksums of an altered frame right again.
-fn sign(frame: &mut [u8]) {
+pub(crate) fn sign(frame: &mut [u8]) {
     let payload = xxh3_64(&frame[FRAME_HEADER_BYTES..]);
-    if frame[4] == 1 {
+    if matches!(frame[4], 1 | 4) {
         frame[88..96].copy_from_slice(&payload.to_le_bytes());
     }
     let header = xxh3_64(&frame[..96]);

@@ -3,3 +3,4 @@
 mod content;
 mod frames;
 mod pages;
+mod post_copy;

@@ -9,6 +9,8 @@ use pageferry::report;
 const SENDER: &str = include_str!("fixtures/sender.json");
 /// The receiver's report of the same migration.
 const RECEIVER: &str = include_str!("fixtures/receiver.json");
+/// Both ends of a post-copy migration whose connection broke once; the figures are invented.
+const FOLLOWED: [&str; 2] = [include_str!("fixtures/post-copy-sender.json"), include_str!("fixtures/post-copy-receiver.json")];
 /// A bench of two scenarios; every figure in it is invented.
 const BENCH: &str = include_str!("fixtures/bench.json");
 

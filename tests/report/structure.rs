@@ -4,7 +4,7 @@ use roxmltree::{Document, Node};
 use serde_json::{Value, json};
 
 use crate::tree::{of_class, parse};
-use crate::{BENCH, RECEIVER, SENDER, page};
+use crate::{BENCH, FOLLOWED, RECEIVER, SENDER, page};
 
 fn value(file: &str) -> Value {
     serde_json::from_str(file).expect("a fixture")
@@ -160,6 +160,78 @@ fn reports_of_different_migrations_stay_apart() {
         assert_eq!(document.descendants().filter(|node| node.tag_name().name() == "section").count(), 2);
         assert_eq!(table(&document, "Contents").len(), 2);
     }
+}
+
+#[test]
+fn post_copy_is_drawn_from_the_resume_on_and_faults_by_how_long_they_took() {
+    let page = page(&FOLLOWED);
+    let document = parse(&page);
+    let report = value(FOLLOWED[0]);
+    let ms = |name: &str| report[name].as_f64().expect("a time");
+    assert_eq!(document.descendants().filter(|node| node.tag_name().name() == "section").count(), 1, "both ends are one");
+    let blocks = pieces(picture(&document, "timeline"));
+    let last = blocks.last().expect("a block");
+    assert_eq!(last.attribute("class"), Some("piece post-copy"));
+    assert!((percent(last, "x") - (ms("preparation_ms") + ms("downtime_ms")) / ms("total_ms") * 100.0).abs() < 0.01, "{last:?}");
+    let faults = pieces(picture(&document, "faults"));
+    let shares: Vec<f64> = faults.iter().map(|fault| percent(fault, "width") / percent(&faults[3], "width")).collect();
+    for (share, micros) in shares.iter().zip([310.0, 940.0, 3870.0, 118_900.0]) {
+        assert!((share - micros / 118_900.0).abs() < 1e-3, "{shares:?}");
+    }
+    assert_eq!(table(&document, "Pages that followed the guest"), [["pushed", "7981", "97.4 %"], ["sent at once for a fault", "212", "2.6 %"]]);
+    assert_eq!(table(&document, "Time that threads waited for missing pages")[0], ["4711", "231", "208.1 ms"]);
+    let text = texts(document.root());
+    for words in [
+        "Completed in 2.114 s in post-copy, downtime 4.85 ms",
+        "until all memory was there|529.0 ms",
+        "fault, 99th percentile|3.87 ms",
+        "The guest touched missing memory 240 times and waited 214.3 ms for it.",
+        "The connection broke and was made again once; for 118.4 ms there was none.",
+    ] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    let facts = table(&document, "Both ends in figures");
+    assert!(facts.contains(&["Post-copy: pages asked for", "240", "–"].map(str::to_owned).to_vec()), "{facts:?}");
+    assert!(!texts(parse(&crate::page(&[SENDER])).root()).contains("missing memory"));
+}
+
+#[test]
+fn one_end_of_post_copy_is_shown_as_far_as_it_knows() {
+    let sender = page(&FOLLOWED[..1]);
+    assert!(sender.contains("Pages that followed the guest") && !sender.contains("How long the guest waited"));
+    let mut other = value(FOLLOWED[1]);
+    other["post_copy"]["pages"] = 8192.into();
+    assert_eq!(page(&[FOLLOWED[0], &other.to_string()]).matches("<section").count(), 2, "not of one migration");
+    let mut bare = value(FOLLOWED[1]);
+    bare["post_copy"] = json!({});
+    assert!(page(&[&bare.to_string()]).contains("Completed in 2.114"));
+}
+
+#[test]
+fn post_copy_in_a_bench_is_compared_with_post_copy() {
+    let mut bench = value(BENCH);
+    assert!(!page(&[&bench.to_string()]).contains("Post-copy over"));
+    let scenario = &mut bench["scenarios"][0];
+    let mut ours = scenario["engines"][0].clone();
+    ours["mode"] = "post-copy".into();
+    ours["post_copy"] = true.into();
+    ours["median"]["guest_writes_after_per_s"] = 8000.into();
+    ours["median"]["fault_p99_us"] = 1500.into();
+    for run in ours["runs"].as_array_mut().expect("runs") {
+        run["report"] = value(FOLLOWED[0]);
+        run["received"] = value(FOLLOWED[1]);
+    }
+    scenario["engines"].as_array_mut().expect("engines").insert(1, ours);
+    scenario["post_copy_ratios"] = json!({"total": 0.5, "downtime": null, "guest_writes_after": 4.0});
+    let page = page(&[&bench.to_string()]);
+    let document = parse(&page);
+    let ratios = table(&document, "Post-copy over QEMU's post-copy (of writes, more than 1 is better)");
+    assert_eq!(ratios, [["64-10k-1g", "0.50 ×", "–", "–", "–", "–", "4.00 ×"]]);
+    let rows = table(&document, "Post-copy: how the guest fared, faults within");
+    assert_eq!(rows, [["pageferry post-copy", "9900 writes/s", "8000 writes/s", "–", "1.50 ms"]]);
+    let text = texts(document.root());
+    assert!(text.contains("This engine's run in post-copy closest to the median") && text.contains("This engine's run closest"), "{text}");
+    assert!(text.contains("How long the guest waited for a missing page"));
 }
 
 #[test]

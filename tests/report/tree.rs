@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use roxmltree::{Document, Node, ParsingOptions};
 use serde_json::{Map, Value};
 
-use crate::{BENCH, RECEIVER, SENDER, page};
+use crate::{BENCH, FOLLOWED, RECEIVER, SENDER, page};
 
 /// Parses a page, as XML: every element is closed, every attribute quoted, every character allowed.
 pub(crate) fn parse(page: &str) -> Document<'_> {
@@ -24,7 +24,7 @@ fn names(document: &Document<'_>) -> Vec<String> {
 
 #[test]
 fn identifiers_are_unique_and_every_reference_has_its_target() {
-    let page = page(&[SENDER, RECEIVER, BENCH, SENDER]);
+    let page = page(&[SENDER, RECEIVER, BENCH, SENDER, FOLLOWED[0], FOLLOWED[1]]);
     let document = parse(&page);
     let all: Vec<&str> = document.descendants().filter_map(|node| node.attribute("id")).collect();
     let ids: BTreeSet<&str> = all.iter().copied().collect();
@@ -40,7 +40,7 @@ fn identifiers_are_unique_and_every_reference_has_its_target() {
 
 #[test]
 fn a_page_is_all_there_is() {
-    let page = page(&[SENDER, RECEIVER, BENCH]);
+    let page = page(&[SENDER, RECEIVER, BENCH, FOLLOWED[0], FOLLOWED[1]]);
     let document = parse(&page);
     let policy = document.descendants().find(|node| node.attribute("http-equiv") == Some("Content-Security-Policy")).expect("a policy");
     assert!(policy.attribute("content").is_some_and(|content| content.starts_with("default-src 'none'")));
@@ -55,7 +55,7 @@ fn a_page_is_all_there_is() {
 
 #[test]
 fn every_picture_has_a_title_and_a_description_and_tables_have_headings() {
-    let page = page(&[SENDER, RECEIVER, BENCH]);
+    let page = page(&[SENDER, RECEIVER, BENCH, FOLLOWED[0], FOLLOWED[1]]);
     let document = parse(&page);
     let text =
         |node: &Node<'_, '_>, name| node.children().find(|child| child.has_tag_name(name)).and_then(|child| child.text()).unwrap_or_default().len();

@@ -37,6 +37,8 @@ pub(in super::super) struct Scenario {
     pub(in super::super) floor: Option<Floor>,
     pub(in super::super) engines: Vec<Engine>,
     pub(in super::super) ratios: Option<BTreeMap<String, Option<Figure>>>,
+    /// The same where both run the guest before its memory is there.
+    pub(in super::super) post_copy_ratios: Option<BTreeMap<String, Option<Figure>>>,
     #[serde(default, rename = "bars")]
     pub(in super::super) goals: Vec<Goal>,
 }
@@ -45,6 +47,11 @@ impl Scenario {
     /// This engine over the best QEMU mode.
     pub(in super::super) fn ratio(&self, of: &str) -> Option<f64> {
         self.ratios.as_ref()?.get(of)?.map(|figure| figure.0)
+    }
+
+    /// This engine in post-copy over QEMU in post-copy.
+    pub(in super::super) fn post_copy_ratio(&self, of: &str) -> Option<f64> {
+        self.post_copy_ratios.as_ref()?.get(of)?.map(|figure| figure.0)
     }
 }
 
@@ -95,6 +102,8 @@ pub(in super::super) struct Run {
     #[serde(flatten)]
     pub(in super::super) figures: Figures,
     pub(in super::super) report: Option<Migration>,
+    /// The receiver's, where it says more.
+    pub(in super::super) received: Option<Migration>,
 }
 
 /// The figures of one migration, or the medians of several.
@@ -108,6 +117,9 @@ pub(in super::super) struct Figures {
     pub(in super::super) cpu_destination_s: Option<Figure>,
     pub(in super::super) guest_writes_per_s: Option<Figure>,
     pub(in super::super) guest_writes_before_per_s: Option<Figure>,
+    pub(in super::super) guest_writes_after_per_s: Option<Figure>,
+    pub(in super::super) fault_p50_us: Option<Figure>,
+    pub(in super::super) fault_p99_us: Option<Figure>,
 }
 
 /// A figure that was to be reached.

@@ -101,11 +101,27 @@ pub(in super::super) struct Throttle {
 }
 
 /// The part after the handover of a post-copy migration.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub(in super::super) struct PostCopy {
     pub(in super::super) pages: Option<Figure>,
     pub(in super::super) faults: Option<Figure>,
     pub(in super::super) fault_us: Option<FaultTimes>,
+    pub(in super::super) urgent_pages: Option<Figure>,
+    pub(in super::super) bulk_pages: Option<Figure>,
+    pub(in super::super) requests: Option<Figure>,
+    pub(in super::super) lost_ms: Option<Figure>,
+    #[serde(default)]
+    pub(in super::super) threads: Vec<ThreadLoss>,
+    pub(in super::super) recoveries: Option<Figure>,
+    pub(in super::super) interrupted_ms: Option<Figure>,
+}
+
+/// What a thread of the guest lost to faults.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub(in super::super) struct ThreadLoss {
+    pub(in super::super) thread: Figure,
+    pub(in super::super) faults: Figure,
+    pub(in super::super) lost_ms: Figure,
 }
 
 /// How long the guest waited for a page, in microseconds.

@@ -13,7 +13,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 
 pub(super) use bench::{Bench, Engine, Figures, Run, Scenario};
 pub(super) use figure::{Figure, Parts};
-pub(super) use migration::{Migration, Round};
+pub(super) use migration::{FaultTimes, Migration, PostCopy, Round};
 
 /// One object of a file.
 #[derive(Clone, Debug)]
