@@ -16,6 +16,7 @@ use crate::destination::{Arrival, Ending, GuestFactory, Placed, Receiver, Receiv
 use crate::guest::{Guest, GuestError};
 use crate::guests::{self, GuestSpec, TestGuest};
 use crate::memory::{Backing, GuestMemory};
+use crate::protocol::Timeouts;
 use crate::stats::{Outcome, Report};
 use crate::wire::{Offer, RefuseReason};
 
@@ -28,7 +29,8 @@ pub fn run(settings: ReceiveSettings) -> anyhow::Result<Exit> {
     if let Some(path) = &settings.dump {
         create("--dump", path)?;
     }
-    let options = ReceiverOptions { max_memory: settings.max_memory, max_sessions: settings.max_sessions, ..ReceiverOptions::default() };
+    let timeouts = Timeouts { recover: settings.recover_for, ..Timeouts::default() };
+    let options = ReceiverOptions { max_memory: settings.max_memory, max_sessions: settings.max_sessions, timeouts };
     let factory = Factory { sink, allow: settings.allow, backing: settings.backing, hold: settings.hold, dump: settings.dump };
     let receiver = Receiver::bind(&settings.endpoint, options, Arc::new(factory))?;
     eprintln!("listening on {}", receiver.endpoint());

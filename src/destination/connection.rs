@@ -68,24 +68,23 @@ fn attach(hub: &Hub, reader: MessageReader, session: SessionId, token: Token, la
 /// A source that comes back in post-copy, or in doubt on the way to it.
 fn resume(hub: &Hub, reader: MessageReader, session: SessionId, token: Token) -> Result<(), Error> {
     let mut writer = reader.writer();
-    let Some(shared) = hub.registry.find(session) else {
-        return match hub.registry.resume_ended(session, token) {
-            Some(answer) => writer.send(&answer),
-            None => writer.send(&Message::Refuse { reason: RefuseReason::Authorization, detail: "no such session".into() }),
-        };
-    };
-    tracing::info!("the source comes back");
-    let connection = Connection::new(reader)?;
-    let answer = shared.feed(|machine| match machine.resume(Instant::now(), token) {
-        Resumption::Accepted => {
-            shared.hand_over(connection);
-            None
+    let resumption = match hub.registry.find(session) {
+        Some(shared) => {
+            let connection = Connection::new(reader)?;
+            shared.feed(|machine| {
+                let resumption = machine.resume(Instant::now(), token);
+                if let Resumption::Accepted { generation } = resumption {
+                    shared.keep_newer(generation, connection);
+                }
+                resumption
+            })
         }
-        Resumption::Answered(answer) => Some(answer),
-    });
-    match answer {
-        None => Ok(()),
+        None => hub.registry.resume(session, token),
+    };
+    tracing::info!(?resumption, "a source came back");
+    match resumption.answer() {
         Some(answer) => writer.send(&answer),
+        None => Ok(()),
     }
 }
 

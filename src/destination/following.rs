@@ -33,6 +33,7 @@ pub(super) fn post_copy_for(offer: &Offer, memory: &GuestMemory) -> (Features, u
 /// A guest whose memory follows.
 pub(super) struct Following {
     incomplete: Arc<Incomplete>,
+    /// Counts the times that the source came back.
     generation: u32,
     began: Instant,
     /// Since when there has been no connection.
@@ -52,11 +53,6 @@ impl Following {
         Ok(Self { incomplete, generation: 0, began: Instant::now(), broke: None, interrupted: Duration::ZERO, finished: None, took: Duration::ZERO })
     }
 
-    /// Counts the times that the source came back.
-    pub(super) fn generation(&self) -> u32 {
-        self.generation
-    }
-
     /// There is no connection any more.
     pub(super) fn interrupt(&mut self, shared: &Shared) {
         self.broke.get_or_insert_with(Instant::now);
@@ -65,10 +61,10 @@ impl Following {
     }
 
     /// The source has come back: what has arrived, once nobody is at work on it any more.
-    pub(super) fn resume(&mut self, shared: &Shared) -> PageBitmap {
+    pub(super) fn resume(&mut self, shared: &Shared, generation: u32) -> PageBitmap {
         self.interrupt(shared);
         shared.await_lanes();
-        self.generation += 1;
+        self.generation = generation;
         self.interrupted += self.broke.take().map_or(Duration::ZERO, |since| since.elapsed());
         self.incomplete.arrived()
     }

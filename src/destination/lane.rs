@@ -32,7 +32,6 @@ impl LaneReader {
     }
 
     /// For post-copy on the same connection, whose first frames may have been read ahead already.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the sessions do not switch yet"))]
     pub(super) fn into_post_copy(self) -> Self {
         Self { frames: self.frames.into_post_copy(), ..self }
     }

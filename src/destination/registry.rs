@@ -17,7 +17,7 @@ use crate::control::Connection;
 use crate::error::Error;
 use crate::memory::GuestMemory;
 use crate::page::{Codecs, PageKey};
-use crate::protocol::{Destination, Timeouts, Tombstones};
+use crate::protocol::{Destination, Resumption, Timeouts, Tombstones};
 use crate::transport::StreamControl;
 use crate::wire::{AnswerStatus, SessionId, Token};
 
@@ -34,9 +34,11 @@ pub(super) struct Shared {
     pub(super) arrival: OnceLock<Arriving>,
     /// In post-copy, the memory as the lanes fill it. Empty where it will not come to that.
     pub(super) incomplete: OnceLock<Option<Arc<Incomplete>>>,
-    /// Control connections of a source that came back, the newest last.
+    /// The control connection of a source that came back, and which generation it begins, until the session is ready.
+    waiting: Mutex<Option<(u32, Connection)>>,
+    /// For the pump to use in place of the one it has.
     pub(super) newer: Receiver<Connection>,
-    hand_over: Sender<Connection>,
+    replace: Sender<Connection>,
     lanes: Lanes,
     /// What the lanes brought in post-copy.
     pub(super) followed: Mutex<Followed>,
@@ -91,8 +93,8 @@ impl Lanes {
 impl Shared {
     pub(super) fn new(timeouts: &Timeouts, reports: Sender<BulkReport>) -> Self {
         let (wake, woken) = bounded(1);
-        // At most one for each time that the source comes back, and the pump takes them at once.
-        let (hand_over, newer) = unbounded();
+        // One for each time that the source comes back, and the pump takes them at once.
+        let (replace, newer) = unbounded();
         Self {
             machine: Mutex::new(Destination::new(Instant::now(), *timeouts)),
             wake,
@@ -101,8 +103,9 @@ impl Shared {
             reports,
             arrival: OnceLock::new(),
             incomplete: OnceLock::new(),
+            waiting: Mutex::default(),
             newer,
-            hand_over,
+            replace,
             lanes: Lanes::default(),
             followed: Mutex::default(),
             cause: Mutex::default(),
@@ -133,10 +136,19 @@ impl Shared {
         Running(&self.lanes)
     }
 
-    /// Gives the pump another control connection. Under the machine's lock: what the machine says from then on goes there.
-    pub(super) fn hand_over(&self, connection: Connection) {
-        // The pump holds the other end as long as the session lives.
-        let _ = self.hand_over.send(connection);
+    /// A source came back on this connection. Of two the newer counts.
+    pub(super) fn keep_newer(&self, generation: u32, connection: Connection) {
+        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = Some((generation, connection));
+    }
+
+    /// Gives the pump the connection on which the source came back. Under the machine's lock: what the machine says from
+    /// then on goes there.
+    pub(super) fn replace_connection(&self, generation: u32) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, connection)) = waiting.take_if(|(newest, _)| *newest == generation) {
+            // The pump listens as long as the session lives.
+            let _ = self.replace.send(connection);
+        }
     }
 
     pub(super) fn set_cause(&self, error: Error) {
@@ -215,6 +227,11 @@ impl Registry {
             Some(shared) => shared.feed(|machine| machine.query(Instant::now(), token)),
             None => inner.tombstones.answer(session, token),
         }
+    }
+
+    /// What becomes of a source that comes back to a session that is over.
+    pub(super) fn resume(&self, session: SessionId, token: Token) -> Resumption {
+        self.lock().tombstones.resume(session, token)
     }
 
     /// The source knows the answer now.

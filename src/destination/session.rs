@@ -43,7 +43,7 @@ pub(super) fn run(hub: &Hub, reader: MessageReader, hello: Message) -> Result<()
         // A few events in the life of a session, and two more each time the source comes back.
         let (tell, events) = unbounded();
         let pump = spawn_pump(Pump { shared: Arc::clone(&shared), connection: Some(connection), events: tell })?;
-        let served = Session { hub, shared: &shared, events, reported, started, ledger: Ledger::default(), following: None }.serve(&offer);
+        let served = Session { hub, shared: &shared, events, reported, started, ledger: Ledger::default(), following: None, is_running: false }.serve(&offer);
         // The pump ends with the machine, and the machine has ended or is told to.
         shared.feed(|machine| machine.fail(Instant::now(), "the session was given up".into()));
         let _ = pump.join();
@@ -62,6 +62,7 @@ struct Session<'s> {
     ledger: Ledger,
     /// In post-copy.
     following: Option<Following>,
+    is_running: bool,
 }
 
 /// What the source has sent before Commit.
@@ -147,7 +148,7 @@ impl Session<'_> {
                         return self.end(end, fault);
                     }
                     Ok(DestinationEvent::Interrupted { error }) => self.interrupted(&error),
-                    Ok(DestinationEvent::Resume) => self.resumed(),
+                    Ok(DestinationEvent::Resume { generation }) => self.resumed(generation),
                     Ok(DestinationEvent::Offered(_)) | Err(_) => return Err(fault.unwrap_or(Error::Cancelled)),
                 },
                 recv(self.reported) -> report => match report.expect("the session holds a sender itself") {
@@ -229,6 +230,7 @@ impl Session<'_> {
                 times.running_at = Some(running_at);
                 times.parts.resume = Some(running_at - committed);
                 self.shared.feed(|machine| machine.running(Instant::now()));
+                self.is_running = true;
                 self.complete();
             }
             Err(error) => {
@@ -257,7 +259,7 @@ impl Session<'_> {
                     recv(resumed) -> result => return result.unwrap_or_else(|_| Err(GuestError::new("resume", "it panicked"))),
                     recv(events) -> event => match event {
                         Ok(DestinationEvent::Interrupted { error }) => self.interrupted(&error),
-                        Ok(DestinationEvent::Resume) => self.resumed(),
+                        Ok(DestinationEvent::Resume { generation }) => self.resumed(generation),
                         // A session that is starting the guest ends only when that has failed.
                         Ok(other) => tracing::warn!(?other, "out of place while the guest is resumed"),
                         Err(_) => return resumed.recv().unwrap_or_else(|_| Err(GuestError::new("resume", "it panicked"))),
@@ -272,10 +274,8 @@ impl Session<'_> {
 
     /// A lane broke.
     fn broken(&mut self, generation: u32, error: &Error) {
-        if self.following.as_ref().is_some_and(|following| following.generation() == generation) {
-            tracing::warn!(error = error.in_full(), "a lane is of no more use");
-            self.shared.feed(|machine| machine.interrupt(Instant::now()));
-        }
+        tracing::debug!(generation, error = error.in_full(), "a lane has ended");
+        self.shared.feed(|machine| machine.interrupt(Instant::now(), generation));
     }
 
     /// The connections are of no more use: everything stays as it is until the source comes back.
@@ -287,18 +287,22 @@ impl Session<'_> {
     }
 
     /// The source is back: says what has arrived.
-    fn resumed(&mut self) {
+    fn resumed(&mut self, generation: u32) {
         if let Some(following) = &mut self.following {
-            let arrived = following.resume(self.shared);
-            self.shared.feed(|machine| machine.resumed(Instant::now(), &arrived));
+            let arrived = following.resume(self.shared, generation);
+            self.shared.feed(|machine| {
+                self.shared.replace_connection(generation);
+                machine.resumed(Instant::now(), generation, &arrived);
+            });
         }
     }
 
     /// If all pages are there: nothing depends on the source any more.
     fn complete(&mut self) {
         if let Some(following) = &mut self.following
+            && self.is_running
             && following.is_complete()
-            && self.shared.machine().is_fetching()
+            && !following.is_finished()
         {
             following.finish();
             self.shared.feed(|machine| machine.complete(Instant::now()));
@@ -432,6 +436,9 @@ impl Pump {
             }
             let event = self.shared.machine().poll_event();
             let Some(event) = event else { return false };
+            if let DestinationEvent::Interrupted { .. } = event {
+                self.connection = None;
+            }
             let ended = matches!(event, DestinationEvent::Ended(_));
             // A session that gave up does not need to know.
             let _ = self.events.send(event);

@@ -22,7 +22,6 @@ mod order;
 mod outcome;
 mod post_copy;
 mod pump;
-#[cfg_attr(not(test), expect(dead_code, reason = "the driver does not switch to post-copy yet"))]
 mod push;
 mod rounds;
 mod settle;
