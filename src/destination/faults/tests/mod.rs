@@ -185,6 +185,11 @@ impl Setup {
     /// Everything that is left arrives, and the memory is let go.
     fn complete(&self) -> super::FaultStats {
         self.source.push(&mut self.incomplete.installer(Lane::Bulk(0)));
+        // What a lane has in hand is there before it is counted.
+        let since = std::time::Instant::now();
+        while self.incomplete.outstanding() != PageCount(0) && since.elapsed() < std::time::Duration::from_secs(10) {
+            std::thread::yield_now();
+        }
         assert_eq!(self.incomplete.outstanding(), PageCount(0));
         self.incomplete.finish()
     }
