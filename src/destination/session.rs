@@ -127,6 +127,7 @@ impl Session<'_> {
                     Ok(DestinationEvent::Finish { totals, state, .. }) => finish = Some((totals, state)),
                     Ok(DestinationEvent::Run { paused_for }) => self.start(guest, times, paused_for, &mut fault),
                     Ok(DestinationEvent::Ended(end)) => return self.end(end, fault),
+                    Ok(DestinationEvent::Interrupted { .. } | DestinationEvent::Resume { .. }) => unreachable!("post-copy is not granted"),
                     Ok(DestinationEvent::Offered(_)) | Err(_) => return Err(fault.unwrap_or(Error::Cancelled)),
                 },
                 recv(self.reported) -> report => match report.expect("the session holds a sender itself") {

@@ -66,12 +66,15 @@
 #![forbid(unsafe_code)]
 
 mod destination;
+mod error;
+mod pieces;
 mod pulse;
 mod sessions;
 mod source;
 
 pub use destination::{AttachError, Destination, DestinationEnd, DestinationEvent};
-pub use sessions::{Tombstone, Tombstones};
+pub use error::ProtocolError;
+pub use sessions::{Resumption, Tombstone, Tombstones};
 pub use source::{Source, SourceEnd, SourceEvent};
 
 pub use crate::stats::GuestOwner;
@@ -92,8 +95,11 @@ pub struct Timeouts {
     pub handshake: Duration,
     /// How long a source in doubt keeps asking. A question on its way then may still be answered.
     pub resolve: Duration,
+    /// In post-copy, how long a source that has lost the destination looks for it.
+    pub recover: Duration,
     /// How long a destination can be asked about a session that is over. Should be more than `silence`, `resolve` and
-    /// `handshake` of the source together, or the source may come too late.
+    /// `handshake` of the source together, or the source may come too late; in post-copy it is at least `silence`,
+    /// `recover` and `handshake`.
     pub tombstone: Duration,
 }
 
@@ -104,75 +110,10 @@ impl Default for Timeouts {
             silence: Duration::from_secs(10),
             handshake: Duration::from_secs(10),
             resolve: Duration::from_secs(10),
+            recover: Duration::from_secs(60),
             tombstone: Duration::from_secs(60),
         }
     }
-}
-
-/// Why a session ended before its time.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ProtocolError {
-    /// The peer's fault: a message that has no place here.
-    #[error("the peer sent {message} to an end that was {state}")]
-    Unexpected {
-        /// The message's name.
-        message: &'static str,
-        /// What this end was doing.
-        state: &'static str,
-    },
-    /// The peer's fault: a message in its place that says what cannot be.
-    #[error("the peer's {message} makes no sense: {why}")]
-    Senseless {
-        /// The message's name.
-        message: &'static str,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// No byte came for [`Timeouts::silence`].
-    #[error("nothing was heard from the peer for {waited:?} while {state}")]
-    Silent {
-        /// How long.
-        waited: Duration,
-        /// What this end was doing.
-        state: &'static str,
-    },
-    /// The peer is alive but took longer than [`Timeouts::handshake`].
-    #[error("the handshake took longer than {limit:?} while {state}")]
-    Handshake {
-        /// What was allowed.
-        limit: Duration,
-        /// What this end was doing.
-        state: &'static str,
-    },
-    /// The control connection was lost.
-    #[error("the control connection was lost while {state}")]
-    Closed {
-        /// What this end was doing.
-        state: &'static str,
-    },
-    /// The peer called the migration off.
-    #[error("the peer gave up: {reason}")]
-    PeerGaveUp {
-        /// In the peer's words.
-        reason: String,
-    },
-    /// This end called the migration off.
-    #[error("called off: {reason}")]
-    CalledOff {
-        /// In the caller's words.
-        reason: String,
-    },
-    /// At the destination: the source came back on another connection to ask, before its Commit had arrived.
-    #[error("the source asked what became of the guest, so it will not start here")]
-    Asked,
-    /// At the source: the handover was cut short, and the destination then said that it never started the guest.
-    #[error("the destination never started the guest")]
-    NeverStarted {
-        /// What cut it short.
-        #[source]
-        cause: Box<ProtocolError>,
-    },
 }
 
 /// The name of `message` in errors.

@@ -255,6 +255,7 @@ pub(super) fn session_error(ended: Option<Ended>) -> Error {
         SourceEnd::Failed { error: error @ (ProtocolError::Closed { .. } | ProtocolError::CalledOff { .. }) } => cause.unwrap_or(error.into()),
         SourceEnd::Failed { error } => error.into(),
         SourceEnd::InDoubt { error } => Error::InDoubt(error),
+        SourceEnd::Stranded { .. } => unreachable!("post-copy is not offered"),
         SourceEnd::Completed => unreachable!("only a commit completes a session, and it is waited for elsewhere"),
     }
 }

@@ -1,0 +1,90 @@
+//! What the driver of a source does.
+
+use std::time::{Duration, Instant};
+
+use super::recovery::PostCopy;
+use super::{Source, State};
+use crate::bitmap::PageBitmap;
+use crate::protocol::ProtocolError;
+use crate::protocol::pieces::{extent, pieces};
+use crate::wire::{ChannelTotals, Extent, Features, Message};
+
+/// Each call belongs to one state, and in another one is a bug of the driver; but a session may end under the driver's
+/// hands, and once it has ended the calls do nothing.
+impl Source {
+    /// All lanes are attached: the rounds begin.
+    ///
+    /// # Panics
+    /// Unless [`SourceEvent::Accepted`] came just before.
+    pub fn attached(&mut self, _now: Instant) {
+        match self.state {
+            State::Ended { .. } => {}
+            State::Attaching { channels, .. } => self.state = State::Copying { channels },
+            _ => panic!("channels attached while {}", self.state.name()),
+        }
+    }
+
+    /// The guest is paused and its last frame is sent: what each channel carried, and the state beside memory.
+    ///
+    /// # Panics
+    /// Unless the channels are attached, and when `totals` has not one entry for each.
+    pub fn finish(&mut self, _now: Instant, totals: Vec<ChannelTotals>, state: Vec<u8>) {
+        self.push_finish(totals, state, None);
+    }
+
+    /// The guest is paused and is to go on at the destination without the pages of `missing`, which it lacks or has
+    /// stale, and which are served from Commit on. As [`Source::finish`] in everything else.
+    ///
+    /// # Panics
+    /// As [`Source::finish`], when post-copy was not granted, and when `missing` is not a set of pages of this guest.
+    pub fn switch(&mut self, _now: Instant, totals: Vec<ChannelTotals>, state: Vec<u8>, missing: &PageBitmap) {
+        if matches!(self.state, State::Ended { .. }) {
+            return;
+        }
+        let layout = &self.offer.layout;
+        assert!(self.granted.contains(Features::POST_COPY), "post-copy was not granted");
+        assert_eq!(missing.chunks(), layout.chunks(), "a bitmap of another memory");
+        assert!(missing.occupied().all(|(chunk, word)| word & !layout.valid_mask(chunk) == 0), "pages that do not exist are missing");
+        self.outbox.extend(pieces(missing).map(|(first, words)| Message::Missing { first, words }));
+        self.push_finish(totals, state, Some(extent(missing)));
+        self.post_copy = Some(PostCopy::new(missing.clone()));
+    }
+
+    fn push_finish(&mut self, totals: Vec<ChannelTotals>, state: Vec<u8>, missing: Option<Extent>) {
+        match self.state {
+            State::Ended { .. } => {}
+            State::Copying { channels } => {
+                assert_eq!(totals.len(), usize::from(channels), "one entry of totals for each channel");
+                self.outbox.push_back(Message::Finish { totals, state, missing });
+                self.state = State::Finishing;
+            }
+            _ => panic!("finished while {}", self.state.name()),
+        }
+    }
+
+    /// Gives the guest away. It is in doubt from when [`Source::poll_message`] hands Commit out.
+    ///
+    /// # Panics
+    /// Unless [`SourceEvent::Ready`] came just before.
+    pub fn commit(&mut self, _now: Instant, paused_for: Duration) {
+        match self.state {
+            State::Ended { .. } => {}
+            State::Ready => {
+                self.outbox.push_back(Message::Commit { paused_for });
+                self.state = State::Committing;
+            }
+            _ => panic!("committed while {}", self.state.name()),
+        }
+    }
+
+    /// Calls the migration off. Whether that was still possible: not once Commit is out, nor after the end.
+    pub fn abort(&mut self, _now: Instant, reason: String) -> bool {
+        match self.state {
+            State::Ended { .. } | State::Committed | State::Doubt { .. } | State::Serving | State::Recovering(_) => false,
+            _ => {
+                self.call_off(ProtocolError::CalledOff { reason });
+                true
+            }
+        }
+    }
+}
