@@ -25,6 +25,7 @@ pub(crate) const TIMEOUTS: Timeouts = Timeouts {
     silence: Duration::from_secs(2),
     handshake: Duration::from_secs(2),
     resolve: Duration::from_secs(3),
+    recover: Duration::from_secs(3),
     tombstone: Duration::from_secs(30),
 };
 
