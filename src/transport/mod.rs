@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod endpoint;
+mod pace;
 mod pacing;
 mod queue;
 mod stream;

@@ -15,6 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
 
 use super::{Endpoint, TransportError};
+use crate::sys::socket_queue::{self, TcpState};
 use crate::units::ByteCount;
 
 /// A connection, blocking.
@@ -115,7 +116,7 @@ impl Stream {
     /// # Errors
     /// When the socket refuses the option.
     pub fn prepare_urgent(&self) -> io::Result<()> {
-        crate::sys::socket_queue::set_priority(self.socket.as_fd(), INTERACTIVE)
+        socket_queue::set_priority(self.socket.as_fd(), INTERACTIVE)
     }
 
     /// Whether a read would not wait: there is something to read, or the stream has ended.
@@ -165,7 +166,23 @@ impl Stream {
     /// How its sending side stands: two system calls, about a microsecond.
     #[must_use]
     pub fn send_queue(&self) -> SendQueue {
-        SendQueue { under_way: under_way(&self.socket), peer_window: crate::sys::socket_queue::peer_window(self.socket.as_fd()).map(ByteCount) }
+        SendQueue { under_way: under_way(&self.socket), peer_window: self.tcp_state().map(|state| ByteCount(state.peer_window)) }
+    }
+
+    /// As the kernel sees it; nothing for a Unix socket.
+    pub(super) fn tcp_state(&self) -> Option<TcpState> {
+        socket_queue::tcp_state(self.socket.as_fd())
+    }
+
+    /// Limits how fast it sends, and how much of what was written waits in the socket for its turn.
+    pub(super) fn set_pace(&self, rate: Option<u64>, unsent: u32) -> io::Result<()> {
+        self.socket.set_tcp_notsent_lowat(unsent)?;
+        socket_queue::set_pace(self.socket.as_fd(), rate)
+    }
+
+    /// Writes some of `bytes`, as packets of their own.
+    pub(super) fn write_apart(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.socket.send_with_flags(bytes, libc::MSG_EOR | libc::MSG_NOSIGNAL)
     }
 
     /// The other end, for messages to a person.
@@ -285,7 +302,7 @@ impl Drop for Listener {
 }
 
 fn under_way(socket: &Socket) -> ByteCount {
-    ByteCount(crate::sys::socket_queue::unacknowledged(socket.as_fd()).unwrap_or(0))
+    ByteCount(socket_queue::unacknowledged(socket.as_fd()).unwrap_or(0))
 }
 
 fn targets(endpoint: &Endpoint) -> io::Result<Vec<(Domain, SockAddr)>> {
