@@ -298,6 +298,7 @@ impl Driver<'_> {
             Err(Error::Cancelled | Error::Limit(_)) => (Outcome::Aborted, GuestOwner::Source),
             Err(Error::Refused { .. }) => (Outcome::Refused, GuestOwner::Source),
             Err(Error::InDoubt(_)) => (Outcome::InDoubt, GuestOwner::InDoubt),
+            Err(Error::Stranded(_)) => (Outcome::Failed, GuestOwner::Destination),
             Err(_) => (Outcome::Failed, GuestOwner::Source),
         };
         if let Err(error) = result {

@@ -78,6 +78,7 @@ impl Pump {
             events: tell,
             bulk: Arc::clone(&bulk),
             cause: None,
+            has_switched: false,
         };
         let thread = std::thread::Builder::new()
             .name("pf-control".into())
@@ -131,6 +132,8 @@ struct Session {
     events: Sender<SourceEvent>,
     bulk: BulkConnections,
     cause: Option<Error>,
+    /// Post-copy follows.
+    has_switched: bool,
 }
 
 impl Session {
@@ -174,7 +177,10 @@ impl Session {
         match command {
             Command::Attached => self.machine.attached(now),
             Command::Finish { totals, state } => self.machine.finish(now, totals, state),
-            Command::Switch { totals, state, missing } => self.machine.switch(now, totals, state, &missing),
+            Command::Switch { totals, state, missing } => {
+                self.has_switched = true;
+                self.machine.switch(now, totals, state, &missing);
+            }
             Command::Reattached { generation } => self.machine.reattached(now, generation),
             Command::Interrupt { generation } => self.machine.interrupt(now, generation),
             Command::RecoverAgain => {
@@ -200,8 +206,8 @@ impl Session {
                 continue;
             }
             match self.machine.poll_event()? {
-                // Nothing more happens unless the driver wants it.
-                stranded @ SourceEvent::Ended(SourceEnd::Stranded { .. }) => self.tell(stranded),
+                // The guest still needs what is here; nothing more happens unless the driver wants it.
+                stranded @ SourceEvent::Ended(SourceEnd::Stranded { .. } | SourceEnd::InDoubt { .. }) if self.has_switched => self.tell(stranded),
                 SourceEvent::Ended(end) => return Some(end),
                 interrupted @ SourceEvent::Interrupted { .. } => {
                     self.shut_down_bulk();

@@ -186,8 +186,8 @@ impl Setup {
     fn complete(&self) -> super::FaultStats {
         self.source.push(&mut self.incomplete.installer(Lane::Bulk(0)));
         // What a lane has in hand is there before it is counted.
-        let since = std::time::Instant::now();
-        while self.incomplete.outstanding() != PageCount(0) && since.elapsed() < std::time::Duration::from_secs(10) {
+        let since = Instant::now();
+        while self.incomplete.outstanding() != PageCount(0) && since.elapsed() < Duration::from_secs(10) {
             std::thread::yield_now();
         }
         assert_eq!(self.incomplete.outstanding(), PageCount(0));
