@@ -399,7 +399,12 @@ impl Pump {
             let inbound = self.connection.as_ref().map_or(&silent, Connection::inbound);
             select! {
                 recv(inbound) -> inbound => match inbound {
-                    Ok(Ok(Some(message))) => self.shared.machine().handle_message(Instant::now(), message),
+                    Ok(Ok(Some(message))) => {
+                        let mut machine = self.shared.machine();
+                        let (frames, bytes) = self.shared.arrived.now();
+                        machine.arrived(frames, bytes);
+                        machine.handle_message(Instant::now(), message);
+                    }
                     Ok(Ok(None)) => self.shared.machine().heard(Instant::now()),
                     Ok(Err(error)) => self.lost(error),
                     Err(_) => self.lost(Error::Cancelled),

@@ -22,6 +22,8 @@ use crate::wire::{ChannelTotals, Offer};
 pub(super) enum Command {
     /// All bulk channels are attached.
     Attached,
+    /// Ask how much has been applied.
+    AskProgress,
     /// Everything is sent.
     Finish { totals: Vec<ChannelTotals>, state: Vec<u8> },
     /// Pre-copy is over, and these pages are missing.
@@ -176,6 +178,7 @@ impl Session {
         let now = Instant::now();
         match command {
             Command::Attached => self.machine.attached(now),
+            Command::AskProgress => self.machine.ask_progress(now),
             Command::Finish { totals, state } => self.machine.finish(now, totals, state),
             Command::Switch { totals, state, missing } => {
                 self.has_switched = true;
