@@ -26,8 +26,25 @@ fn both_ends_keep_each_other_company_while_the_drivers_are_busy() {
             pair.destination.handle_timeout(pair.now);
             pair.deliver();
         }
-        assert_eq!(pair.source_events, vec![SourceEvent::Progress { frames: 5, bytes: ByteCount(500) }; 60], "{point:?}");
+        // While frames come in each Ping is answered besides.
+        let progress = if point == Point::Copying { 120 } else { 60 };
+        assert_eq!(pair.source_events, vec![SourceEvent::Progress { frames: 5, bytes: ByteCount(500) }; progress], "{point:?}");
     }
+}
+
+#[test]
+fn a_source_that_asks_learns_at_once_how_much_was_applied() {
+    let mut pair = Pair::at(Point::Copying);
+    pair.destination.arrived(7, ByteCount(700));
+    pair.source_events.clear();
+    pair.source.ask_progress(pair.now);
+    pair.deliver();
+    assert_eq!(pair.source_events, [SourceEvent::Progress { frames: 7, bytes: ByteCount(700) }]);
+    let mut pair = Pair::at(Point::Ready);
+    pair.source_events.clear();
+    pair.source.ask_progress(pair.now);
+    pair.deliver();
+    assert_eq!(pair.source_events, [], "only while rounds are sent");
 }
 
 #[test]

@@ -20,7 +20,7 @@ impl Destination {
             _ if matches!(self.link, Link::Replacing) => {}
             (State::Waiting { .. }, Message::Hello(offer)) => self.handle_hello(offer),
             (State::Waiting { .. }, message) => self.unexpected(&message),
-            (State::Receiving | State::Fetching, Message::Ping) => self.outbox.push_back(self.progress()),
+            (State::Receiving, Message::Ping) => self.outbox.push_back(self.progress()),
             (_, Message::Ping) => {}
             (State::Receiving, Message::Missing { first, words }) => self.handle_missing(first, &words),
             (State::Receiving, Message::Finish { totals, state, missing }) => self.handle_finish(totals, state, missing),
