@@ -61,9 +61,12 @@ fn made_up(page: PageIndex, bytes: &mut [u8; PAGE_SIZE]) {
     bytes.as_chunks_mut::<8>().0.iter_mut().zip(0..).for_each(|(word, index)| *word = content(page, index).to_le_bytes());
 }
 
+/// Gives the contents of a page.
+type Contents = Box<dyn Fn(PageIndex, &mut [u8; PAGE_SIZE]) + Send + Sync>;
+
 /// The side that has the pages: each goes out once.
 struct Source {
-    page: Box<dyn Fn(PageIndex, &mut [u8; PAGE_SIZE]) + Send + Sync>,
+    page: Contents,
     layout: MemoryLayout,
     /// Chunks of which pages go out together.
     together: u32,
@@ -208,7 +211,8 @@ impl Setup {
     /// Everything that is left arrives, and the memory is let go.
     fn complete(&self) -> super::FaultStats {
         self.source.push(&mut self.incomplete.installer(Lane::Bulk(0)));
-        assert_eq!(self.incomplete.outstanding(), PageCount(0));
+        // What was asked for is on its way.
+        until("all has come", || self.incomplete.outstanding() == PageCount(0));
         self.incomplete.finish()
     }
 
