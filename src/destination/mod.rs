@@ -37,6 +37,8 @@ mod registry;
 mod session;
 
 pub use admission::{Arrival, Ending, GuestFactory, Placed, Refusal};
+#[cfg(feature = "userfaultfd")]
+pub use faults::{LocalFaults, local_faults};
 pub use hub::ReceiverOptions;
 pub use missing_error::MissingError;
 pub use receiver::Receiver;

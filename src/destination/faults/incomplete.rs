@@ -262,6 +262,7 @@ impl Incomplete {
         } else if asked != 0 {
             self.waiting().end(chunk, asked, Instant::now());
         }
+        self.sets.count(mask.count_ones());
     }
 
     /// Answers a fault on a page that does not have to come from the source.
