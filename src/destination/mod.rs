@@ -21,7 +21,6 @@ mod budget;
 mod bulk;
 mod connection;
 #[cfg(feature = "userfaultfd")]
-#[cfg_attr(not(test), expect(dead_code, unused_imports, reason = "sessions end before post-copy begins"))]
 pub(crate) mod faults;
 #[cfg(not(feature = "userfaultfd"))]
 #[path = "no_faults.rs"]
