@@ -13,6 +13,7 @@ use super::args::ReceiveSettings;
 use super::exit::Exit;
 use super::output::{ReportSink, create};
 use crate::destination::{Arrival, Ending, GuestFactory, Receiver, ReceiverOptions, Refusal};
+use crate::error::Error;
 use crate::guest::{Guest, GuestError};
 use crate::guests::{self, GuestSpec, TestGuest};
 use crate::memory::{Backing, GuestMemory};
@@ -28,7 +29,12 @@ pub fn run(settings: ReceiveSettings) -> anyhow::Result<Exit> {
     if let Some(path) = &settings.dump {
         create("--dump", path)?;
     }
-    let options = ReceiverOptions { max_memory: settings.max_memory, max_sessions: settings.max_sessions, ..ReceiverOptions::default() };
+    let options = ReceiverOptions {
+        max_memory: settings.max_memory,
+        max_sessions: settings.max_sessions,
+        security: settings.security,
+        ..ReceiverOptions::default()
+    };
     let factory = Factory { sink, allow: settings.allow, backing: settings.backing, hold: settings.hold, dump: settings.dump };
     let receiver = Receiver::bind(&settings.endpoint, options, Arc::new(factory))?;
     eprintln!("listening on {}", receiver.endpoint());
@@ -72,6 +78,10 @@ impl GuestFactory for Factory {
         report.outcome = Outcome::Refused;
         report.reason = format!("{}: {refusal}", refusal.reason);
         self.sink.write(&report);
+    }
+
+    fn turned_away(&self, peer: &str, error: &Error) {
+        eprintln!("a connection from {peer} came to nothing: {}", error.in_full());
     }
 }
 

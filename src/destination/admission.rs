@@ -19,6 +19,10 @@ pub trait GuestFactory: Send + Sync {
 
     /// An offer was refused, by [`GuestFactory::admit`] or before it came to that: for the records.
     fn refused(&self, _offer: &Offer, _refusal: &Refusal) {}
+
+    /// A connection came to nothing before it belonged to a session, as when one end does not trust the other: for the
+    /// records. Anyone can cause that, so it is not told of each when there are many.
+    fn turned_away(&self, _peer: &str, _error: &Error) {}
 }
 
 /// A guest that is coming in.

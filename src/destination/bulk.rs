@@ -3,6 +3,8 @@
 //! A frame is read with two system calls in steady state at most, often one: `readv` puts its raw pages where they
 //! belong and whatever follows (its meta bytes, the next frame's header) into a lookahead buffer. What the buffer
 //! already holds of a frame's pages is copied from there.
+//!
+//! What comes encrypted is read ahead where it is decrypted, and copied from there.
 
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::AsFd;
@@ -139,6 +141,9 @@ impl Lookahead {
     }
 
     fn read_exact(&mut self, out: &mut [u8]) -> io::Result<()> {
+        if self.stream.is_encrypted() {
+            return self.stream.read_exact(out);
+        }
         let mut filled = 0;
         while filled < out.len() {
             if self.start == self.end {
@@ -152,6 +157,9 @@ impl Lookahead {
 
     /// Reads the raw pages of a chunk to where they belong.
     fn read_pages(&mut self, placement: &mut Placement<'_>, chunk: ChunkIndex, mask: u64) -> io::Result<()> {
+        if self.stream.is_encrypted() {
+            return self.copy_pages(placement, chunk, mask);
+        }
         let total = mask.count_ones() as usize * PAGE_SIZE;
         let buffered = (self.end - self.start).min(total);
         placement.write_front(chunk, mask, &self.buffer[self.start..self.start + buffered]);
@@ -166,6 +174,32 @@ impl Lookahead {
                 Ok(progress.pages_bytes)
             });
             progress?;
+        }
+        Ok(())
+    }
+
+    /// The same from what was decrypted, of which there may be only a part of a page.
+    fn copy_pages(&mut self, placement: &mut Placement<'_>, chunk: ChunkIndex, mask: u64) -> io::Result<()> {
+        let mut left = mask;
+        while left != 0 {
+            let copied = self.stream.read_with(|bytes| {
+                let (pages, _) = bytes.as_chunks::<PAGE_SIZE>();
+                let pages = &pages[..pages.len().min(left.count_ones() as usize)];
+                placement.write_front(chunk, left, pages.as_flattened());
+                pages.iter().for_each(|_| left &= left - 1);
+                pages.len() * PAGE_SIZE
+            });
+            match copied {
+                // Less than a page is there, or nothing comes any more.
+                Ok(0) => {
+                    let mut page = [0; PAGE_SIZE];
+                    self.stream.read_exact(&mut page)?;
+                    placement.write_page(chunk, left.trailing_zeros(), &page);
+                    left &= left - 1;
+                }
+                Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
+                _ => {}
+            }
         }
         Ok(())
     }

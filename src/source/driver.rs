@@ -21,7 +21,7 @@ use crate::memory::GuestMemory;
 use crate::page::{Chooser, Codecs, Compression, DeltaCache, Encoder, EncoderSettings, PageKey};
 use crate::protocol::{ProtocolError, SourceEnd, SourceEvent, Timeouts};
 use crate::stats::{GuestOwner, Outcome, Report};
-use crate::transport::{Endpoint, Stream, StreamControl};
+use crate::transport::{Route, Stream, StreamControl};
 use crate::units::ByteCount;
 use crate::wire::{FrameWriter, Message, Offer, SessionId, Token};
 
@@ -54,7 +54,7 @@ pub(super) struct Session<'s> {
 
 /// Runs a migration.
 pub(super) fn run(migration: Migration<'_>, outgoing: Outgoing<'_>) -> Result<Completed, Box<Failure>> {
-    let Migration { endpoint, channels, compression, delta_cache, timeouts, steering, observer, at_pause } = migration;
+    let Migration { route, channels, compression, delta_cache, timeouts, steering, observer, at_pause } = migration;
     let Outgoing { guest, memory, tracker, kind, description } = outgoing;
     let mut report = Report::new();
     report.tracker = Some(tracker.kind().name().to_owned());
@@ -71,14 +71,14 @@ pub(super) fn run(migration: Migration<'_>, outgoing: Outgoing<'_>) -> Result<Co
         round_trip: Duration::MAX,
         identity: None,
     };
-    let result = driver.migrate(&endpoint, channels, GuestWords { kind, description }, Encoding { compression, delta_cache });
+    let result = driver.migrate(&route, channels, GuestWords { kind, description }, Encoding { compression, delta_cache });
     let identity = driver.identity;
     let report = driver.conclude(&result);
     match result {
         Ok(()) => Ok(Completed { report }),
         Err(error) => {
             let owner = report.guest_owner;
-            let in_doubt = identity.filter(|_| owner == GuestOwner::InDoubt).map(|(session, token)| InDoubt { endpoint, session, token });
+            let in_doubt = identity.filter(|_| owner == GuestOwner::InDoubt).map(|(session, token)| InDoubt { route, session, token });
             Err(Box::new(Failure { error, owner, report, in_doubt }))
         }
     }
@@ -98,7 +98,7 @@ struct Encoding {
 }
 
 impl Driver<'_> {
-    fn migrate(&mut self, endpoint: &Endpoint, wanted: u16, words: GuestWords, encoding: Encoding) -> Result<(), Error> {
+    fn migrate(&mut self, route: &Route, wanted: u16, words: GuestWords, encoding: Encoding) -> Result<(), Error> {
         self.phase(Phase::Connecting);
         let (session, token) = (SessionId(random()?), Token(random()?));
         self.identity = Some((session, token));
@@ -112,10 +112,10 @@ impl Driver<'_> {
             guest_kind: words.kind,
             description: words.description,
         };
-        let pump = Pump::start(endpoint, offer, &self.timeouts)?;
+        let pump = Pump::start(route, offer, &self.timeouts)?;
         let (channels, codecs) = self.accepted(&pump).map_err(|error| part(&pump, error))?;
         self.report.channels = channels;
-        let attach = |channel| self.attach(endpoint, &pump, session, token, channel);
+        let attach = |channel| self.attach(route, &pump, session, token, channel);
         let streams = (0..channels).map(attach).collect::<Result<Vec<_>, _>>().map_err(|error| part(&pump, error))?;
         pump.command(Command::Attached);
         let cache = encoding.delta_cache.for_guest(self.memory.layout().bytes());
@@ -162,8 +162,8 @@ impl Driver<'_> {
     }
 
     /// Opens one bulk connection.
-    fn attach(&mut self, endpoint: &Endpoint, pump: &Pump, session: SessionId, token: Token, channel: u16) -> Result<Stream, Error> {
-        let stream = Stream::connect(endpoint, self.timeouts.handshake)?;
+    fn attach(&mut self, route: &Route, pump: &Pump, session: SessionId, token: Token, channel: u16) -> Result<Stream, Error> {
+        let stream = route.connect(self.timeouts.handshake)?;
         let broken = |source| Error::System { action: "prepare a bulk connection", source };
         stream.prepare_bulk().map_err(broken)?;
         pump.adopt(stream.control());

@@ -6,7 +6,7 @@ use crate::control::{MessageReader, MessageWriter};
 use crate::error::Error;
 use crate::protocol::ProtocolError;
 use crate::stats::{GuestOwner, Report};
-use crate::transport::{Endpoint, Stream};
+use crate::transport::Route;
 use crate::wire::{AnswerStatus, Message, SessionId, Token};
 
 /// The guest runs at the destination.
@@ -36,7 +36,7 @@ pub struct Failure {
 /// [`InDoubt::ask`] answers [`AnswerStatus::NeverStarted`], or before the destination is known to be dead (fenced).
 #[derive(Debug)]
 pub struct InDoubt {
-    pub(super) endpoint: Endpoint,
+    pub(super) route: Route,
     pub(super) session: SessionId,
     pub(super) token: Token,
 }
@@ -48,7 +48,7 @@ impl InDoubt {
     /// # Errors
     /// When the destination cannot be reached or answers something else; the doubt remains.
     pub fn ask(&self, timeout: Duration) -> Result<AnswerStatus, Error> {
-        let stream = Stream::connect(&self.endpoint, timeout)?;
+        let stream = self.route.connect(timeout)?;
         MessageWriter::new(stream.share()).send(&Message::Query { session: self.session, token: self.token })?;
         let answer = MessageReader::new(stream).next_within(timeout)?;
         match answer {
