@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::{Endpoint, Stream, TransportError};
 #[cfg(feature = "tls")]
 use super::{ClientTls, ServerTls};
+use super::{Endpoint, Stream, TransportError};
 
 /// How a sender's connections are protected.
 #[derive(Clone, Debug, Default)]

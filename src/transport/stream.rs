@@ -107,6 +107,12 @@ impl Stream {
         Self { socket, tls: Some(Arc::new(session)) }
     }
 
+    /// The session of a secure stream that is not shared.
+    #[cfg(all(test, feature = "tls"))]
+    pub(super) fn session(&mut self) -> &mut Session {
+        self.tls.as_mut().and_then(Arc::get_mut).expect("a session of its own")
+    }
+
     /// Whether bytes are read with [`Stream::read_with`], and not from the descriptor: it is encrypted what comes there.
     #[must_use]
     pub fn is_encrypted(&self) -> bool {

@@ -57,7 +57,15 @@ impl Connection for UnbufferedServerConnection {
 /// Shakes hands within `timeout` and gives the stream back, secure.
 pub(super) fn run(connection: impl Connection, stream: Stream, explain: Arc<dyn Explain>, timeout: Duration) -> Result<Stream, TlsError> {
     let socket = stream.into_socket();
-    let mut shake = Shake { connection, socket: &socket, explain: &*explain, until: Instant::now() + timeout, timeout, incoming: Vec::new(), outgoing: Vec::new() };
+    let mut shake = Shake {
+        connection,
+        socket: &socket,
+        explain: &*explain,
+        until: Instant::now() + timeout,
+        timeout,
+        incoming: Vec::new(),
+        outgoing: Vec::new(),
+    };
     if let Err(error) = shake.until_done() {
         if !matches!(error, TlsError::Io(_) | TlsError::Left { .. } | TlsError::Closed { .. }) {
             shake.give_up();

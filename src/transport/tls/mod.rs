@@ -21,6 +21,8 @@ mod outgoing;
 mod parties;
 mod record;
 mod session;
+#[cfg(test)]
+mod tests;
 
 pub use credentials::CredentialsError;
 pub use error::{Role, TlsError};

@@ -40,8 +40,13 @@ impl RecordKey {
             ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => (&CHACHA20_POLY1305, key, iv),
             _ => return None,
         };
-        let key = UnboundKey::new(algorithm, key.as_ref()).ok()?;
-        Some(Self { key: LessSafeKey::new(key), vector: vector.as_ref().try_into().ok()?, count })
+        Self::with(algorithm, key.as_ref(), vector.as_ref(), count)
+    }
+
+    /// From their parts; `None` if those do not fit the algorithm.
+    pub(super) fn with(algorithm: &'static Algorithm, key: &[u8], vector: &[u8], count: u64) -> Option<Self> {
+        let key = LessSafeKey::new(UnboundKey::new(algorithm, key).ok()?);
+        Some(Self { key, vector: vector.try_into().ok()?, count })
     }
 
     /// How many records it has sealed or opened.

@@ -51,6 +51,16 @@ impl Session {
         self.records_per_key = records_per_key;
     }
 
+    /// Sends so many records without data.
+    #[cfg(test)]
+    pub(super) fn say_nothing(&self, records: u32) {
+        let mut outgoing = lock(&self.outgoing);
+        for _ in 0..records {
+            outgoing.seal_other(super::record::APPLICATION_DATA, &[]);
+        }
+        outgoing.flush(&self.socket).unwrap();
+    }
+
     /// As `read(2)`.
     pub(in crate::transport) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         self.read_with(|data| {
