@@ -9,7 +9,7 @@ use crate::transport::{Endpoint, Stream};
 
 /// Bytes that do not repeat soon.
 fn pattern(bytes: usize) -> Vec<u8> {
-    (0..bytes).map(|index| (index * 7 + index / 251) as u8).collect()
+    (0..bytes).map(|index| u8::try_from((index * 7 + index / 251) % 256).expect("below 256")).collect()
 }
 
 /// Passes `bytes` from one end to the other and fails unless they arrive.
