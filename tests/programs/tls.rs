@@ -13,7 +13,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use tempfile::TempDir;
 
 use crate::certificates::{Authority, Purpose, Says, fill, good, set_mode};
-use crate::processes::{Ended, Listening, MOMENT, RECEIVE, SEND, compare, kvm, run};
+use crate::processes::{Listening, MOMENT, RECEIVE, SEND, compare, kvm, run};
 use crate::{GUEST, GUEST_BYTES, SLOWLY, has_arrived, receiver, runs_on};
 
 /// How soon two ends that do not get on have to know.
@@ -210,7 +210,7 @@ fn files_that_cannot_be_used_are_named_before_anything_begins() -> Result<()> {
 #[cfg(feature = "keys")]
 mod keys {
     use super::*;
-    use crate::processes::PAGEFERRY;
+    use crate::processes::{Ended, PAGEFERRY};
 
     fn make(directory: &Path, flags: &str) -> Result<Ended> {
         run(PAGEFERRY, &format!("keys {} {flags}", directory.display()))
