@@ -10,6 +10,9 @@ use pageferry::page::{Codecs, Decoder, Encoder, EncoderSettings, Method, PageKey
 use pageferry::units::{ByteCount, ChunkIndex, PageCount};
 use pageferry::wire::{FrameReader, FrameWriter};
 
+#[cfg(feature = "tls")]
+mod certificates;
+
 struct Counting;
 
 thread_local! {
@@ -88,6 +91,38 @@ fn frames_of_post_copy_are_made_and_staged_without_allocating() {
         }
         // By then every buffer has its size.
         if pass == 0 {
+            before = ALLOCATIONS.get();
+        }
+    }
+    assert_eq!(ALLOCATIONS.get(), before);
+}
+
+/// Both ends in one thread: what is written at once fits into the socket's buffer.
+#[cfg(feature = "tls")]
+#[test]
+fn bytes_are_sealed_and_opened_without_allocating() {
+    use std::io::{Read, Write};
+    use std::time::Duration;
+
+    use pageferry::transport::{ClientSecurity, ClientTls, Listener, Route, ServerSecurity, ServerTls};
+
+    let (keys, patience) = (certificates::good(), Duration::from_secs(20));
+    let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
+    let security = ClientSecurity::Tls(ClientTls::from_directory(keys.path()).unwrap());
+    let route = Route { endpoint: listener.endpoint().clone(), security };
+    let client = std::thread::spawn(move || route.connect(patience).unwrap());
+    let security = ServerSecurity::Tls(ServerTls::from_directory(keys.path()).unwrap());
+    let mut server = security.accept(listener.accept(patience).unwrap().expect("a connection"), patience).unwrap();
+    let mut client = client.join().unwrap();
+    let (sent, mut arrived) = (vec![5; 256 << 10], vec![0; 256 << 10]);
+    let mut before = 0;
+    for turn in 0..40 {
+        for (sent, arrived) in sent.chunks(48 << 10).zip(arrived.chunks_mut(48 << 10)) {
+            client.write_all(sent).unwrap();
+            server.read_exact(arrived).unwrap();
+        }
+        // By then every buffer has its size.
+        if turn == 20 {
             before = ALLOCATIONS.get();
         }
     }

@@ -7,6 +7,7 @@
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::admission::MissingMemory;
 use super::faults::{FaultStats, Incomplete};
 use super::registry::Shared;
 use crate::bitmap::PageBitmap;
@@ -51,6 +52,11 @@ impl Following {
         // Closed meanwhile: the end follows.
         let _ = shared.incomplete.set(Some(Arc::clone(&incomplete)));
         Ok(Self { incomplete, generation: 0, began: Instant::now(), broke: None, interrupted: Duration::ZERO, finished: None, took: Duration::ZERO })
+    }
+
+    /// The memory, for the embedder.
+    pub(super) fn memory(&self) -> MissingMemory {
+        MissingMemory::new(Arc::clone(&self.incomplete))
     }
 
     /// There is no connection any more.

@@ -35,7 +35,7 @@ mod receiver;
 mod registry;
 mod session;
 
-pub use admission::{Arrival, Ending, GuestFactory, Placed, Refusal};
+pub use admission::{Arrival, Ending, GuestFactory, MissingMemory, Placed, Refusal};
 #[cfg(feature = "userfaultfd")]
 pub use faults::{LocalFaults, local_faults};
 pub use hub::ReceiverOptions;

@@ -207,7 +207,9 @@ impl Session<'_> {
             }
             Some(missing) => {
                 self.ledger.check(&totals)?;
-                self.following = Some(Following::begin(self.shared, guest.arrival.memory(), &missing)?);
+                let following = Following::begin(self.shared, guest.arrival.memory(), &missing)?;
+                guest.arrival.follows(following.memory());
+                self.following = Some(following);
             }
         }
         parts.settle = laps.end(Instant::now());

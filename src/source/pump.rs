@@ -15,7 +15,7 @@ use crate::control::{Connection, MessageReader};
 use crate::error::Error;
 use crate::protocol::{Source, SourceEnd, SourceEvent, Timeouts};
 use crate::stats::GuestOwner;
-use crate::transport::{Endpoint, Stream, StreamControl};
+use crate::transport::{Route, StreamControl};
 use crate::wire::{ChannelTotals, Offer};
 
 /// What the driver asks of the session.
@@ -64,8 +64,8 @@ type BulkConnections = Arc<Mutex<Vec<StreamControl>>>;
 
 impl Pump {
     /// Connects and begins the session.
-    pub(super) fn start(endpoint: &Endpoint, offer: Offer, timeouts: &Timeouts) -> Result<Self, Error> {
-        let stream = Stream::connect(endpoint, timeouts.handshake)?;
+    pub(super) fn start(route: &Route, offer: Offer, timeouts: &Timeouts) -> Result<Self, Error> {
+        let stream = route.connect(timeouts.handshake)?;
         // The driver sends at most one command while another waits; events beyond the few that matter are progress,
         // dropped when the driver is busy; the end has a channel of its own so that it is never waited for.
         let (commands, to_do) = bounded(4);
@@ -74,7 +74,7 @@ impl Pump {
         let bulk = BulkConnections::default();
         let session = Session {
             machine: Source::new(Instant::now(), offer, *timeouts),
-            endpoint: endpoint.clone(),
+            route: route.clone(),
             connect_timeout: timeouts.heartbeat.max(Duration::from_secs(1)),
             connection: Some(Connection::new(MessageReader::new(stream))?),
             events: tell,
@@ -128,7 +128,7 @@ impl Drop for Pump {
 
 struct Session {
     machine: Source,
-    endpoint: Endpoint,
+    route: Route,
     connect_timeout: Duration,
     connection: Option<Connection>,
     events: Sender<SourceEvent>,
@@ -254,10 +254,7 @@ impl Session {
     fn reconnect(&mut self) {
         self.shut_down_bulk();
         self.connection = None;
-        match Stream::connect(&self.endpoint, self.connect_timeout)
-            .map_err(Error::from)
-            .and_then(|stream| Connection::new(MessageReader::new(stream)))
-        {
+        match self.route.connect(self.connect_timeout).map_err(Error::from).and_then(|stream| Connection::new(MessageReader::new(stream))) {
             Ok(connection) => {
                 self.connection = Some(connection);
                 self.machine.reconnected(Instant::now());

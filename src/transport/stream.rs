@@ -5,7 +5,7 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,14 +14,16 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
 
+use super::tls::Session;
 use super::{Endpoint, TransportError};
 use crate::sys::socket_queue::{self, TcpState};
 use crate::units::ByteCount;
 
-/// A connection, blocking.
+/// A connection, blocking; plain, or TLS.
 #[derive(Debug)]
 pub struct Stream {
     socket: Arc<Socket>,
+    tls: Option<Arc<Session>>,
 }
 
 /// Ends a [`Stream`] from another thread.
@@ -96,7 +98,54 @@ impl Stream {
             socket.set_tcp_user_timeout(Some(GONE_AFTER))?;
             socket.set_tcp_nodelay(true)?;
         }
-        Ok(Self { socket: Arc::new(socket) })
+        Ok(Self { socket: Arc::new(socket), tls: None })
+    }
+
+    /// The socket of a plain stream, to make another of it.
+    #[cfg(feature = "tls")]
+    pub(super) fn into_socket(self) -> Arc<Socket> {
+        self.socket
+    }
+
+    #[cfg(feature = "tls")]
+    pub(super) fn with_session(socket: Arc<Socket>, session: Session) -> Self {
+        Self { socket, tls: Some(Arc::new(session)) }
+    }
+
+    /// The session of a secure stream that is not shared.
+    #[cfg(all(test, feature = "tls"))]
+    pub(super) fn session(&mut self) -> &mut Session {
+        self.tls.as_mut().and_then(Arc::get_mut).expect("a session of its own")
+    }
+
+    /// Whether bytes are read with [`Stream::read_with`], and not from the descriptor: it is encrypted what comes there.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// Of an encrypted stream: waits until some bytes have been decrypted, shows them to `take`, and reads as many as it
+    /// says it took. At the end it is shown none.
+    ///
+    /// # Errors
+    /// As reading.
+    ///
+    /// # Panics
+    /// When the stream is not encrypted, or `take` takes more than there is.
+    pub fn read_with(&mut self, take: impl FnOnce(&[u8]) -> usize) -> io::Result<usize> {
+        self.tls.as_ref().expect("an encrypted stream").read_with(take)
+    }
+
+    /// The first byte that the peer sends on a plain stream, which stays to be read.
+    ///
+    /// # Errors
+    /// As reading; also when the peer says nothing within `timeout`, or closes without a word.
+    pub fn first_byte(&self, timeout: Duration) -> io::Result<u8> {
+        let mut first = [0];
+        self.socket.set_read_timeout(Some(timeout))?;
+        let peeked = nix::sys::socket::recv(self.socket.as_raw_fd(), &mut first, nix::sys::socket::MsgFlags::MSG_PEEK);
+        self.socket.set_read_timeout(None)?;
+        if peeked? == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(first[0]) }
     }
 
     /// Prepares the stream for bulk data: keeps the kernel's queue short, so that a decision to stop takes effect soon.
@@ -160,7 +209,7 @@ impl Stream {
     /// A second owner of the same connection, so that one thread can read while another writes.
     #[must_use]
     pub fn share(&self) -> Self {
-        Self { socket: Arc::clone(&self.socket) }
+        Self { socket: Arc::clone(&self.socket), tls: self.tls.clone() }
     }
 
     /// How its sending side stands: two system calls, about a microsecond.
@@ -211,17 +260,26 @@ impl StreamControl {
 
 impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        (&*self.socket).read(buffer)
+        match &self.tls {
+            None => (&*self.socket).read(buffer),
+            Some(tls) => tls.read(buffer),
+        }
     }
 }
 
 impl Write for Stream {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        (&*self.socket).write(buffer)
+        match &self.tls {
+            None => (&*self.socket).write(buffer),
+            Some(tls) => tls.write(&[IoSlice::new(buffer)]),
+        }
     }
 
     fn write_vectored(&mut self, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
-        (&*self.socket).write_vectored(buffers)
+        match &self.tls {
+            None => (&*self.socket).write_vectored(buffers),
+            Some(tls) => tls.write(buffers),
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -115,7 +115,8 @@ impl Incomplete {
     }
 
     /// The memory.
-    pub(crate) fn memory(&self) -> &Arc<GuestMemory> {
+    #[cfg(test)]
+    pub(super) fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory
     }
 

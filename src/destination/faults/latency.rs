@@ -23,7 +23,8 @@ impl Latencies {
         self.max = self.max.max(time);
     }
 
-    pub(super) fn count(&self) -> u64 {
+    #[cfg(test)]
+    fn count(&self) -> u64 {
         self.count
     }
 
