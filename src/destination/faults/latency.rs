@@ -24,7 +24,7 @@ impl Latencies {
     }
 
     #[cfg(test)]
-    fn count(&self) -> u64 {
+    pub(super) fn count(&self) -> u64 {
         self.count
     }
 
