@@ -107,8 +107,7 @@ impl Following {
         post_copy.urgent_pages = urgent;
         post_copy.bulk_pages = bulk;
         post_copy.lost = Some(threads.iter().map(|thread| thread.waited).sum());
-        post_copy.threads =
-            threads.iter().map(|waits| ThreadLoss { thread: waits.thread, faults: waits.faults, lost: waits.waited }).collect();
+        post_copy.threads = threads.iter().map(|waits| ThreadLoss { thread: waits.thread, faults: waits.faults, lost: waits.waited }).collect();
         post_copy.recoveries = self.generation;
         post_copy.interrupted = self.interrupted;
         report.post_copy = Some(post_copy);

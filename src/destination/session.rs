@@ -43,7 +43,8 @@ pub(super) fn run(hub: &Hub, reader: MessageReader, hello: Message) -> Result<()
         // A few events in the life of a session, and two more each time the source comes back.
         let (tell, events) = unbounded();
         let pump = spawn_pump(Pump { shared: Arc::clone(&shared), connection: Some(connection), events: tell })?;
-        let served = Session { hub, shared: &shared, events, reported, started, ledger: Ledger::default(), following: None, is_running: false }.serve(&offer);
+        let served =
+            Session { hub, shared: &shared, events, reported, started, ledger: Ledger::default(), following: None, is_running: false }.serve(&offer);
         // The pump ends with the machine, and the machine has ended or is told to.
         shared.feed(|machine| machine.fail(Instant::now(), "the session was given up".into()));
         let _ = pump.join();

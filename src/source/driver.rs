@@ -145,15 +145,13 @@ impl Driver<'_> {
         let Granted { channels, codecs, features, granule } = self.accepted(&pump).map_err(|error| part(&pump, error))?;
         self.report.channels = channels;
         self.can_post_copy = features.contains(Features::POST_COPY);
-        if !self.can_post_copy && let PostCopy::After(_) = limits.post_copy {
+        if !self.can_post_copy
+            && let PostCopy::After(_) = limits.post_copy
+        {
             return Err(part(&pump, Error::NoPostCopy));
         }
         let streams = self.attach(&dial, &pump, channels).map_err(|error| part(&pump, error))?;
-        let urgent = if self.can_post_copy {
-            Some(dial.attach(&pump, Lane::Urgent, 0).map_err(|error| part(&pump, error))?.0)
-        } else {
-            None
-        };
+        let urgent = if self.can_post_copy { Some(dial.attach(&pump, Lane::Urgent, 0).map_err(|error| part(&pump, error))?.0) } else { None };
         pump.command(Command::Attached);
         let cache = encoding.delta_cache.for_guest(self.memory.layout().bytes());
         let settings = EncoderSettings { codecs, key: PageKey::derive(&token.0), delta_cache: ByteCount(cache.0 / u64::from(channels)) };

@@ -35,6 +35,8 @@ pub(crate) fn set_pace(socket: BorrowedFd<'_>, rate: Option<u64>) -> io::Result<
 /// How the sending side of a TCP connection stands.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TcpState {
+    /// Bytes in a full packet.
+    pub(crate) segment: u32,
     /// Round-trip time as it was lately.
     pub(crate) round_trip: Duration,
     /// And at its best.
@@ -52,7 +54,10 @@ pub(crate) struct TcpState {
 #[repr(C)]
 #[derive(Default)]
 struct TcpInfo {
-    before_rtt: [u32; 17],
+    before_mss: [u32; 4],
+    /// `tcpi_snd_mss`.
+    segment: u32,
+    before_rtt: [u32; 12],
     /// `tcpi_rtt` in microseconds, smoothed.
     rtt: u32,
     before_acknowledged: [u32; 12],
@@ -69,7 +74,7 @@ struct TcpInfo {
     peer_window: u32,
 }
 const _: () = assert!(size_of::<TcpInfo>() == 232 && offset_of!(TcpInfo, peer_window) == 228);
-const _: () = assert!(offset_of!(TcpInfo, rtt) == 68 && offset_of!(TcpInfo, acknowledged) == 120);
+const _: () = assert!(offset_of!(TcpInfo, segment) == 16 && offset_of!(TcpInfo, rtt) == 68 && offset_of!(TcpInfo, acknowledged) == 120);
 const _: () = assert!(offset_of!(TcpInfo, min_rtt) == 148 && offset_of!(TcpInfo, delivery_rate) == 160);
 
 /// How a TCP connection stands. `None` for a socket of another kind, and where the kernel does not say.
@@ -79,6 +84,7 @@ pub(crate) fn tcp_state(socket: BorrowedFd<'_>) -> Option<TcpState> {
     // SAFETY: the kernel writes at most `length` bytes to `info`, which has as many and of which all bytes are valid.
     let result = unsafe { libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &raw mut length) };
     (result == 0 && length as usize == size_of::<TcpInfo>()).then(|| TcpState {
+        segment: info.segment,
         round_trip: Duration::from_micros(info.rtt.into()),
         least_round_trip: Duration::from_micros(info.min_rtt.into()),
         acknowledged: info.acknowledged,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::pace::{Pace, PaceSample};
 use super::{SendQueue, Stream};
-use crate::units::ByteCount;
+use crate::units::{ByteCount, CHUNK_SIZE};
 
 /// Looks after the sending side of one bulk connection.
 #[derive(Debug)]
@@ -18,6 +18,8 @@ pub struct BulkQueue {
     stream: Stream,
     /// None where there is no link to share: within this host.
     pace: Option<Pace>,
+    /// Bytes in a full packet.
+    segment: usize,
     /// The pace that was last set, bytes a second; infinite where there is none.
     set: f64,
 }
@@ -26,8 +28,10 @@ impl BulkQueue {
     /// Takes over the sending side of `stream`.
     #[must_use]
     pub fn new(stream: &Stream) -> Self {
-        let pace = stream.tcp_state().map(|state| Pace::new(Some(state.delivery_rate as f64)));
-        let mut queue = Self { stream: stream.share(), pace, set: f64::INFINITY };
+        let state = stream.tcp_state();
+        let pace = state.map(|state| Pace::new(Some(state.delivery_rate as f64)));
+        let segment = state.map_or(CHUNK_SIZE, |state| (state.segment as usize).clamp(LEAST_SEGMENT, CHUNK_SIZE));
+        let mut queue = Self { stream: stream.share(), pace, segment, set: f64::INFINITY };
         queue.set_pace();
         queue
     }
@@ -51,8 +55,7 @@ impl BulkQueue {
     /// # Errors
     /// When the connection breaks, or takes nothing for too long.
     pub fn write_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        // A packet of its own is 0.1 ms long at most, or two small ones.
-        let slice = usize::try_from(worth(self.set, 0.1e-3, LEAST_SLICE, MOST_STEP).0).expect("64-bit host");
+        let slice = self.slice();
         while !bytes.is_empty() {
             match self.stream.write_apart(&bytes[..bytes.len().min(slice)]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -64,17 +67,21 @@ impl BulkQueue {
         Ok(())
     }
 
+    /// Bytes that the link gets at once: 0.1 ms worth, in full packets, as the last one of fewer would cost as much and be
+    /// acknowledged late.
+    fn slice(&self) -> usize {
+        let bytes = usize::try_from(worth(self.set, 0.1e-3, 0.0, MOST_STEP).0).expect("64-bit host");
+        (bytes / self.segment).max(2) * self.segment
+    }
+
     /// Looks at how the connection stands, and steers; call it after each write.
     pub fn look(&mut self, now: Instant) -> SendQueue {
-        if let Some(pace) = &mut self.pace
-            && let Some(state) = self.stream.tcp_state()
-        {
-            let sample = PaceSample { acknowledged: state.acknowledged, round_trip: state.round_trip, least_round_trip: state.least_round_trip };
-            if pace.sample(now, sample) {
-                self.set_pace();
-            }
+        let Some(state) = self.stream.tcp_state() else { return self.stream.send_queue() };
+        let sample = PaceSample { acknowledged: state.acknowledged, round_trip: state.round_trip, least_round_trip: state.least_round_trip };
+        if self.pace.as_mut().is_some_and(|pace| pace.sample(now, sample)) {
+            self.set_pace();
         }
-        self.stream.send_queue()
+        SendQueue { under_way: self.stream.under_way(), peer_window: Some(ByteCount(state.peer_window)) }
     }
 
     /// Has the kernel keep the pace, unless it is as good as the one that it keeps.
@@ -106,7 +113,7 @@ fn worth(rate: f64, seconds: f64, least: f64, most: f64) -> ByteCount {
 }
 
 // Bytes.
-const LEAST_SLICE: f64 = 3000.0;
+const LEAST_SEGMENT: usize = 256;
 const LEAST_STEP: f64 = 16384.0;
 const MOST_STEP: f64 = 262_144.0;
 const LEAST_UNSENT: f64 = 16384.0;

@@ -218,6 +218,11 @@ impl Stream {
         SendQueue { under_way: under_way(&self.socket), peer_window: self.tcp_state().map(|state| ByteCount(state.peer_window)) }
     }
 
+    /// Bytes that were written and have not arrived at the peer's host.
+    pub(super) fn under_way(&self) -> ByteCount {
+        under_way(&self.socket)
+    }
+
     /// As the kernel sees it; nothing for a Unix socket.
     pub(super) fn tcp_state(&self) -> Option<TcpState> {
         socket_queue::tcp_state(self.socket.as_fd())
@@ -229,9 +234,12 @@ impl Stream {
         socket_queue::set_pace(self.socket.as_fd(), rate)
     }
 
-    /// Writes some of `bytes`, as packets of their own.
+    /// Writes some of `bytes`, as packets of their own on a plain stream.
     pub(super) fn write_apart(&self, bytes: &[u8]) -> io::Result<usize> {
-        self.socket.send_with_flags(bytes, libc::MSG_EOR | libc::MSG_NOSIGNAL)
+        match &self.tls {
+            None => self.socket.send_with_flags(bytes, libc::MSG_EOR | libc::MSG_NOSIGNAL),
+            Some(tls) => tls.write(&[IoSlice::new(bytes)]),
+        }
     }
 
     /// The other end, for messages to a person.

@@ -103,9 +103,7 @@ fn every_flag_of_the_receiver_arrives() {
 
 #[test]
 fn what_is_not_built_in_is_said_with_flag_and_value() {
-    let table = [
-        ("--batch guests", "--batch guests: not built in; start one sender for each guest"),
-    ];
+    let table = [("--batch guests", "--batch guests: not built in; start one sender for each guest")];
     for (flags, message) in table {
         let error = parse::<SendArgs>(&format!("{SEND} {flags}")).unwrap().settings().unwrap_err();
         assert_eq!(error.to_string(), message);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{PATIENCE, certificates, pair, plain_pair};
 use crate::transport::tls::{ClientTls, ServerTls, TlsError};
-use crate::transport::{Endpoint, Stream};
+use crate::transport::{BulkQueue, Endpoint, Stream};
 
 /// Bytes that do not repeat soon.
 fn pattern(bytes: usize) -> Vec<u8> {
@@ -58,6 +58,23 @@ fn parts_are_written_one_after_the_other() {
     assert_eq!(client.write_vectored(&parts).unwrap(), bytes.len());
     let mut arrived = vec![0; bytes.len()];
     server.read_exact(&mut arrived).unwrap();
+    assert!(arrived == bytes);
+}
+
+#[test]
+fn bulk_queues_write_what_their_streams_would() {
+    let ((client, mut server), bytes) = (pair(), pattern(1_000_000));
+    let mut queue = BulkQueue::new(&client);
+    let mut arrived = vec![0; bytes.len()];
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for step in bytes.chunks(30_000) {
+                queue.write_all(step).unwrap();
+                queue.look(Instant::now());
+            }
+        });
+        server.read_exact(&mut arrived).unwrap();
+    });
     assert!(arrived == bytes);
 }
 
