@@ -6,7 +6,8 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use criterion::{Bencher, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use pageferry::memory::{Backing, GuestMemory, MemoryLayout, PageSink, Staging};
 use pageferry::page::{Codecs, Decoder, Encoder, EncoderSettings, Method, PageKey, Work};
 use pageferry::units::{ByteCount, CHUNK_SIZE, ChunkIndex, PAGE_SIZE, PAGE_WORDS, PageCount};
@@ -147,45 +148,49 @@ fn frames(criterion: &mut Criterion) {
 
 fn placing(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("apply a frame");
-    group.throughput(Throughput::Bytes(CHUNK_SIZE as u64));
     for (name, filling) in FILLINGS {
         let (source, destination) = (memory(filling), memory(Filling::Random));
-        group.bench_function(name, |bencher| {
-            let writer = FrameWriter::new(Encoder::new(settings(PACKERS), CHUNKS));
-            let decoder = Decoder::new(PageKey::derive(&TOKEN), destination.populated().expect("the kernel answers"));
-            apply(bencher, &source, writer, FrameReader::new(0, 1, PACKERS, decoder), &mut destination.placement());
-        });
+        let writer = FrameWriter::new(Encoder::new(settings(PACKERS), CHUNKS));
+        let decoder = Decoder::new(PageKey::derive(&TOKEN), destination.populated().expect("the kernel answers"));
+        let reader = FrameReader::new(0, 1, PACKERS, decoder);
+        apply(&mut group, name, &source, (writer, reader), &mut destination.placement());
     }
     group.finish();
 }
 
 fn staging(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("stage a frame");
-    group.throughput(Throughput::Bytes(CHUNK_SIZE as u64));
     for (name, filling) in FILLINGS {
         let source = memory(filling);
-        group.bench_function(name, |bencher| {
-            let writer = FrameWriter::post_copy(Encoder::new(settings(PACKERS), CHUNKS));
-            apply(bencher, &source, writer, FrameReader::post_copy(0, PACKERS), &mut Staging::new());
-        });
+        let writer = FrameWriter::post_copy(Encoder::new(settings(PACKERS), CHUNKS));
+        apply(&mut group, name, &source, (writer, FrameReader::post_copy(0, PACKERS)), &mut Staging::new());
     }
     group.finish();
 }
 
-/// Measures what `reader` does with the frames of `writer`.
-fn apply<S: PageSink>(bencher: &mut Bencher<'_>, source: &GuestMemory, mut writer: FrameWriter, mut reader: FrameReader, sink: &mut S) {
+/// Measures what the reader does with the frames of the writer.
+fn apply<S: PageSink>(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    name: &str,
+    source: &GuestMemory,
+    (mut writer, mut reader): (FrameWriter, FrameReader),
+    sink: &mut S,
+) {
+    group.throughput(Throughput::Bytes(CHUNK_SIZE as u64));
     let (mut next, mut frame) = (walk(), Vec::new());
-    // One at a time: a frame's number has to be the next one.
-    bencher.iter_custom(|iterations| {
-        let mut spent = Duration::ZERO;
-        for _ in 0..iterations {
-            frame.clear();
-            writer.push_chunk(&mut frame, work(source, next(), Method::Lz4));
-            let start = Instant::now();
-            black_box(reader.apply_bytes(&frame, source.layout(), sink)).expect("a good frame");
-            spent += start.elapsed();
-        }
-        spent
+    group.bench_function(name, |bencher| {
+        // One at a time: a frame's number has to be the next one.
+        bencher.iter_custom(|iterations| {
+            let mut spent = Duration::ZERO;
+            for _ in 0..iterations {
+                frame.clear();
+                writer.push_chunk(&mut frame, work(source, next(), Method::Lz4));
+                let start = Instant::now();
+                black_box(reader.apply_bytes(&frame, source.layout(), sink)).expect("a good frame");
+                spent += start.elapsed();
+            }
+            spent
+        });
     });
 }
 

@@ -3,7 +3,8 @@
 //! ```text
 //! cargo bench --bench prepaging
 //! ```
-//! In virtual time, so the table is the same on every machine; see the simulation for what is assumed.
+//! In virtual time, so the table is the same on every machine; see the simulation for what is assumed. Where all that is
+//! missing is in use and the guest faster than the link (marked *), it waits for the link, and no order helps much.
 
 #[path = "../tests/prepaging/simulation.rs"]
 mod simulation;
@@ -18,7 +19,8 @@ fn main() {
             let all = [Prepaging::Demand, Prepaging::Push, Prepaging::OnePivot, Prepaging::Pivots]
                 .map(|prepaging| (prepaging, run(scenario, pattern, prepaging)));
             let push = all[1].1.faults as f64;
-            let mut title = format!("{}, {pattern:?}", scenario.name);
+            let mark = if scenario.is_starved() { "*" } else { "" };
+            let mut title = format!("{}, {pattern:?}{mark}", scenario.name);
             for (prepaging, Outcome { faults, lost, finished }) in all {
                 let share = format!("{:+.0} %", (faults as f64 / push - 1.0) * 100.0);
                 let total = finished.map_or("never".to_owned(), |at| format!("{:.0}", at as f64 / 1e6));

@@ -14,7 +14,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use pageferry::destination::{Arrival, Ending, GuestFactory, Receiver, ReceiverOptions, Refusal};
+use pageferry::destination::{Arrival, Ending, GuestFactory, Placed, Receiver, ReceiverOptions, Refusal};
 use pageferry::dirty::{self, Choice};
 use pageferry::guest::{Guest, GuestError};
 use pageferry::guests::{GuestKind, GuestSpec, TestGuest, build_destination, build_source};
@@ -145,7 +145,7 @@ impl Arrival for Incoming {
     }
 
     /// All pages and the state are in place; the last chance to say no.
-    fn placed(&mut self) -> io::Result<()> {
+    fn placed(&mut self, _placed: Placed) -> io::Result<()> {
         Ok(())
     }
 

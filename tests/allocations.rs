@@ -5,10 +5,13 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use pageferry::bitmap::PageBitmap;
-use pageferry::memory::{Backing, GuestMemory, MemoryLayout};
+use pageferry::memory::{Backing, GuestMemory, MemoryLayout, Staging};
 use pageferry::page::{Codecs, Decoder, Encoder, EncoderSettings, Method, PageKey, Work};
 use pageferry::units::{ByteCount, ChunkIndex, PageCount};
 use pageferry::wire::{FrameReader, FrameWriter};
+
+#[cfg(feature = "tls")]
+mod certificates;
 
 struct Counting;
 
@@ -60,6 +63,66 @@ fn frames_are_made_and_applied_without_allocating() {
         }
         // By then every buffer has its size, and every page that comes back its place.
         if round == 2 {
+            before = ALLOCATIONS.get();
+        }
+    }
+    assert_eq!(ALLOCATIONS.get(), before);
+}
+
+#[test]
+fn frames_of_post_copy_are_made_and_staged_without_allocating() {
+    const CHUNKS: u32 = 8;
+    let source = GuestMemory::allocate(MemoryLayout::flat(PageCount(u64::from(CHUNKS) * 64)).unwrap(), Backing::Anonymous).unwrap();
+    write_all(&source, 1);
+    let settings = EncoderSettings { codecs: Codecs::built_in(), key: PageKey::derive(&[1; 16]), delta_cache: ByteCount(1 << 20) };
+    let mut writer = FrameWriter::post_copy(Encoder::new(settings, CHUNKS));
+    let mut reader = FrameReader::post_copy(u16::MAX, Codecs::built_in());
+    let mut staging = Staging::new();
+    let mut bytes = Vec::new();
+    let mut before = 0;
+    for pass in 0..3 {
+        for chunk in (0..CHUNKS).map(ChunkIndex) {
+            bytes.clear();
+            let method = if chunk.0 % 2 == 0 { Method::Lz4 } else { Method::Zstd(1) };
+            let masks = writer.push_chunk(&mut bytes, Work { round: 0, chunk, memory: source.chunk(chunk), mask: u64::MAX, method }).pages.masks;
+            reader.apply_bytes(&bytes, source.layout(), &mut staging).unwrap().unwrap();
+            let forms = [masks.zero, masks.uniform, masks.columns | masks.lz4 | masks.zstd, masks.raw];
+            assert!(forms.iter().all(|mask| mask.count_ones() >= 12) && staging.held() == !masks.zero, "{masks:?}");
+        }
+        // By then every buffer has its size.
+        if pass == 0 {
+            before = ALLOCATIONS.get();
+        }
+    }
+    assert_eq!(ALLOCATIONS.get(), before);
+}
+
+/// Both ends in one thread: what is written at once fits into the socket's buffer.
+#[cfg(feature = "tls")]
+#[test]
+fn bytes_are_sealed_and_opened_without_allocating() {
+    use std::io::{Read, Write};
+    use std::time::Duration;
+
+    use pageferry::transport::{ClientSecurity, ClientTls, Listener, Route, ServerSecurity, ServerTls};
+
+    let (keys, patience) = (certificates::good(), Duration::from_secs(20));
+    let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
+    let security = ClientSecurity::Tls(ClientTls::from_directory(keys.path()).unwrap());
+    let route = Route { endpoint: listener.endpoint().clone(), security };
+    let client = std::thread::spawn(move || route.connect(patience).unwrap());
+    let security = ServerSecurity::Tls(ServerTls::from_directory(keys.path()).unwrap());
+    let mut server = security.accept(listener.accept(patience).unwrap().expect("a connection"), patience).unwrap();
+    let mut client = client.join().unwrap();
+    let (sent, mut arrived) = (vec![5; 256 << 10], vec![0; 256 << 10]);
+    let mut before = 0;
+    for turn in 0..40 {
+        for (sent, arrived) in sent.chunks(48 << 10).zip(arrived.chunks_mut(48 << 10)) {
+            client.write_all(sent).unwrap();
+            server.read_exact(arrived).unwrap();
+        }
+        // By then every buffer has its size.
+        if turn == 20 {
             before = ALLOCATIONS.get();
         }
     }

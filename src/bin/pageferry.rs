@@ -36,7 +36,11 @@ enum Commands {
     Bench(BenchArgs),
     /// Turns the JSON of migrations and benches into one HTML page with pictures.
     Report(ReportArgs),
-    /// Makes certificates for two hosts.
+    /// Makes certificates for hosts that have none, for --tls.
+    #[cfg(feature = "keys")]
+    Keys(pageferry::cli::keys::KeysArgs),
+    /// Makes certificates for hosts that have none, for --tls.
+    #[cfg(not(feature = "keys"))]
     #[command(hide = true)]
     Keys,
 }
@@ -53,11 +57,15 @@ fn main() -> ExitCode {
             Commands::Receive(args) => receive::run(args.settings()?),
             Commands::Bench(args) => bench::run(&args),
             Commands::Report(args) => report::run(&args).map(|()| Exit::Completed),
+            #[cfg(feature = "keys")]
+            Commands::Keys(args) => pageferry::cli::keys::run(&args, &mut out).map(|()| Exit::Completed),
+            #[cfg(not(feature = "keys"))]
             Commands::Keys => Ok(not_built_in("keys")),
         }
     })
 }
 
+#[cfg(not(feature = "keys"))]
 fn not_built_in(command: &str) -> Exit {
     eprintln!("{command}: not built in");
     Exit::Usage

@@ -5,6 +5,8 @@ pub mod args;
 pub mod bench;
 pub mod demo;
 pub mod exit;
+#[cfg(feature = "keys")]
+pub mod keys;
 pub mod output;
 pub mod plan;
 pub mod probe;

@@ -13,6 +13,7 @@ use super::args::ReceiveSettings;
 use super::exit::Exit;
 use super::output::{ReportSink, create};
 use crate::destination::{Arrival, Ending, GuestFactory, Placed, Receiver, ReceiverOptions, Refusal};
+use crate::error::Error;
 use crate::guest::{Guest, GuestError};
 use crate::guests::{self, GuestSpec, TestGuest};
 use crate::memory::{Backing, GuestMemory};
@@ -29,8 +30,12 @@ pub fn run(settings: ReceiveSettings) -> anyhow::Result<Exit> {
     if let Some(path) = &settings.dump {
         create("--dump", path)?;
     }
-    let timeouts = Timeouts { recover: settings.recover_for, ..Timeouts::default() };
-    let options = ReceiverOptions { max_memory: settings.max_memory, max_sessions: settings.max_sessions, timeouts };
+    let options = ReceiverOptions {
+        max_memory: settings.max_memory,
+        max_sessions: settings.max_sessions,
+        security: settings.security,
+        timeouts: Timeouts { recover: settings.recover_for, ..Timeouts::default() },
+    };
     let factory = Factory { sink, allow: settings.allow, backing: settings.backing, hold: settings.hold, dump: settings.dump };
     let receiver = Receiver::bind(&settings.endpoint, options, Arc::new(factory))?;
     eprintln!("listening on {}", receiver.endpoint());
@@ -74,6 +79,10 @@ impl GuestFactory for Factory {
         report.outcome = Outcome::Refused;
         report.reason = format!("{}: {refusal}", refusal.reason);
         self.sink.write(&report);
+    }
+
+    fn turned_away(&self, peer: &str, error: &Error) {
+        eprintln!("a connection from {peer} came to nothing: {}", error.in_full());
     }
 }
 

@@ -34,6 +34,7 @@ pub fn run(settings: &SendSettings) -> anyhow::Result<Exit> {
     let sink = ReportSink::open(settings.json.as_ref())?;
     let dump = settings.dump.as_deref().map(|path| create("--dump", path)).transpose()?;
     let mut migration = Migration::to(settings.endpoint.clone())
+        .security(settings.security.clone())
         .channels(settings.channels)
         .compression(settings.compression)
         .delta_cache(settings.delta_cache)

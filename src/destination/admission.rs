@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
+use super::MissingError;
+use super::faults::Incomplete;
 use crate::error::Error;
 use crate::guest::Guest;
 use crate::memory::GuestMemory;
 use crate::stats::Report;
+use crate::units::{PageCount, PageIndex};
 use crate::wire::{Offer, RefuseReason};
 
 /// Decides on offers and builds the guests for those it takes.
@@ -19,6 +22,10 @@ pub trait GuestFactory: Send + Sync {
 
     /// An offer was refused, by [`GuestFactory::admit`] or before it came to that: for the records.
     fn refused(&self, _offer: &Offer, _refusal: &Refusal) {}
+
+    /// A connection came to nothing before it belonged to a session, as when one end does not trust the other: for the
+    /// records. Anyone can cause that, so it is not told of each when there are many.
+    fn turned_away(&self, _peer: &str, _error: &Error) {}
 }
 
 /// A guest that is coming in.
@@ -28,6 +35,10 @@ pub trait Arrival: Send {
 
     /// The guest, to load its state into and to resume.
     fn guest(&mut self) -> &mut dyn Guest;
+
+    /// In post-copy, before the guest is resumed: `missing` knows which of its pages are still to come. A VMM that gives
+    /// pages back to the host in ways that the kernel does not tell of has to tell it.
+    fn follows(&mut self, _missing: MissingMemory) {}
 
     /// All memory is in place. While the guest is [`Placed::Paused`] the time of this is downtime.
     ///
@@ -39,6 +50,37 @@ pub trait Arrival: Send {
 
     /// The session is over. With [`Ending::Completed`] the guest is this end's to keep.
     fn ended(self: Box<Self>, ending: Ending);
+}
+
+/// The memory of a guest that runs before all of it is here.
+#[derive(Clone, Debug)]
+pub struct MissingMemory {
+    incomplete: Arc<Incomplete>,
+}
+
+impl MissingMemory {
+    pub(super) fn new(incomplete: Arc<Incomplete>) -> Self {
+        Self { incomplete }
+    }
+
+    /// Pages that are still to come.
+    #[must_use]
+    pub fn left(&self) -> PageCount {
+        self.incomplete.outstanding()
+    }
+
+    /// Pages from `first` on were given back to the host by punching holes into the file behind them (a balloon on shared
+    /// memory): they are zeros, and what the source has of them must not come back. To be called before the guest may use
+    /// them again. `madvise` needs no telling.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    ///
+    /// # Panics
+    /// When the pages are not of the guest's layout.
+    pub fn discarded(&self, first: PageIndex, count: PageCount) -> Result<(), MissingError> {
+        self.incomplete.discarded(first, count)
+    }
 }
 
 /// What a guest is doing when the last of its memory is in place.

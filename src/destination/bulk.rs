@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crossbeam::channel::Sender;
 use crossbeam::utils::CachePadded;
 
-use super::lane::LaneReader;
 use super::follow;
+use super::lane::LaneReader;
 use super::registry::{Arriving, Shared};
 use crate::error::Error;
 use crate::page::Decoder;

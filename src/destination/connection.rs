@@ -12,8 +12,14 @@ use crate::protocol::Resumption;
 use crate::transport::{Stream, TransportError};
 use crate::wire::{AnswerStatus, ChannelTotals, Lane, Message, RefuseReason, SessionId, Token, WireError};
 
-/// Reads what a connection wants to be, and lets it.
+/// Reads what a connection wants to be, and lets it, once it is as secure as it has to be.
 pub(super) fn handle(hub: &Hub, stream: Stream) -> Result<(), Error> {
+    let (security, timeout) = (&hub.options.security, hub.options.timeouts.handshake);
+    let unheard = |source| TransportError::Broken { lane: "new".to_owned(), source };
+    if security.is_required() && stream.first_byte(timeout).map_err(unheard)? != TLS_HANDSHAKE {
+        return Err(turn_plain_away(hub, stream));
+    }
+    let stream = security.accept(stream, timeout)?;
     let mut reader = MessageReader::new(stream);
     let first = match reader.next_within(hub.options.timeouts.handshake) {
         Ok(message) => message,
@@ -21,7 +27,7 @@ pub(super) fn handle(hub: &Hub, stream: Stream) -> Result<(), Error> {
             if let Error::Wire(wire) = &error {
                 turn_away(&reader, wire);
             }
-            return Err(error);
+            return Err(if is_tls(&error) { TransportError::TlsPeer.into() } else { error });
         }
     };
     match first {
@@ -125,6 +131,25 @@ fn answer(hub: &Hub, mut reader: MessageReader, session: SessionId, token: Token
     Ok(())
 }
 
+/// Tells a sender that does not know it that only TLS goes here. What others said stands in the error.
+fn turn_plain_away(hub: &Hub, stream: Stream) -> Error {
+    let mut reader = MessageReader::new(stream);
+    match reader.next_within(hub.options.timeouts.handshake) {
+        Ok(_) => {
+            let detail = "this receiver takes TLS connections only: the sender needs --tls".into();
+            // It may be gone already.
+            let _ = reader.writer().send(&Message::Refuse { reason: RefuseReason::Authorization, detail });
+            TransportError::PlainPeer.into()
+        }
+        Err(error) => error,
+    }
+}
+
+/// Whether it was the beginning of a TLS handshake that made no sense.
+fn is_tls(error: &Error) -> bool {
+    matches!(error, Error::Wire(WireError::NotPageferry { first }) if first.first() == Some(&TLS_HANDSHAKE))
+}
+
 /// Tells a peer that speaks (some) pageferry why it is not understood. To others it says nothing they could read.
 fn turn_away(reader: &MessageReader, error: &WireError) {
     let reason = match error {
@@ -135,3 +160,6 @@ fn turn_away(reader: &MessageReader, error: &WireError) {
     // It may be gone already.
     let _ = reader.writer().send(&Message::Refuse { reason, detail: error.to_string() });
 }
+
+/// The first byte of a TLS connection. No message begins with it.
+const TLS_HANDSHAKE: u8 = 22;

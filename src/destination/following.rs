@@ -7,6 +7,7 @@
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::admission::MissingMemory;
 use super::faults::{FaultStats, Incomplete};
 use super::registry::Shared;
 use crate::bitmap::PageBitmap;
@@ -51,6 +52,11 @@ impl Following {
         // Closed meanwhile: the end follows.
         let _ = shared.incomplete.set(Some(Arc::clone(&incomplete)));
         Ok(Self { incomplete, generation: 0, began: Instant::now(), broke: None, interrupted: Duration::ZERO, finished: None, took: Duration::ZERO })
+    }
+
+    /// The memory, for the embedder.
+    pub(super) fn memory(&self) -> MissingMemory {
+        MissingMemory::new(Arc::clone(&self.incomplete))
     }
 
     /// There is no connection any more.
@@ -101,8 +107,7 @@ impl Following {
         post_copy.urgent_pages = urgent;
         post_copy.bulk_pages = bulk;
         post_copy.lost = Some(threads.iter().map(|thread| thread.waited).sum());
-        post_copy.threads =
-            threads.iter().map(|waits| ThreadLoss { thread: waits.thread, faults: waits.faults, lost: waits.waited }).collect();
+        post_copy.threads = threads.iter().map(|waits| ThreadLoss { thread: waits.thread, faults: waits.faults, lost: waits.waited }).collect();
         post_copy.recoveries = self.generation;
         post_copy.interrupted = self.interrupted;
         report.post_copy = Some(post_copy);

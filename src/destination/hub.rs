@@ -1,12 +1,14 @@
 //! What all connections of a receiver share.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::admission::GuestFactory;
 use super::budget::Budget;
 use super::registry::Registry;
 use crate::protocol::Timeouts;
+use crate::transport::ServerSecurity;
 use crate::units::ByteCount;
 
 /// How a receiver behaves.
@@ -18,6 +20,8 @@ pub struct ReceiverOptions {
     pub max_sessions: Option<u32>,
     /// How long to wait for what.
     pub timeouts: Timeouts,
+    /// How connections are protected.
+    pub security: ServerSecurity,
 }
 
 /// The receiver, to its connections.
@@ -29,6 +33,13 @@ pub(super) struct Hub {
     /// Sessions begun: offers read, whatever came of them.
     begun: AtomicU32,
     connections: AtomicUsize,
+    complaints: Mutex<Complaints>,
+}
+
+/// How often the embedder was told of connections that came to nothing.
+struct Complaints {
+    since: Instant,
+    made: u32,
 }
 
 /// A connection that counts, as long as this lives.
@@ -43,6 +54,7 @@ impl Hub {
             factory,
             begun: AtomicU32::new(0),
             connections: AtomicUsize::new(0),
+            complaints: Mutex::new(Complaints { since: Instant::now(), made: 0 }),
         }
     }
 
@@ -60,6 +72,16 @@ impl Hub {
         }
         self.connections.fetch_add(1, Ordering::AcqRel);
         Some(Counted(Arc::clone(self)))
+    }
+
+    /// Whether the embedder is to be told of one more connection that came to nothing: a few in a while.
+    pub(super) fn may_complain(&self, now: Instant) -> bool {
+        let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.saturating_duration_since(complaints.since) >= COMPLAINTS_WITHIN {
+            *complaints = Complaints { since: now, made: 0 };
+        }
+        complaints.made += 1;
+        complaints.made <= MAX_COMPLAINTS
     }
 
     /// Whether all sessions that were to be served are over, and no source can come back in doubt.
@@ -85,3 +107,6 @@ impl Drop for Counted {
 
 /// Connections at a time, those that have not said anything yet included.
 const MAX_CONNECTIONS: usize = 1024;
+/// Connections that came to nothing the embedder is told of, within which time.
+const MAX_COMPLAINTS: u32 = 20;
+const COMPLAINTS_WITHIN: Duration = Duration::from_secs(10);

@@ -4,6 +4,8 @@
 //! belong and whatever follows (its meta bytes, the next frame's header) into a lookahead buffer. What the buffer
 //! already holds of a frame's pages is copied from there. Where they belong is guest memory in pre-copy and a
 //! [staging](crate::memory::Staging) buffer in post-copy; nothing is allocated for a frame.
+//!
+//! What comes encrypted is read ahead where it is decrypted, and copied from there.
 
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::AsFd;
@@ -83,6 +85,9 @@ impl Lookahead {
     }
 
     fn read_exact(&mut self, out: &mut [u8]) -> io::Result<()> {
+        if self.stream.is_encrypted() {
+            return self.stream.read_exact(out);
+        }
         let mut filled = 0;
         while filled < out.len() {
             if self.start == self.end {
@@ -96,6 +101,9 @@ impl Lookahead {
 
     /// Reads the raw pages of a chunk to where they belong.
     fn read_pages<S: PageSink>(&mut self, sink: &mut S, chunk: ChunkIndex, mask: u64) -> io::Result<()> {
+        if self.stream.is_encrypted() {
+            return self.copy_pages(sink, chunk, mask);
+        }
         let total = mask.count_ones() as usize * PAGE_SIZE;
         let buffered = (self.end - self.start).min(total);
         sink.write_front(chunk, mask, &self.buffer[self.start..self.start + buffered]);
@@ -110,6 +118,32 @@ impl Lookahead {
                 Ok(progress.pages_bytes)
             });
             progress?;
+        }
+        Ok(())
+    }
+
+    /// The same from what was decrypted, of which there may be only a part of a page.
+    fn copy_pages<S: PageSink>(&mut self, sink: &mut S, chunk: ChunkIndex, mask: u64) -> io::Result<()> {
+        let mut left = mask;
+        while left != 0 {
+            let copied = self.stream.read_with(|bytes| {
+                let (pages, _) = bytes.as_chunks::<PAGE_SIZE>();
+                let pages = &pages[..pages.len().min(left.count_ones() as usize)];
+                sink.write_front(chunk, left, pages.as_flattened());
+                pages.iter().for_each(|_| left &= left - 1);
+                pages.len() * PAGE_SIZE
+            });
+            match copied {
+                // Less than a page is there, or nothing comes any more.
+                Ok(0) => {
+                    let mut page = [0; PAGE_SIZE];
+                    self.stream.read_exact(&mut page)?;
+                    sink.write_page(chunk, left.trailing_zeros(), &page);
+                    left &= left - 1;
+                }
+                Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
+                _ => {}
+            }
         }
         Ok(())
     }

@@ -97,7 +97,10 @@ impl Ledger {
             report.pages_by_encoding += entry.encodings;
         }
         report.rounds.clone_from(&self.rounds);
-        if complete && !self.all_switched() && let Some((last, before)) = report.rounds.split_last_mut() {
+        if complete
+            && !self.all_switched()
+            && let Some((last, before)) = report.rounds.split_last_mut()
+        {
             last.kind = if before.is_empty() { RoundKind::Cold } else { RoundKind::StopAndCopy };
         }
     }

@@ -21,7 +21,6 @@ mod budget;
 mod bulk;
 mod connection;
 #[cfg(feature = "userfaultfd")]
-#[cfg_attr(not(test), expect(dead_code, unused_imports, reason = "sessions end before post-copy begins"))]
 pub(crate) mod faults;
 #[cfg(not(feature = "userfaultfd"))]
 #[path = "no_faults.rs"]
@@ -36,7 +35,9 @@ mod receiver;
 mod registry;
 mod session;
 
-pub use admission::{Arrival, Ending, GuestFactory, Placed, Refusal};
+pub use admission::{Arrival, Ending, GuestFactory, MissingMemory, Placed, Refusal};
+#[cfg(feature = "userfaultfd")]
+pub use faults::{LocalFaults, local_faults};
 pub use hub::ReceiverOptions;
 pub use missing_error::MissingError;
 pub use receiver::Receiver;

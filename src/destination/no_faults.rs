@@ -8,7 +8,7 @@ use super::MissingError;
 use crate::bitmap::PageBitmap;
 use crate::memory::{GuestMemory, Staging};
 use crate::transport::Stream;
-use crate::units::PageCount;
+use crate::units::{PageCount, PageIndex};
 use crate::wire::Lane;
 
 /// There is none.
@@ -74,6 +74,10 @@ impl Incomplete {
     }
 
     pub(crate) fn arrived(&self) -> PageBitmap {
+        match *self {}
+    }
+
+    pub(crate) fn discarded(&self, _first: PageIndex, _count: PageCount) -> Result<(), MissingError> {
         match *self {}
     }
 

@@ -1,7 +1,7 @@
 //! Listening: a thread for each connection.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::admission::GuestFactory;
 use super::connection;
@@ -54,6 +54,9 @@ impl Receiver {
     fn spawn(&self, stream: Stream) {
         let Some(counted) = self.hub.count() else {
             tracing::warn!("too many connections: one turned away");
+            if self.hub.options.security.is_required() {
+                return; // It would understand nothing else.
+            }
             // A few bytes into a new socket: it takes them at once, or it is gone.
             let refuse = Message::Refuse { reason: RefuseReason::Busy, detail: "this receiver has too many connections".into() };
             let _ = MessageWriter::new(stream).send(&refuse);
@@ -63,6 +66,9 @@ impl Receiver {
             let peer = stream.peer();
             if let Err(error) = connection::handle(counted.hub(), stream) {
                 tracing::warn!(%peer, error = %error.in_full(), "connection");
+                if counted.hub().may_complain(Instant::now()) {
+                    counted.hub().factory.turned_away(&peer, &error);
+                }
             }
         });
         if let Err(error) = spawned {

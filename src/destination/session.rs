@@ -43,7 +43,8 @@ pub(super) fn run(hub: &Hub, reader: MessageReader, hello: Message) -> Result<()
         // A few events in the life of a session, and two more each time the source comes back.
         let (tell, events) = unbounded();
         let pump = spawn_pump(Pump { shared: Arc::clone(&shared), connection: Some(connection), events: tell })?;
-        let served = Session { hub, shared: &shared, events, reported, started, ledger: Ledger::default(), following: None, is_running: false }.serve(&offer);
+        let served =
+            Session { hub, shared: &shared, events, reported, started, ledger: Ledger::default(), following: None, is_running: false }.serve(&offer);
         // The pump ends with the machine, and the machine has ended or is told to.
         shared.feed(|machine| machine.fail(Instant::now(), "the session was given up".into()));
         let _ = pump.join();
@@ -207,7 +208,9 @@ impl Session<'_> {
             }
             Some(missing) => {
                 self.ledger.check(&totals)?;
-                self.following = Some(Following::begin(self.shared, guest.arrival.memory(), &missing)?);
+                let following = Following::begin(self.shared, guest.arrival.memory(), &missing)?;
+                guest.arrival.follows(following.memory());
+                self.following = Some(following);
             }
         }
         parts.settle = laps.end(Instant::now());
@@ -399,7 +402,12 @@ impl Pump {
             let inbound = self.connection.as_ref().map_or(&silent, Connection::inbound);
             select! {
                 recv(inbound) -> inbound => match inbound {
-                    Ok(Ok(Some(message))) => self.shared.machine().handle_message(Instant::now(), message),
+                    Ok(Ok(Some(message))) => {
+                        let mut machine = self.shared.machine();
+                        let (frames, bytes) = self.shared.arrived.now();
+                        machine.arrived(frames, bytes);
+                        machine.handle_message(Instant::now(), message);
+                    }
                     Ok(Ok(None)) => self.shared.machine().heard(Instant::now()),
                     Ok(Err(error)) => self.lost(error),
                     Err(_) => self.lost(Error::Cancelled),

@@ -6,13 +6,13 @@ use super::pump::Pump;
 use super::push::Lanes;
 use crate::control::{MessageReader, MessageWriter};
 use crate::error::Error;
-use crate::transport::{Endpoint, Stream};
+use crate::transport::{Route, Stream};
 use crate::wire::{Lane, Message, RefuseReason, SessionId, Token};
 
 /// Where a session's connections go, and what they have to say there.
 #[derive(Clone, Debug)]
 pub(super) struct Dial {
-    pub(super) endpoint: Endpoint,
+    pub(super) route: Route,
     pub(super) session: SessionId,
     pub(super) token: Token,
     /// For each of them.
@@ -23,7 +23,7 @@ impl Dial {
     /// Opens one connection and attaches it; also how long the destination took to answer.
     pub(super) fn attach(&self, pump: &Pump, lane: Lane, generation: u32) -> Result<(Stream, Duration), Error> {
         let Self { session, token, .. } = *self;
-        let stream = Stream::connect(&self.endpoint, self.timeout)?;
+        let stream = self.route.connect(self.timeout)?;
         let broken = |source| Error::System { action: "prepare a connection for pages", source };
         if let Lane::Bulk(_) = lane {
             stream.prepare_bulk().map_err(broken)?;

@@ -26,7 +26,7 @@ use crate::page::{Chooser, Codecs, Compression, DeltaCache, Encoder, EncoderSett
 use crate::policy::{Decision, PostCopy};
 use crate::protocol::{ProtocolError, SourceEnd, SourceEvent, Timeouts};
 use crate::stats::{GuestOwner, Outcome, Report};
-use crate::transport::{Endpoint, Stream, StreamControl};
+use crate::transport::{Route, Stream, StreamControl};
 use crate::units::ByteCount;
 use crate::wire::{Features, FrameWriter, Lane, Offer, SessionId, Token};
 
@@ -78,7 +78,7 @@ struct Granted {
 
 /// Runs a migration.
 pub(super) fn run(migration: Migration<'_>, outgoing: Outgoing<'_>) -> Result<Completed, Box<Failure>> {
-    let Migration { endpoint, channels, compression, delta_cache, timeouts, steering, observer, at_pause } = migration;
+    let Migration { route, channels, compression, delta_cache, timeouts, steering, observer, at_pause } = migration;
     let Outgoing { guest, memory, tracker, kind, description } = outgoing;
     let mut report = Report::new();
     report.tracker = Some(tracker.kind().name().to_owned());
@@ -97,14 +97,14 @@ pub(super) fn run(migration: Migration<'_>, outgoing: Outgoing<'_>) -> Result<Co
         dial: None,
         stranded: None,
     };
-    let result = driver.migrate(&endpoint, channels, GuestWords { kind, description }, Encoding { compression, delta_cache });
+    let result = driver.migrate(&route, channels, GuestWords { kind, description }, Encoding { compression, delta_cache });
     let (dial, stranded) = (driver.dial.take(), driver.stranded.take());
     let report = driver.conclude(&result);
     match result {
         Ok(()) => Ok(Completed { report }),
         Err(error) => {
             let owner = report.guest_owner;
-            let in_doubt = dial.filter(|_| owner == GuestOwner::InDoubt).map(|Dial { endpoint, session, token, .. }| InDoubt { endpoint, session, token });
+            let in_doubt = dial.filter(|_| owner == GuestOwner::InDoubt).map(|Dial { route, session, token, .. }| InDoubt { route, session, token });
             Err(Box::new(Failure { error, owner, report, in_doubt, stranded }))
         }
     }
@@ -124,10 +124,10 @@ struct Encoding {
 }
 
 impl Driver<'_> {
-    fn migrate(&mut self, endpoint: &Endpoint, wanted: u16, words: GuestWords, encoding: Encoding) -> Result<(), Error> {
+    fn migrate(&mut self, route: &Route, wanted: u16, words: GuestWords, encoding: Encoding) -> Result<(), Error> {
         self.phase(Phase::Connecting);
         let (session, token) = (SessionId(random()?), Token(random()?));
-        let dial = Dial { endpoint: endpoint.clone(), session, token, timeout: self.timeouts.handshake };
+        let dial = Dial { route: route.clone(), session, token, timeout: self.timeouts.handshake };
         self.dial = Some(dial.clone());
         let layout = self.memory.layout().clone();
         let limits = self.steering.limits();
@@ -141,19 +141,17 @@ impl Driver<'_> {
             guest_kind: words.kind,
             description: words.description,
         };
-        let pump = Pump::start(endpoint, offer, &self.timeouts)?;
+        let pump = Pump::start(route, offer, &self.timeouts)?;
         let Granted { channels, codecs, features, granule } = self.accepted(&pump).map_err(|error| part(&pump, error))?;
         self.report.channels = channels;
         self.can_post_copy = features.contains(Features::POST_COPY);
-        if !self.can_post_copy && let PostCopy::After(_) = limits.post_copy {
+        if !self.can_post_copy
+            && let PostCopy::After(_) = limits.post_copy
+        {
             return Err(part(&pump, Error::NoPostCopy));
         }
         let streams = self.attach(&dial, &pump, channels).map_err(|error| part(&pump, error))?;
-        let urgent = if self.can_post_copy {
-            Some(dial.attach(&pump, Lane::Urgent, 0).map_err(|error| part(&pump, error))?.0)
-        } else {
-            None
-        };
+        let urgent = if self.can_post_copy { Some(dial.attach(&pump, Lane::Urgent, 0).map_err(|error| part(&pump, error))?.0) } else { None };
         pump.command(Command::Attached);
         let cache = encoding.delta_cache.for_guest(self.memory.layout().bytes());
         let settings = EncoderSettings { codecs, key: PageKey::derive(&token.0), delta_cache: ByteCount(cache.0 / u64::from(channels)) };
@@ -298,6 +296,7 @@ impl Driver<'_> {
             Err(Error::Cancelled | Error::Limit(_)) => (Outcome::Aborted, GuestOwner::Source),
             Err(Error::Refused { .. }) => (Outcome::Refused, GuestOwner::Source),
             Err(Error::InDoubt(_)) => (Outcome::InDoubt, GuestOwner::InDoubt),
+            Err(Error::Stranded(_)) => (Outcome::Failed, GuestOwner::Destination),
             Err(_) => (Outcome::Failed, GuestOwner::Source),
         };
         if let Err(error) = result {

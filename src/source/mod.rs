@@ -44,7 +44,7 @@ use crate::memory::GuestMemory;
 use crate::page::{Compression, DeltaCache};
 use crate::policy::Limits;
 use crate::protocol::Timeouts;
-use crate::transport::Endpoint;
+use crate::transport::{ClientSecurity, Endpoint, Route};
 use crate::units::BytesPerSec;
 
 /// A guest to move: what the embedding VMM brings.
@@ -68,7 +68,7 @@ type Observer<'h> = Box<dyn FnMut(&Event) + Send + 'h>;
 
 /// A migration to be run. Methods set what differs from the defaults.
 pub struct Migration<'h> {
-    endpoint: Endpoint,
+    route: Route,
     channels: u16,
     compression: Compression,
     delta_cache: DeltaCache,
@@ -83,7 +83,7 @@ impl<'h> Migration<'h> {
     #[must_use]
     pub fn to(endpoint: Endpoint) -> Self {
         Self {
-            endpoint,
+            route: Route { endpoint, security: ClientSecurity::Plain },
             channels: 2,
             compression: Compression::Auto,
             delta_cache: DeltaCache::Auto,
@@ -92,6 +92,13 @@ impl<'h> Migration<'h> {
             observer: Box::new(|_| {}),
             at_pause: None,
         }
+    }
+
+    /// How all connections are protected; plain if not said.
+    #[must_use]
+    pub fn security(mut self, security: ClientSecurity) -> Self {
+        self.route.security = security;
+        self
     }
 
     /// Bulk channels to use, 1 to [`MAX_CHANNELS`](crate::wire::MAX_CHANNELS). The destination may grant fewer.

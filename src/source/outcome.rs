@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::memory::GuestMemory;
 use crate::protocol::ProtocolError;
 use crate::stats::{GuestOwner, Outcome, Report};
-use crate::transport::{Endpoint, Stream};
+use crate::transport::Route;
 use crate::wire::{AnswerStatus, Message, SessionId, Token};
 
 /// The guest runs at the destination.
@@ -99,7 +99,7 @@ impl Stranded {
 /// [`InDoubt::ask`] answers [`AnswerStatus::NeverStarted`], or before the destination is known to be dead (fenced).
 #[derive(Debug)]
 pub struct InDoubt {
-    pub(super) endpoint: Endpoint,
+    pub(super) route: Route,
     pub(super) session: SessionId,
     pub(super) token: Token,
 }
@@ -111,7 +111,7 @@ impl InDoubt {
     /// # Errors
     /// When the destination cannot be reached or answers something else; the doubt remains.
     pub fn ask(&self, timeout: Duration) -> Result<AnswerStatus, Error> {
-        let stream = Stream::connect(&self.endpoint, timeout)?;
+        let stream = self.route.connect(timeout)?;
         MessageWriter::new(stream.share()).send(&Message::Query { session: self.session, token: self.token })?;
         let answer = MessageReader::new(stream).next_within(timeout)?;
         match answer {

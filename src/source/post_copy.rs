@@ -288,6 +288,7 @@ impl Follow<'_, '_> {
             }
             SourceEvent::Interrupted { .. } => Some(Next::Interrupted),
             SourceEvent::Recovered { generation, arrived } => Some(Next::Recovered { generation, arrived }),
+            SourceEvent::Ended(SourceEnd::InDoubt { error }) => Some(Next::Stranded(Error::InDoubt(error))),
             SourceEvent::Ended(SourceEnd::Stranded { error }) => Some(Next::Stranded(Error::Stranded(error))),
             _ => None,
         }
@@ -298,7 +299,6 @@ impl Follow<'_, '_> {
         match ended {
             Some(Ended { end: SourceEnd::Completed, .. }) => Followed::Completed,
             Some(ended) if ended.owner == GuestOwner::Source => Followed::TakenBack(session_error(Some(ended))),
-            Some(Ended { end: SourceEnd::InDoubt { error }, .. }) => Followed::Stranded(Error::InDoubt(error)),
             // A pump that died without a word proves nothing about the destination.
             _ => Followed::Stranded(Error::InDoubt(ProtocolError::Closed { state: "serving the rest of memory" })),
         }

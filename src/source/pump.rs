@@ -15,13 +15,15 @@ use crate::control::{Connection, MessageReader};
 use crate::error::Error;
 use crate::protocol::{Source, SourceEnd, SourceEvent, Timeouts};
 use crate::stats::GuestOwner;
-use crate::transport::{Endpoint, Stream, StreamControl};
+use crate::transport::{Route, StreamControl};
 use crate::wire::{ChannelTotals, Offer};
 
 /// What the driver asks of the session.
 pub(super) enum Command {
     /// All bulk channels are attached.
     Attached,
+    /// Ask how much has been applied.
+    AskProgress,
     /// Everything is sent.
     Finish { totals: Vec<ChannelTotals>, state: Vec<u8> },
     /// Pre-copy is over, and these pages are missing.
@@ -62,8 +64,8 @@ type BulkConnections = Arc<Mutex<Vec<StreamControl>>>;
 
 impl Pump {
     /// Connects and begins the session.
-    pub(super) fn start(endpoint: &Endpoint, offer: Offer, timeouts: &Timeouts) -> Result<Self, Error> {
-        let stream = Stream::connect(endpoint, timeouts.handshake)?;
+    pub(super) fn start(route: &Route, offer: Offer, timeouts: &Timeouts) -> Result<Self, Error> {
+        let stream = route.connect(timeouts.handshake)?;
         // The driver sends at most one command while another waits; events beyond the few that matter are progress,
         // dropped when the driver is busy; the end has a channel of its own so that it is never waited for.
         let (commands, to_do) = bounded(4);
@@ -72,12 +74,13 @@ impl Pump {
         let bulk = BulkConnections::default();
         let session = Session {
             machine: Source::new(Instant::now(), offer, *timeouts),
-            endpoint: endpoint.clone(),
+            route: route.clone(),
             connect_timeout: timeouts.heartbeat.max(Duration::from_secs(1)),
             connection: Some(Connection::new(MessageReader::new(stream))?),
             events: tell,
             bulk: Arc::clone(&bulk),
             cause: None,
+            has_switched: false,
         };
         let thread = std::thread::Builder::new()
             .name("pf-control".into())
@@ -125,12 +128,14 @@ impl Drop for Pump {
 
 struct Session {
     machine: Source,
-    endpoint: Endpoint,
+    route: Route,
     connect_timeout: Duration,
     connection: Option<Connection>,
     events: Sender<SourceEvent>,
     bulk: BulkConnections,
     cause: Option<Error>,
+    /// Post-copy follows.
+    has_switched: bool,
 }
 
 impl Session {
@@ -173,8 +178,12 @@ impl Session {
         let now = Instant::now();
         match command {
             Command::Attached => self.machine.attached(now),
+            Command::AskProgress => self.machine.ask_progress(now),
             Command::Finish { totals, state } => self.machine.finish(now, totals, state),
-            Command::Switch { totals, state, missing } => self.machine.switch(now, totals, state, &missing),
+            Command::Switch { totals, state, missing } => {
+                self.has_switched = true;
+                self.machine.switch(now, totals, state, &missing);
+            }
             Command::Reattached { generation } => self.machine.reattached(now, generation),
             Command::Interrupt { generation } => self.machine.interrupt(now, generation),
             Command::RecoverAgain => {
@@ -200,8 +209,8 @@ impl Session {
                 continue;
             }
             match self.machine.poll_event()? {
-                // Nothing more happens unless the driver wants it.
-                stranded @ SourceEvent::Ended(SourceEnd::Stranded { .. }) => self.tell(stranded),
+                // The guest still needs what is here; nothing more happens unless the driver wants it.
+                stranded @ SourceEvent::Ended(SourceEnd::Stranded { .. } | SourceEnd::InDoubt { .. }) if self.has_switched => self.tell(stranded),
                 SourceEvent::Ended(end) => return Some(end),
                 interrupted @ SourceEvent::Interrupted { .. } => {
                     self.shut_down_bulk();
@@ -245,10 +254,7 @@ impl Session {
     fn reconnect(&mut self) {
         self.shut_down_bulk();
         self.connection = None;
-        match Stream::connect(&self.endpoint, self.connect_timeout)
-            .map_err(Error::from)
-            .and_then(|stream| Connection::new(MessageReader::new(stream)))
-        {
+        match self.route.connect(self.connect_timeout).map_err(Error::from).and_then(|stream| Connection::new(MessageReader::new(stream))) {
             Ok(connection) => {
                 self.connection = Some(connection);
                 self.machine.reconnected(Instant::now());

@@ -5,14 +5,19 @@
 //! only when little of it is under way any more. The guest runs meanwhile and the link stays busy, so that costs
 //! nothing: the harvest after it finds what was dirtied until then, once. And a round measured like this says how fast
 //! the link is, not how deep its queues are.
+//!
+//! The destination has queues of its own: bytes that have arrived and that it has not got round to. Only it knows, so it
+//! is asked.
 
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::select;
+use crossbeam::channel::{at, select};
 
 use super::driver::{Driver, Session, session_error};
+use super::pump::Command;
 use crate::error::Error;
 use crate::policy::Bottleneck;
+use crate::protocol::SourceEvent;
 use crate::units::{ByteCount, BytesPerSec};
 
 /// How the queues stood when the workers were done, and what became of it.
@@ -56,7 +61,33 @@ impl Driver<'_> {
             }
             under_way = now_under_way;
         }
+        self.catch_up(session, self.little(under_way))?;
         Ok(Settled { bottleneck, under_way })
+    }
+
+    /// Waits until the destination has applied all but `little` of what was sent.
+    fn catch_up(&self, session: &Session<'_>, little: ByteCount) -> Result<(), Error> {
+        let (mut applied, mut moved_at) = (ByteCount(0), Instant::now());
+        while moved_at.elapsed() < STUCK_AFTER && !self.is_late() {
+            session.pump.command(Command::AskProgress);
+            let answer_by = at(Instant::now() + STUCK_AFTER);
+            let bytes = loop {
+                select! {
+                    recv(session.pump.events()) -> event => if let Ok(SourceEvent::Progress { bytes, .. }) = event { break bytes },
+                    recv(session.pump.ended()) -> ended => return Err(session_error(ended.ok())),
+                    recv(self.steering.cancelled()) -> _ => return Err(Error::Cancelled),
+                    recv(answer_by) -> _ => return Ok(()),
+                }
+            };
+            if bytes + little >= self.report.wire_bytes {
+                break;
+            }
+            if bytes > applied {
+                (applied, moved_at) = (bytes, Instant::now());
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+        Ok(())
     }
 
     /// So few bytes that waiting for them would let the link idle.

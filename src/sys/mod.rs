@@ -9,6 +9,8 @@ pub(crate) mod advise;
 #[cfg(all(feature = "cli", feature = "kvm", target_arch = "x86_64"))]
 pub(crate) mod firmware;
 #[cfg(feature = "userfaultfd")]
+pub(crate) mod gate;
+#[cfg(feature = "userfaultfd")]
 pub(crate) mod huge;
 pub(crate) mod kvm_log;
 #[cfg(all(feature = "kvm", target_arch = "x86_64"))]

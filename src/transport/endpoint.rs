@@ -34,6 +34,14 @@ impl Endpoint {
         }
     }
 
+    /// The host's name or address, without brackets; none for a Unix socket.
+    #[cfg(feature = "tls")]
+    pub(super) fn host(&self) -> Option<&str> {
+        let Self::Tcp(host_port) = self else { return None };
+        let (host, _) = host_port.rsplit_once(':').unwrap_or((host_port, ""));
+        Some(host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host))
+    }
+
     /// The socket addresses of a TCP endpoint; none for a Unix one.
     pub(super) fn resolve(&self) -> std::io::Result<Vec<SocketAddr>> {
         match self {

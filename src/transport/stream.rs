@@ -5,7 +5,7 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,13 +14,16 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
 
+use super::tls::Session;
 use super::{Endpoint, TransportError};
+use crate::sys::socket_queue::{self, TcpState};
 use crate::units::ByteCount;
 
-/// A connection, blocking.
+/// A connection, blocking; plain, or TLS.
 #[derive(Debug)]
 pub struct Stream {
     socket: Arc<Socket>,
+    tls: Option<Arc<Session>>,
 }
 
 /// Ends a [`Stream`] from another thread.
@@ -95,7 +98,54 @@ impl Stream {
             socket.set_tcp_user_timeout(Some(GONE_AFTER))?;
             socket.set_tcp_nodelay(true)?;
         }
-        Ok(Self { socket: Arc::new(socket) })
+        Ok(Self { socket: Arc::new(socket), tls: None })
+    }
+
+    /// The socket of a plain stream, to make another of it.
+    #[cfg(feature = "tls")]
+    pub(super) fn into_socket(self) -> Arc<Socket> {
+        self.socket
+    }
+
+    #[cfg(feature = "tls")]
+    pub(super) fn with_session(socket: Arc<Socket>, session: Session) -> Self {
+        Self { socket, tls: Some(Arc::new(session)) }
+    }
+
+    /// The session of a secure stream that is not shared.
+    #[cfg(all(test, feature = "tls"))]
+    pub(super) fn session(&mut self) -> &mut Session {
+        self.tls.as_mut().and_then(Arc::get_mut).expect("a session of its own")
+    }
+
+    /// Whether bytes are read with [`Stream::read_with`], and not from the descriptor: it is encrypted what comes there.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// Of an encrypted stream: waits until some bytes have been decrypted, shows them to `take`, and reads as many as it
+    /// says it took. At the end it is shown none.
+    ///
+    /// # Errors
+    /// As reading.
+    ///
+    /// # Panics
+    /// When the stream is not encrypted, or `take` takes more than there is.
+    pub fn read_with(&mut self, take: impl FnOnce(&[u8]) -> usize) -> io::Result<usize> {
+        self.tls.as_ref().expect("an encrypted stream").read_with(take)
+    }
+
+    /// The first byte that the peer sends on a plain stream, which stays to be read.
+    ///
+    /// # Errors
+    /// As reading; also when the peer says nothing within `timeout`, or closes without a word.
+    pub fn first_byte(&self, timeout: Duration) -> io::Result<u8> {
+        let mut first = [0];
+        self.socket.set_read_timeout(Some(timeout))?;
+        let peeked = nix::sys::socket::recv(self.socket.as_raw_fd(), &mut first, nix::sys::socket::MsgFlags::MSG_PEEK);
+        self.socket.set_read_timeout(None)?;
+        if peeked? == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(first[0]) }
     }
 
     /// Prepares the stream for bulk data: keeps the kernel's queue short, so that a decision to stop takes effect soon.
@@ -115,7 +165,7 @@ impl Stream {
     /// # Errors
     /// When the socket refuses the option.
     pub fn prepare_urgent(&self) -> io::Result<()> {
-        crate::sys::socket_queue::set_priority(self.socket.as_fd(), INTERACTIVE)
+        socket_queue::set_priority(self.socket.as_fd(), INTERACTIVE)
     }
 
     /// Whether a read would not wait: there is something to read, or the stream has ended.
@@ -159,13 +209,37 @@ impl Stream {
     /// A second owner of the same connection, so that one thread can read while another writes.
     #[must_use]
     pub fn share(&self) -> Self {
-        Self { socket: Arc::clone(&self.socket) }
+        Self { socket: Arc::clone(&self.socket), tls: self.tls.clone() }
     }
 
     /// How its sending side stands: two system calls, about a microsecond.
     #[must_use]
     pub fn send_queue(&self) -> SendQueue {
-        SendQueue { under_way: under_way(&self.socket), peer_window: crate::sys::socket_queue::peer_window(self.socket.as_fd()).map(ByteCount) }
+        SendQueue { under_way: under_way(&self.socket), peer_window: self.tcp_state().map(|state| ByteCount(state.peer_window)) }
+    }
+
+    /// Bytes that were written and have not arrived at the peer's host.
+    pub(super) fn under_way(&self) -> ByteCount {
+        under_way(&self.socket)
+    }
+
+    /// As the kernel sees it; nothing for a Unix socket.
+    pub(super) fn tcp_state(&self) -> Option<TcpState> {
+        socket_queue::tcp_state(self.socket.as_fd())
+    }
+
+    /// Limits how fast it sends, and how much of what was written waits in the socket for its turn.
+    pub(super) fn set_pace(&self, rate: Option<u64>, unsent: u32) -> io::Result<()> {
+        self.socket.set_tcp_notsent_lowat(unsent)?;
+        socket_queue::set_pace(self.socket.as_fd(), rate)
+    }
+
+    /// Writes some of `bytes`, as packets of their own on a plain stream.
+    pub(super) fn write_apart(&self, bytes: &[u8]) -> io::Result<usize> {
+        match &self.tls {
+            None => self.socket.send_with_flags(bytes, libc::MSG_EOR | libc::MSG_NOSIGNAL),
+            Some(tls) => tls.write(&[IoSlice::new(bytes)]),
+        }
     }
 
     /// The other end, for messages to a person.
@@ -194,17 +268,26 @@ impl StreamControl {
 
 impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        (&*self.socket).read(buffer)
+        match &self.tls {
+            None => (&*self.socket).read(buffer),
+            Some(tls) => tls.read(buffer),
+        }
     }
 }
 
 impl Write for Stream {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        (&*self.socket).write(buffer)
+        match &self.tls {
+            None => (&*self.socket).write(buffer),
+            Some(tls) => tls.write(&[IoSlice::new(buffer)]),
+        }
     }
 
     fn write_vectored(&mut self, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
-        (&*self.socket).write_vectored(buffers)
+        match &self.tls {
+            None => (&*self.socket).write_vectored(buffers),
+            Some(tls) => tls.write(buffers),
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -285,7 +368,7 @@ impl Drop for Listener {
 }
 
 fn under_way(socket: &Socket) -> ByteCount {
-    ByteCount(crate::sys::socket_queue::unacknowledged(socket.as_fd()).unwrap_or(0))
+    ByteCount(socket_queue::unacknowledged(socket.as_fd()).unwrap_or(0))
 }
 
 fn targets(endpoint: &Endpoint) -> io::Result<Vec<(Domain, SockAddr)>> {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, Once};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pageferry::destination::{Arrival, Ending, GuestFactory, Receiver, ReceiverOptions, Refusal};
+use pageferry::destination::{Arrival, Ending, GuestFactory, Placed, Receiver, ReceiverOptions, Refusal};
 use pageferry::dirty::{self, Choice, Tracked, TrackerKind};
 use pageferry::guest::{Guest, GuestError};
 use pageferry::memory::{GuestMemory, MemoryLayout};
@@ -25,6 +25,7 @@ pub(crate) const TIMEOUTS: Timeouts = Timeouts {
     silence: Duration::from_secs(2),
     handshake: Duration::from_secs(2),
     resolve: Duration::from_secs(3),
+    recover: Duration::from_secs(3),
     tombstone: Duration::from_secs(30),
 };
 
@@ -152,8 +153,8 @@ impl Arrival for Watched {
         self
     }
 
-    fn placed(&mut self) -> std::io::Result<()> {
-        self.inner.placed()
+    fn placed(&mut self, placed: Placed) -> std::io::Result<()> {
+        self.inner.placed(placed)
     }
 
     fn ended(self: Box<Self>, ending: Ending) {

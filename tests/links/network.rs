@@ -63,7 +63,7 @@ impl Network {
         String::from_utf8_lossy(&output.stdout).trim().parse().with_context(|| path.to_owned())
     }
 
-    fn name(&self, end: End) -> &str {
+    pub(crate) fn name(&self, end: End) -> &str {
         &self.names[end as usize]
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use pageferry::destination::{Arrival, Ending, GuestFactory, Refusal};
+use pageferry::destination::{Arrival, Ending, GuestFactory, Placed, Refusal};
 use pageferry::dirty::Marks;
 use pageferry::guest::{Guest, GuestError, RunShare};
 use pageferry::memory::{Backing, GuestMemory, MemoryLayout};
@@ -176,7 +176,7 @@ impl Arrival for Arriving {
         &mut self.guest
     }
 
-    fn placed(&mut self) -> io::Result<()> {
+    fn placed(&mut self, _placed: Placed) -> io::Result<()> {
         if self.fail_when_placed {
             return Err(io::Error::other("no room for the image"));
         }

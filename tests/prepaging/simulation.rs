@@ -35,10 +35,17 @@ pub(crate) struct Scenario {
     pub(crate) missing: u64,
     /// Of these, where the guest is at work: the first, and how many.
     pub(crate) working_set: (u64, u64),
-    /// Each has its own part of the working set.
+    /// In a sweep each has its own part of the working set.
     pub(crate) threads: u64,
     /// Pages that all threads together touch in a second.
     pub(crate) rate: u64,
+}
+
+impl Scenario {
+    /// Whether all that is missing is in use, and the guest faster than the link.
+    pub(crate) fn is_starved(&self) -> bool {
+        self.working_set.1 == self.missing && self.rate * PAGE_SIZE as u64 * 8 > self.link
+    }
 }
 
 /// How it went.
@@ -150,17 +157,17 @@ impl World {
     /// The page that `thread` touches next.
     fn page_of(&self, thread: usize) -> u64 {
         let (first, pages) = self.scenario.working_set;
-        let part = pages / self.scenario.threads;
         let nth = self.touched[thread];
-        let x = mix(thread as u64, nth + 1);
+        let (thread, part) = (thread as u64, pages / self.scenario.threads);
+        let x = mix(thread, nth + 1);
         let within = match self.pattern {
-            // Somewhere in the middle, as a guest that was interrupted.
-            Pattern::Sweep => (nth + part / 3) % part,
-            Pattern::Random => x % part,
-            Pattern::HotCold if x >> 32 & 0xffff < 58_982 => x % (part / 10),
-            Pattern::HotCold => part / 10 + x % (part - part / 10),
+            // From somewhere in the middle, as a guest that was interrupted.
+            Pattern::Sweep => thread * part + (nth + part / 3) % part,
+            Pattern::Random => x % pages,
+            Pattern::HotCold if x >> 32 & 0xffff < 58_982 => x % (pages / 10),
+            Pattern::HotCold => pages / 10 + x % (pages - pages / 10),
         };
-        first + thread as u64 * part + within
+        first + within
     }
 
     fn answer(&mut self, now: u64, page: u64) {

@@ -6,6 +6,9 @@
 #[expect(dead_code, reason = "the tests that count their own cases use the rest")]
 mod processes;
 
+#[cfg(feature = "tls")]
+#[path = "../certificates/mod.rs"]
+mod certificates;
 mod commands;
 mod endings;
 mod flags;
@@ -17,6 +20,8 @@ mod report;
 mod reports;
 mod strangers;
 mod terminal;
+#[cfg(feature = "tls")]
+mod tls;
 
 use anyhow::{Result, ensure};
 use pageferry::stats::{GuestOwner, Outcome, Report};

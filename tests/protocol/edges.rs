@@ -26,8 +26,25 @@ fn both_ends_keep_each_other_company_while_the_drivers_are_busy() {
             pair.destination.handle_timeout(pair.now);
             pair.deliver();
         }
-        assert_eq!(pair.source_events, vec![SourceEvent::Progress { frames: 5, bytes: ByteCount(500) }; 60], "{point:?}");
+        // While frames come in each Ping is answered besides.
+        let progress = if point == Point::Copying { 120 } else { 60 };
+        assert_eq!(pair.source_events, vec![SourceEvent::Progress { frames: 5, bytes: ByteCount(500) }; progress], "{point:?}");
     }
+}
+
+#[test]
+fn a_source_that_asks_learns_at_once_how_much_was_applied() {
+    let mut pair = Pair::at(Point::Copying);
+    pair.destination.arrived(7, ByteCount(700));
+    pair.source_events.clear();
+    pair.source.ask_progress(pair.now);
+    pair.deliver();
+    assert_eq!(pair.source_events, [SourceEvent::Progress { frames: 7, bytes: ByteCount(700) }]);
+    let mut pair = Pair::at(Point::Ready);
+    pair.source_events.clear();
+    pair.source.ask_progress(pair.now);
+    pair.deliver();
+    assert_eq!(pair.source_events, [], "only while rounds are sent");
 }
 
 #[test]
@@ -103,7 +120,7 @@ fn a_handshake_that_does_not_come_to_an_end_is_given_up_though_the_peer_lives() 
 fn timeouts_beyond_the_clock_never_strike() {
     let now = Instant::now();
     let never = Duration::MAX;
-    let timeouts = Timeouts { heartbeat: never, silence: never, handshake: never, resolve: never, tombstone: never };
+    let timeouts = Timeouts { heartbeat: never, silence: never, handshake: never, resolve: never, recover: never, tombstone: never };
     let mut source = Source::new(now, offer(), timeouts);
     let later = now + Duration::from_secs(1 << 30);
     source.handle_timeout(later);
@@ -119,12 +136,12 @@ fn channels_are_attached_once_each_and_by_the_source_only() {
     assert_eq!(pair.destination.attach(now, TOKEN, Lane::Bulk(CHANNELS), 0), Err(AttachError::Channel { channel: CHANNELS, channels }));
     assert_eq!(pair.destination.attach(now, TOKEN, Lane::Bulk(u16::MAX), 0), Err(AttachError::Channel { channel: u16::MAX, channels }));
     assert_eq!(pair.destination.attach(now, TOKEN, Lane::Bulk(1), 0), Ok(()));
-    assert_eq!(pair.destination.attach(now, TOKEN, Lane::Bulk(1), 0), Err(AttachError::Twice { channel: 1 }));
+    assert_eq!(pair.destination.attach(now, TOKEN, Lane::Bulk(1), 0), Err(AttachError::Twice { lane: Lane::Bulk(1) }));
     assert_eq!(pair.destination.attach(now, TOKEN, Lane::Bulk(0), 0), Ok(()));
     assert_eq!(pair.destination.attach(now, TOKEN, Lane::Bulk(0), 0), Err(AttachError::State { state: "receiving" }));
     assert!(matches!(AttachError::Token.refusal(), Message::Refuse { reason: RefuseReason::Authorization, .. }));
-    let twice = AttachError::Twice { channel: 1 }.refusal();
-    assert_eq!(twice, Message::Refuse { reason: RefuseReason::Other, detail: "channel 1 is attached already".into() });
+    let twice = AttachError::Twice { lane: Lane::Bulk(1) }.refusal();
+    assert_eq!(twice, Message::Refuse { reason: RefuseReason::Other, detail: "lane bulk 1 is attached already".into() });
 }
 
 #[test]

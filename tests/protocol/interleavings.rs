@@ -254,6 +254,7 @@ impl Node {
                     (self.source_end, self.source_task) = (Some(end), None);
                 }
                 SourceEvent::Progress { .. } | SourceEvent::Running => {}
+                event => unreachable!("{event:?} without post-copy"),
             }
         }
         while let Some(event) = self.destination.poll_event() {
@@ -261,6 +262,7 @@ impl Node {
                 DestinationEvent::Offered(_) => self.destination_task = Some(Task::Accept),
                 DestinationEvent::Finish { .. } => self.destination_task = Some(Task::Load),
                 DestinationEvent::Run { .. } => (self.runs, self.destination_task) = (self.runs + 1, Some(Task::Resume)),
+                DestinationEvent::Interrupted { .. } | DestinationEvent::Resume { .. } => unreachable!("without post-copy"),
                 DestinationEvent::Ended(_) => {
                     assert!(!self.destination_ended, "ended twice");
                     (self.destination_ended, self.destination_task) = (true, None);
@@ -330,7 +332,7 @@ fn no_order_of_events_makes_two_owners_or_a_lasting_doubt() {
     const SOON: Duration = Duration::ZERO;
     // A source that gives up asking at any moment, and one that never does (it would not ask twice if it always gave up).
     for resolve in [SOON, Duration::MAX] {
-        let timeouts = Timeouts { heartbeat: SOON, silence: SOON, handshake: SOON, resolve, tombstone: SOON };
+        let timeouts = Timeouts { heartbeat: SOON, silence: SOON, handshake: SOON, resolve, recover: resolve, tombstone: SOON };
         let (states, transitions) = explore(timeouts);
         println!("{states} states, {transitions} transitions");
         assert!(states > 1000, "the exploration has lost its point");

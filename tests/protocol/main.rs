@@ -5,5 +5,6 @@ mod edges;
 mod hostile;
 mod interleavings;
 mod pair;
+mod post_copy;
 mod steps;
 mod world;

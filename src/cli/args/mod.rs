@@ -7,6 +7,7 @@
 
 mod limits;
 mod receive;
+mod security;
 mod send;
 
 use std::path::PathBuf;
@@ -102,22 +103,13 @@ impl From<BackingFlag> for Backing {
 /// Security of the connections: one of two, or neither.
 #[derive(Clone, Debug, clap::Args)]
 pub struct SecurityArgs {
-    /// Encrypt, with the keys in this directory
-    #[arg(long, value_name = "DIR", conflicts_with = "insecure", hide = true)]
+    /// TLS with certificates on both sides, from this directory: ca-cert.pem, and server-cert.pem and server-key.pem to
+    /// receive, client-cert.pem and client-key.pem to send
+    #[arg(long, value_name = "DIR", conflicts_with = "insecure", hide = cfg!(not(feature = "tls")))]
     tls: Option<PathBuf>,
     /// Allow plain TCP beyond loopback: the guest's memory crosses the network readable and unprotected
     #[arg(long)]
     insecure: bool,
-}
-
-impl SecurityArgs {
-    /// Whether plain text was allowed aloud.
-    fn check(&self) -> Result<bool, UsageError> {
-        match &self.tls {
-            Some(directory) => Err(UsageError::not_built_in("--tls", &directory.display(), "use --insecure on a network you trust")),
-            None => Ok(self.insecure),
-        }
-    }
 }
 
 /// How long a connection that broke in post-copy is waited for, if nothing else is said.

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{BackingFlag, Output, RECOVER_FOR, SecurityArgs, UsageError, check_plain_text};
+use super::{BackingFlag, Output, RECOVER_FOR, SecurityArgs, UsageError};
 use crate::cli::units::{number_in, parse_size, parse_time};
 use crate::memory::Backing;
-use crate::transport::Endpoint;
+use crate::transport::{Endpoint, ServerSecurity};
 use crate::units::ByteCount;
 
 /// Take in guests from other hosts
@@ -49,6 +49,8 @@ pub struct ReceiveArgs {
 pub struct ReceiveSettings {
     /// Where to listen.
     pub endpoint: Endpoint,
+    /// How connections are protected.
+    pub security: ServerSecurity,
     /// Where reports go.
     pub json: Option<Output>,
     /// Where the memory image goes.
@@ -71,10 +73,12 @@ impl ReceiveArgs {
     /// What the flags come to. Resolves the name to listen on.
     ///
     /// # Errors
-    /// When they ask for what is not built in, or for plain text beyond loopback without saying so.
+    /// When they ask for what is not built in, or for plain text beyond loopback without saying so,
+    /// or name keys that cannot be used.
     pub fn settings(self) -> Result<ReceiveSettings, UsageError> {
-        check_plain_text("--listen", &self.listen, self.security.check()?)?;
+        let security = self.security.receiver(&self.listen)?;
         Ok(ReceiveSettings {
+            security,
             endpoint: self.listen,
             json: self.json.map(Output::from),
             dump: self.dump,

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
-use super::{BackingFlag, LimitArgs, Output, RECOVER_FOR, SecurityArgs, UsageError, check_plain_text};
+use super::{BackingFlag, LimitArgs, Output, RECOVER_FOR, SecurityArgs, UsageError};
 use crate::cli::units::{Exact, number_in, parse_rate, parse_size, parse_time};
 use crate::dirty::TrackerKind;
 use crate::memory::Backing;
 use crate::page::{Codecs, Compression, DeltaCache};
 use crate::policy::Limits;
-use crate::transport::Endpoint;
+use crate::transport::{ClientSecurity, Endpoint};
 use crate::units::{ByteCount, BytesPerSec};
 use crate::wire::MAX_CHANNELS;
 
@@ -72,6 +72,8 @@ pub struct SendArgs {
 pub struct SendSettings {
     /// Where the receiver is.
     pub endpoint: Endpoint,
+    /// How connections are protected.
+    pub security: ClientSecurity,
     /// The guest, in its own words.
     pub guest: String,
     /// What finds dirty pages; `None` lets the host decide.
@@ -102,18 +104,19 @@ impl SendArgs {
     /// What the flags come to. Resolves the name of the receiver.
     ///
     /// # Errors
-    /// When they ask for what is not built in, or for plain text beyond loopback without saying so.
+    /// When they ask for what is not built in, or for plain text beyond loopback without saying so,
+    /// or name keys that cannot be used.
     pub fn settings(self) -> Result<SendSettings, UsageError> {
         let limits = self.limits.limits()?;
         self.check_built_in()?;
         let (compression, delta_cache) = (self.compress.into(), self.delta_cache()?);
-        let insecure = self.security.check()?;
         let (Some(endpoint), Some(guest)) = (self.to, self.guest) else {
             unreachable!("clap requires --to and --guest unless --batch is there, and that is not built in");
         };
-        check_plain_text("--to", &endpoint, insecure)?;
+        let security = self.security.sender(&endpoint)?;
         Ok(SendSettings {
             endpoint,
+            security,
             guest,
             tracker: self.tracker.kind(),
             channels: self.channels,

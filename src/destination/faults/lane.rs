@@ -3,7 +3,7 @@
 //! The fault server must never wait for the network, or faults that need none would wait too. So what the socket does
 //! not take stays here until it does. That is little: a page is asked for once, and only by a thread that then waits.
 
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -85,6 +85,14 @@ impl Open {
     }
 
     fn send(&mut self) {
+        if self.stream.is_encrypted() {
+            // Records are whole, so this waits for room; there is some, as the source reads before it does anything else.
+            if let Err(error) = self.stream.write_all(&self.unsent) {
+                tracing::debug!(%error, "nothing can be asked on the urgent lane any more");
+                self.stream.control().shut_down();
+            }
+            return self.unsent.clear();
+        }
         let mut sent = 0;
         while sent < self.unsent.len() {
             match send(self.stream.as_fd().as_raw_fd(), &self.unsent[sent..], MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {

@@ -23,6 +23,7 @@ impl Latencies {
         self.max = self.max.max(time);
     }
 
+    #[cfg(test)]
     pub(super) fn count(&self) -> u64 {
         self.count
     }

@@ -20,6 +20,7 @@ mod incomplete;
 mod installer;
 mod lane;
 mod latency;
+mod local;
 mod places;
 mod request;
 mod server;
@@ -30,4 +31,5 @@ mod waiting;
 
 pub(crate) use incomplete::Incomplete;
 pub(crate) use installer::Installer;
+pub use local::{LocalFaults, local_faults};
 pub(crate) use waiting::FaultStats;

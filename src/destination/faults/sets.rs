@@ -50,7 +50,7 @@ impl Sets {
 
     /// Pages that are missing still.
     pub(super) fn outstanding(&self) -> PageCount {
-        // Acquire pairs with the Release of `settle`: at zero, everything done to the memory is done.
+        // Acquire pairs with the Release of `count`: at zero, everything done to the memory is done.
         PageCount(self.outstanding.load(Ordering::Acquire))
     }
 
@@ -76,14 +76,18 @@ impl Sets {
         self.due[chunk.as_usize()].fetch_or(mask, Ordering::Relaxed);
     }
 
-    /// Pages that were taken have been settled. Returns those of them that someone asked for.
+    /// Pages that were taken are in place, or of no use any more. Returns those of them that someone asked for.
     pub(super) fn settle(&self, chunk: ChunkIndex, mask: u64) -> u64 {
         // SeqCst on both words, here and in `ask`: whoever asks for a page either finds it arrived or is found here.
         let before = self.arrived[chunk.as_usize()].fetch_or(mask, Ordering::SeqCst);
         assert_eq!(before & mask, 0, "a page arrives once");
-        let asked = self.asked[chunk.as_usize()].load(Ordering::SeqCst);
-        self.outstanding.fetch_sub(u64::from(mask.count_ones()), Ordering::AcqRel);
-        asked & mask
+        self.asked[chunk.as_usize()].load(Ordering::SeqCst) & mask
+    }
+
+    /// So many pages were settled, and nothing remains to be done about them.
+    pub(super) fn count(&self, pages: u32) {
+        // Release: see `outstanding`.
+        self.outstanding.fetch_sub(u64::from(pages), Ordering::AcqRel);
     }
 
     /// Settles the pages that need not be sent any more because they were removed, and returns all that have arrived. For
@@ -97,6 +101,7 @@ impl Sets {
             let moot = moot & self.due[chunk.as_usize()].fetch_and(!moot, Ordering::Relaxed);
             if moot != 0 {
                 self.settle(chunk, moot);
+                self.count(moot.count_ones());
             }
             *into = self.arrived(chunk);
         }
@@ -191,8 +196,9 @@ mod tests {
         sets.take(CHUNK, 0b0010).expect("an error takes nothing");
         sets.give_back(CHUNK, 0b0100);
         sets.take(CHUNK, 0b0100).unwrap();
-        assert_eq!(sets.outstanding(), PageCount(2));
         assert_eq!(sets.settle(CHUNK, 0b0110), 0);
+        assert_eq!(sets.outstanding(), PageCount(2));
+        sets.count(2);
         assert_eq!(sets.outstanding(), PageCount(0));
     }
 
@@ -219,6 +225,7 @@ mod tests {
         sets.remove(CHUNK, 0b1_0011);
         sets.take(CHUNK, 0b0001).unwrap();
         sets.settle(CHUNK, 0b0001);
+        sets.count(1);
         assert_eq!(sets.lacking(CHUNK), 0b1100);
         assert_eq!(sets.outstanding(), PageCount(3), "the source still sends it");
         let arrived = sets.settle_removed();

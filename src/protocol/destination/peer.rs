@@ -20,6 +20,7 @@ impl Destination {
             _ if matches!(self.link, Link::Replacing) => {}
             (State::Waiting { .. }, Message::Hello(offer)) => self.handle_hello(offer),
             (State::Waiting { .. }, message) => self.unexpected(&message),
+            (State::Receiving, Message::Ping) => self.outbox.push_back(self.progress()),
             (_, Message::Ping) => {}
             (State::Receiving, Message::Missing { first, words }) => self.handle_missing(first, &words),
             (State::Receiving, Message::Finish { totals, state, missing }) => self.handle_finish(totals, state, missing),
@@ -77,8 +78,12 @@ impl Destination {
             _ => {}
         }
         if self.pulse.beat(now) {
-            self.outbox.push_back(Message::Progress { frames: self.frames, bytes: self.bytes });
+            self.outbox.push_back(self.progress());
         }
+    }
+
+    fn progress(&self) -> Message {
+        Message::Progress { frames: self.frames, bytes: self.bytes }
     }
 
     /// A source in doubt asks on another connection; this is the Answer. Before Commit it decides that the guest never

@@ -78,17 +78,18 @@ impl Destination {
     /// another has followed.
     ///
     /// # Panics
-    /// When more pages have arrived than were missing.
+    /// When more pages have arrived than were missing, or of another memory.
     pub fn resumed(&mut self, now: Instant, generation: u32, arrived: &PageBitmap) {
-        if !matches!(self.link, Link::Replacing) || !self.post_copy.is_some_and(|post_copy| post_copy.generation == generation) {
+        let Some(PostCopy { pages, .. }) = self.post_copy.filter(|post_copy| post_copy.generation == generation) else { return };
+        if !matches!(self.link, Link::Replacing) {
             return;
         }
-        let pages = self.post_copy.map_or(PageCount(0), |post_copy| post_copy.pages);
         self.closed = false;
         self.pulse = Pulse::new(now, &self.timeouts);
         match self.state {
             State::Starting | State::Fetching => {
                 let arrived_in_all = extent(arrived);
+                assert_eq!(Some(arrived.chunks()), self.offer.as_ref().map(|offer| offer.layout.chunks()), "a bitmap of another memory");
                 assert!(arrived_in_all.pages <= pages, "{} pages have arrived, {} were missing", arrived_in_all.pages.0, pages.0);
                 self.link = Link::Attaching { until: after(now, self.timeouts.handshake), attached: Attached::default() };
                 self.outbox.extend(pieces(arrived).map(|(first, words)| Message::Arrived { first, words }));

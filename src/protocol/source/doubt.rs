@@ -58,9 +58,9 @@ impl Source {
         let State::Ended { owner: GuestOwner::InDoubt, unsettled: Some(error) } = &self.state else { return false };
         let error = error.clone();
         if self.post_copy.is_some() {
-            self.recover(now, error)
+            self.recover(now, error);
         } else {
-            self.doubt(now, error)
+            self.doubt(now, error);
         }
         true
     }

@@ -24,6 +24,15 @@ impl Source {
         }
     }
 
+    /// Asks the destination how much it has applied, ahead of the next heartbeat: [`SourceEvent::Progress`] answers.
+    ///
+    /// [`SourceEvent::Progress`]: super::SourceEvent::Progress
+    pub fn ask_progress(&mut self, _now: Instant) {
+        if let State::Copying { .. } = self.state {
+            self.outbox.push_back(Message::Ping);
+        }
+    }
+
     /// The guest is paused and its last frame is sent: what each channel carried, and the state beside memory.
     ///
     /// # Panics

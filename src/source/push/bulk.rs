@@ -4,7 +4,7 @@
 //! on the urgent lane, and after that it must be waited for. A step is about what the link carries in half a millisecond,
 //! so that the urgent lane's thread does not wait for a processor, nor its bytes behind many of these.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -126,7 +126,7 @@ impl<'d> Pusher<'d> {
             return Ok(());
         }
         let began = Instant::now();
-        self.stream.write_all(&self.buffer).map_err(|error| broken(self.lane, error))?;
+        self.queue.write_all(&self.buffer).map_err(|error| broken(self.lane, error))?;
         let (now, bytes) = (Instant::now(), self.buffer.len() as u64);
         self.shared.service.counters.bulk.wrote(self.buffer.len());
         self.buffer.clear();

@@ -43,8 +43,8 @@ pub struct PushOrder {
     prepaging: Prepaging,
     /// The one that saw a fault last is at the front.
     pivots: Vec<Pivot>,
-    /// Whose turn it is.
-    turn: usize,
+    /// Counts pieces around pivots.
+    turn: u64,
     /// Chunks to push before the rest, the next one at the end.
     hot: Vec<ChunkIndex>,
     /// All chunks before it have been pushed or are hot.
@@ -60,8 +60,10 @@ struct Pivot {
     backward: u64,
     /// The last fault.
     last: u64,
-    /// Ascending faults in a row; descending ones count down from nothing.
+    /// Ascending faults in a row, each close to the one before; descending ones count down from nothing.
     streak: i32,
+    /// When it last had its turn; 0 if it did not since the last fault.
+    turn: u64,
     /// Pieces pushed since the last fault.
     pieces: u32,
     /// Pages that may be pushed before the next fault.
@@ -97,7 +99,6 @@ impl PushOrder {
         };
         let behind = u32::try_from(pivot.streak.max(0)).expect("not negative").saturating_mul(4).min(MOST_BEHIND);
         self.pivots.insert(0, pivot);
-        self.turn = 0;
         behind
     }
 
@@ -109,15 +110,15 @@ impl PushOrder {
         self.next_of_pivots(remaining, most).or_else(|| self.next_hot(remaining, most)).or_else(|| self.next_of_rest(remaining, most))
     }
 
+    /// Pivots take turns, and one that sees a fault is next.
     fn next_of_pivots(&mut self, remaining: &Remaining, most: u32) -> Option<Piece> {
-        while !self.pivots.is_empty() {
-            let turn = self.turn % self.pivots.len();
-            if let Some(piece) = self.pivots[turn].next(remaining, most) {
-                self.turn = turn + 1;
+        while let Some(at) = (0..self.pivots.len()).min_by_key(|&at| self.pivots[at].turn) {
+            self.turn += 1;
+            self.pivots[at].turn = self.turn;
+            if let Some(piece) = self.pivots[at].next(remaining, most) {
                 return Some(piece);
             }
-            self.pivots.remove(turn);
-            self.turn = turn;
+            self.pivots.remove(at);
         }
         None
     }
@@ -148,7 +149,7 @@ impl PushOrder {
 
 impl Pivot {
     fn new(page: u64) -> Self {
-        Self { forward: page + 1, backward: page, last: page, streak: 0, pieces: 0, budget: REACH }
+        Self { forward: page + 1, backward: page, last: page, streak: 0, turn: 0, pieces: 0, budget: REACH }
     }
 
     fn is_near(&self, page: u64) -> bool {
@@ -157,11 +158,16 @@ impl Pivot {
 
     /// Takes note of another fault nearby.
     fn follow(&mut self, page: u64) {
-        self.streak = match page.cmp(&self.last) {
-            std::cmp::Ordering::Greater => self.streak.max(0) + 1,
-            std::cmp::Ordering::Less => self.streak.min(0) - 1,
-            std::cmp::Ordering::Equal => self.streak,
+        // In a run the next fault is at a page that follows the last, or that follows what was pushed after it.
+        let ascends = page > self.last && (page - self.last <= STRIDE || page.abs_diff(self.forward) <= STRIDE);
+        let descends = page < self.last && (self.last - page <= STRIDE || page.abs_diff(self.backward) <= STRIDE);
+        self.streak = match (ascends, descends) {
+            (true, _) => self.streak.max(0).saturating_add(1),
+            (_, true) => self.streak.min(0).saturating_sub(1),
+            _ if page == self.last => self.streak,
+            _ => 0,
         };
+        self.turn = 0;
         self.last = page;
         self.pieces = 0;
         self.budget = self.budget.max(REACH << self.streak.unsigned_abs().min(LONGEST_REACH));
@@ -173,11 +179,15 @@ impl Pivot {
         }
     }
 
+    fn is_run(&self) -> bool {
+        self.streak.abs() >= RUN
+    }
+
     fn next(&mut self, remaining: &Remaining, most: u32) -> Option<Piece> {
         if self.budget == 0 {
             return None;
         }
-        let (period, other) = if self.streak.abs() >= RUN { (8, 7) } else { (3, 2) };
+        let (period, other) = if self.is_run() { (8, 7) } else { (3, 2) };
         let is_other = self.pieces % period == other;
         let ahead = is_other != (self.streak > -RUN);
         self.pieces = self.pieces.wrapping_add(1);
@@ -240,6 +250,8 @@ fn highest(word: u64, count: u32) -> u64 {
 const PIVOTS: usize = 8;
 /// Pages by which a fault may miss what a pivot has pushed and still belong to it.
 const NEAR: u64 = 64;
+/// Pages from one fault of a run to the next at most.
+const STRIDE: u64 = 64;
 /// Pages that a pivot pushes without another fault near it, ...
 const REACH: u64 = 512;
 /// ... and how many times that is doubled in a run.
@@ -248,3 +260,117 @@ const LONGEST_REACH: u32 = 5;
 const RUN: i32 = 2;
 /// Pages right behind a fault in a run at most.
 const MOST_BEHIND: u32 = 15;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::remaining::Granule;
+    use super::*;
+    use crate::bitmap::PageBitmap;
+    use crate::memory::MemoryLayout;
+    use crate::units::PageCount;
+
+    fn remaining(chunks: u32) -> Remaining {
+        let pages = PageCount(u64::from(chunks) * CHUNK_PAGES as u64);
+        let mut missing = PageBitmap::new(chunks);
+        missing.insert_run(PageIndex(0), pages);
+        Remaining::new(&missing, &MemoryLayout::flat(pages).unwrap(), Granule::Page)
+    }
+
+    /// The first page and the number of pages of what comes next, `count` times.
+    fn pieces(order: &mut PushOrder, remaining: &Remaining, count: usize) -> Vec<(u64, u32)> {
+        let next = |_| {
+            let Piece { chunk, mask } = order.next(remaining, 16).expect("there is more");
+            assert_eq!(remaining.claim(chunk, mask).pages().0, u64::from(mask.count_ones()));
+            (chunk.page(mask.trailing_zeros()).0, mask.count_ones())
+        };
+        (0..count).map(next).collect()
+    }
+
+    fn fault(order: &mut PushOrder, remaining: &Remaining, page: u64) -> u32 {
+        let page = PageIndex(page);
+        let _ = remaining.claim(page.chunk(), 1 << page.bit());
+        order.fault(page)
+    }
+
+    #[test]
+    fn the_push_goes_both_ways_from_a_fault() {
+        let (remaining, mut order) = (remaining(64), PushOrder::new(Prepaging::Pivots, Vec::new()));
+        assert_eq!(fault(&mut order, &remaining, 1000), 0);
+        assert_eq!(pieces(&mut order, &remaining, 5), [(1001, 16), (1017, 7), (984, 16), (1024, 16), (1040, 16)]);
+    }
+
+    #[test]
+    fn a_run_is_followed_forward() {
+        let (remaining, mut order) = (remaining(64), PushOrder::new(Prepaging::Pivots, Vec::new()));
+        let behind = [1000, 1001, 1003, 1010].map(|page| fault(&mut order, &remaining, page));
+        assert_eq!(behind, [0, 4, 8, 12]);
+        assert_eq!(pieces(&mut order, &remaining, 4), [(1011, 13), (1024, 16), (1040, 16), (1056, 16)]);
+    }
+
+    #[test]
+    fn a_descending_run_is_followed_backward() {
+        let (remaining, mut order) = (remaining(64), PushOrder::new(Prepaging::Pivots, Vec::new()));
+        assert_eq!([1000, 999, 998].map(|page| fault(&mut order, &remaining, page)), [0; 3]);
+        assert_eq!(pieces(&mut order, &remaining, 3), [(982, 16), (966, 16), (960, 6)]);
+    }
+
+    #[test]
+    fn places_take_turns_and_the_latest_is_next() {
+        let (remaining, mut order) = (remaining(64), PushOrder::new(Prepaging::Pivots, Vec::new()));
+        fault(&mut order, &remaining, 640);
+        fault(&mut order, &remaining, 2560);
+        assert_eq!(pieces(&mut order, &remaining, 4), [(2561, 16), (641, 16), (2577, 16), (657, 16)]);
+        fault(&mut order, &remaining, 3840);
+        assert_eq!(pieces(&mut order, &remaining, 1), [(3841, 16)]);
+        let mut one = PushOrder::new(Prepaging::OnePivot, Vec::new());
+        fault(&mut one, &remaining, 640);
+        fault(&mut one, &remaining, 1280);
+        assert_eq!(pieces(&mut one, &remaining, 2), [(1281, 16), (1297, 16)], "the first is forgotten");
+    }
+
+    #[test]
+    fn without_faults_what_is_hot_comes_before_the_rest() {
+        let hot = vec![ChunkIndex(5), ChunkIndex(2)];
+        let (remaining, mut order) = (remaining(8), PushOrder::new(Prepaging::Pivots, hot));
+        let firsts: Vec<_> = pieces(&mut order, &remaining, 12).iter().map(|piece| piece.0).collect();
+        assert_eq!(firsts, [320, 336, 352, 368, 128, 144, 160, 176, 0, 16, 32, 48]);
+        assert_eq!(PushOrder::new(Prepaging::Demand, Vec::new()).next(&remaining, 16), None);
+    }
+
+    #[test]
+    fn a_place_without_more_faults_is_left_alone() {
+        let (remaining, mut order) = (remaining(64), PushOrder::new(Prepaging::Pivots, Vec::new()));
+        fault(&mut order, &remaining, 2048);
+        let near = pieces(&mut order, &remaining, 60).iter().filter(|piece| piece.0.abs_diff(2048) < 700).map(|piece| piece.1).sum::<u32>();
+        assert!((512..600).contains(&near), "{near}");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_faults_every_page_is_pushed_once(
+            faults in prop::collection::vec((0u64..640, 0usize..6), 0..60),
+            hot in prop::collection::vec(0u32..10, 0..5),
+            most in 1u32..=64,
+        ) {
+            for prepaging in [Prepaging::Push, Prepaging::OnePivot, Prepaging::Pivots] {
+                let remaining = remaining(10);
+                let mut order = PushOrder::new(prepaging, hot.iter().copied().map(ChunkIndex).collect());
+                let mut faults = faults.iter().copied();
+                let mut before_next = 0;
+                while let Some(Piece { chunk, mask }) = order.next(&remaining, most) {
+                    prop_assert!(mask != 0 && mask.count_ones() <= most);
+                    prop_assert_eq!(remaining.claim(chunk, mask).pages().0, u64::from(mask.count_ones()), "nobody claims in between");
+                    if before_next > 0 {
+                        before_next -= 1;
+                    } else if let Some((page, wait)) = faults.next() {
+                        fault(&mut order, &remaining, page);
+                        before_next = wait;
+                    }
+                }
+                prop_assert_eq!(remaining.left(), PageCount(0));
+            }
+        }
+    }
+}

@@ -146,3 +146,23 @@ fn removed_pages_are_not_wanted_after_a_recovery() {
         check_all_but(&setup, removed);
     });
 }
+
+#[test]
+fn nothing_is_removed_between_an_installers_look_and_its_filling() {
+    each_way(|backing, how| {
+        let setup = Arc::new(Setup::new(backing, |_| true));
+        let removed = some(backing);
+        // What an installer holds from one to the other.
+        let gate = setup.incomplete.kernel(Lane::Bulk(3));
+        assert_eq!(setup.incomplete.sets.removed(removed.0.chunk()), 0);
+        let there = Arc::clone(&setup);
+        let discarding = start(move || discard(&there, how, removed));
+        discarding.assert_waits();
+        assert_eq!(setup.incomplete.sets.removed(removed.0.chunk()), 0);
+        drop(gate);
+        discarding.end();
+        assert_ne!(setup.incomplete.sets.removed(removed.0.chunk()), 0, "{backing}, {how:?}");
+        setup.complete();
+        check_all_but(&setup, removed);
+    });
+}

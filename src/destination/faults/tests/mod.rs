@@ -56,8 +56,17 @@ fn old(page: PageIndex) -> u64 {
     if page.0.is_multiple_of(3) { 0 } else { page.0 | 1 << 50 }
 }
 
+/// The page as a source has it whose pages are made up.
+fn made_up(page: PageIndex, bytes: &mut [u8; PAGE_SIZE]) {
+    bytes.as_chunks_mut::<8>().0.iter_mut().zip(0..).for_each(|(word, index)| *word = content(page, index).to_le_bytes());
+}
+
+/// Gives the contents of a page.
+type Contents = Box<dyn Fn(PageIndex, &mut [u8; PAGE_SIZE]) + Send + Sync>;
+
 /// The side that has the pages: each goes out once.
 struct Source {
+    page: Contents,
     layout: MemoryLayout,
     /// Chunks of which pages go out together.
     together: u32,
@@ -66,7 +75,21 @@ struct Source {
 
 impl Source {
     fn new(layout: &MemoryLayout, backing: Backing, missing: &PageBitmap) -> Self {
-        Self { layout: layout.clone(), together: if backing == Backing::HugeTlb { 8 } else { 1 }, left: Mutex::new(missing.clone()) }
+        Self::with(made_up, layout, backing, missing)
+    }
+
+    fn with(
+        page: impl Fn(PageIndex, &mut [u8; PAGE_SIZE]) + Send + Sync + 'static,
+        layout: &MemoryLayout,
+        backing: Backing,
+        missing: &PageBitmap,
+    ) -> Self {
+        let together = if backing == Backing::HugeTlb { 8 } else { 1 };
+        Self { page: Box::new(page), layout: layout.clone(), together, left: Mutex::new(missing.clone()) }
+    }
+
+    fn send(&self, installer: &mut Installer, chunk: ChunkIndex, mask: u64) -> Result<PageCount, MissingError> {
+        send_as(&self.page, installer, chunk, mask)
     }
 
     /// Claims the pages of `mask`, or of the huge page around it, and returns what has not been claimed before.
@@ -103,23 +126,31 @@ impl Source {
                 return;
             }
             for (chunk, mask) in claimed {
-                send(installer, chunk, mask).unwrap();
+                self.send(installer, chunk, mask).unwrap();
             }
         }
     }
 }
 
-/// Has pages arrive, as they are at the source.
+/// Has made-up pages arrive.
 fn send(installer: &mut Installer, chunk: ChunkIndex, mask: u64) -> Result<PageCount, MissingError> {
+    send_as(made_up, installer, chunk, mask)
+}
+
+fn send_as(
+    page: impl Fn(PageIndex, &mut [u8; PAGE_SIZE]),
+    installer: &mut Installer,
+    chunk: ChunkIndex,
+    mask: u64,
+) -> Result<PageCount, MissingError> {
     let mut staging = Staging::new();
     staging.begin(chunk, mask);
     for bit in (0..64).filter(|bit| mask >> bit & 1 == 1) {
-        let page = chunk.page(bit);
-        if content(page, 0) == 0 {
+        let mut bytes = [0; PAGE_SIZE];
+        page(chunk.page(bit), &mut bytes);
+        if bytes == [0; PAGE_SIZE] {
             staging.write_zero(chunk, bit);
         } else {
-            let mut bytes = [0; PAGE_SIZE];
-            bytes.as_chunks_mut::<8>().0.iter_mut().zip(0..).for_each(|(word, index)| *word = content(page, index).to_le_bytes());
             staging.write_page(chunk, bit, &bytes);
         }
     }
@@ -174,18 +205,14 @@ impl Setup {
 
     /// A lane on which the source answers requests.
     fn connect(&self) -> Answering {
-        let (ours, theirs) = Stream::pair().unwrap();
-        let control = theirs.control();
-        let (source, installer) = (Arc::clone(&self.source), self.incomplete.installer(Lane::Urgent));
-        let thread = std::thread::spawn(move || answer(theirs, &source, installer));
-        self.incomplete.connect(ours);
-        Answering { control, thread: Some(thread) }
+        Answering::connect(&self.incomplete, &self.source)
     }
 
     /// Everything that is left arrives, and the memory is let go.
     fn complete(&self) -> super::FaultStats {
         self.source.push(&mut self.incomplete.installer(Lane::Bulk(0)));
-        assert_eq!(self.incomplete.outstanding(), PageCount(0));
+        // What was asked for is on its way.
+        until("all has come", || self.incomplete.outstanding() == PageCount(0));
         self.incomplete.finish()
     }
 
@@ -214,6 +241,15 @@ struct Answering {
 }
 
 impl Answering {
+    fn connect(incomplete: &Arc<Incomplete>, source: &Arc<Source>) -> Self {
+        let (ours, theirs) = Stream::pair().unwrap();
+        let control = theirs.control();
+        let (source, installer) = (Arc::clone(source), incomplete.installer(Lane::Urgent));
+        let thread = std::thread::spawn(move || answer(theirs, &source, installer));
+        incomplete.connect(ours);
+        Self { control, thread: Some(thread) }
+    }
+
     /// Ends the lane and says how many pages were asked for on it.
     fn end(mut self) -> u64 {
         self.control.shut_down();
@@ -235,7 +271,7 @@ fn answer(mut stream: Stream, source: &Source, mut installer: Installer) -> u64 
         asked += pages.len() as u64;
         for page in pages {
             for (chunk, mask) in source.claim(page.chunk(), run_mask(page.bit(), 1)) {
-                send(&mut installer, chunk, mask).unwrap();
+                source.send(&mut installer, chunk, mask).unwrap();
             }
         }
     }

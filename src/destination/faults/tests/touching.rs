@@ -27,7 +27,7 @@ fn threads_that_touch_missing_pages_get_them() {
         let stats = setup.incomplete.finish();
         let granules = if backing == Backing::HugeTlb { setup.missing.count().0.div_ceil(512) } else { setup.missing.count().0 };
         assert_eq!(lane.end(), granules, "each was asked for once");
-        assert!(stats.faults >= granules && stats.threads.len() == 3, "{stats:?}");
+        assert!(stats.faults >= granules && (1..=3).contains(&stats.threads.len()), "{stats:?}");
         assert_eq!(stats.threads.iter().map(|waits| waits.faults).sum::<u64>(), stats.faults);
         assert!(stats.p50 > Duration::ZERO && stats.p50 <= stats.p90 && stats.p90 <= stats.p99 && stats.p99 <= stats.max, "{stats:?}");
         assert_eq!((stats.urgent, stats.bulk, stats.dropped), (setup.missing.count(), PageCount(0), PageCount(0)));

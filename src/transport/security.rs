@@ -1,0 +1,84 @@
+//! Whether connections are plain or TLS: what the two ends are told, whatever is built in.
+
+use std::time::Duration;
+
+#[cfg(feature = "tls")]
+use super::{ClientTls, ServerTls};
+use super::{Endpoint, Stream, TransportError};
+
+/// How a sender's connections are protected.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub enum ClientSecurity {
+    /// Not at all.
+    #[default]
+    Plain,
+    /// By TLS, with certificates on both sides.
+    #[cfg(feature = "tls")]
+    Tls(ClientTls),
+}
+
+/// How a receiver's connections are protected.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub enum ServerSecurity {
+    /// Not at all.
+    #[default]
+    Plain,
+    /// By TLS, with certificates on both sides. Nobody else is let in.
+    #[cfg(feature = "tls")]
+    Tls(ServerTls),
+}
+
+/// The way to a receiver: where it is, and how connections to it are protected.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// Where.
+    pub endpoint: Endpoint,
+    /// How.
+    pub security: ClientSecurity,
+}
+
+impl Route {
+    /// Connects, and shakes hands where there is TLS, each within `timeout`.
+    ///
+    /// # Errors
+    /// When nothing answers there, or one end does not trust the other.
+    pub fn connect(&self, timeout: Duration) -> Result<Stream, TransportError> {
+        let stream = Stream::connect(&self.endpoint, timeout)?;
+        match &self.security {
+            ClientSecurity::Plain => Ok(stream),
+            #[cfg(feature = "tls")]
+            ClientSecurity::Tls(tls) => {
+                let peer = self.endpoint.to_string();
+                tls.secure(stream, &self.endpoint, timeout).map_err(|source| TransportError::Tls { peer, source })
+            }
+        }
+    }
+}
+
+impl ServerSecurity {
+    /// Whether a plain connection is turned away.
+    #[must_use]
+    pub fn is_required(&self) -> bool {
+        !matches!(self, Self::Plain)
+    }
+
+    /// Makes a connection that came in what it has to be, within `timeout`.
+    ///
+    /// # Errors
+    /// When one end does not trust the other, or the peer does not speak TLS.
+    pub fn accept(&self, stream: Stream, timeout: Duration) -> Result<Stream, TransportError> {
+        match self {
+            Self::Plain => {
+                let _ = timeout;
+                Ok(stream)
+            }
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => {
+                let peer = stream.peer();
+                tls.secure(stream, timeout).map_err(|source| TransportError::Tls { peer, source })
+            }
+        }
+    }
+}
