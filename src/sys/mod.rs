@@ -19,9 +19,7 @@ pub(crate) mod meminfo;
 #[cfg(feature = "userfaultfd")]
 pub(crate) mod missing_pages;
 pub(crate) mod pagemap;
-#[cfg(feature = "userfaultfd")]
 pub(crate) mod priority;
 pub(crate) mod socket_queue;
-pub(crate) mod thread;
 #[cfg(feature = "userfaultfd")]
 pub(crate) mod write_protection;
