@@ -24,6 +24,11 @@ impl Holdings {
         Ok(Self { descriptors: entries("fd")?, threads: entries("task")?, resident_kib: kib("VmRSS:")?, locked_kib: kib("VmLck:")? })
     }
 
+    /// Resident memory, to be shown.
+    pub(crate) fn resident(&self) -> String {
+        format!("{} KiB", self.resident_kib)
+    }
+
     /// Waits until the process has no more than this again.
     ///
     /// # Errors
@@ -47,5 +52,5 @@ impl Holdings {
     }
 }
 
-/// What an allocator keeps and thread stacks leave; a tenth of what would be lost with a guest.
+/// What an allocator keeps and thread stacks leave; a fifth of what would be lost with a guest.
 const SLACK_KIB: u64 = 12 << 10;

@@ -8,14 +8,15 @@
 //! at random over all of its memory, as fast as it can, so that on every core a guest runs into missing pages while they
 //! are pushed. Passed means: no turn hangs, every guest arrives and was checked, every missing page is counted once, and
 //! between turns both processes have as many descriptors and threads and as much resident and locked memory as after the
-//! first one.
+//! first turns, which had every number of channels and rounds.
 #[path = "../processes/mod.rs"]
 #[expect(dead_code, reason = "the tests of the programs use the rest")]
 mod processes;
 
 mod holdings;
 
-use std::process::ExitCode;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread;
@@ -33,6 +34,12 @@ use processes::tally::{Tally, Verdict, clean_up_at_interrupt};
 use processes::{Listening, userfaultfd};
 
 fn main() -> ExitCode {
+    if std::env::var_os(ARENAS).is_none() {
+        // With an arena for each of some threads the allocator keeps more for dozens of turns, and hides what is lost.
+        let program = std::env::current_exe().expect("this program has a path");
+        let error = Command::new(program).args(std::env::args_os().skip(1)).env(ARENAS, "1").exec();
+        panic!("cannot be started again: {error}");
+    }
     clean_up_at_interrupt(|| {}).expect("signals can be watched");
     let mut tally = Tally::default();
     if std::env::args().len() == 1 {
@@ -78,6 +85,7 @@ fn soak(backing: Backing, time: Duration) -> Result<String> {
         turn(turns, backing, &mut receiver, &mut sums).with_context(|| format!("turn {turns}"))?;
         turns += 1;
         match &first {
+            None if turns < VARIETY => {}
             None => {
                 thread::sleep(SETTLED);
                 first = Some([Holdings::of(pids[0])?, Holdings::of(pids[1])?]);
@@ -92,7 +100,10 @@ fn soak(backing: Backing, time: Duration) -> Result<String> {
     ensure!(receiver.process.is_running()?, "the receiver has ended");
     let Sums { guests, pages, faults, urgent, longest_us } = sums;
     ensure!(faults > 0, "no guest ever ran into a missing page");
-    Ok(format!("{guests} guests in {turns} turns, {pages} pages, {faults} faults, {urgent} pages urgent, longest wait {longest_us} us"))
+    let resident: Vec<String> = pids.into_iter().map(|pid| Ok(Holdings::of(pid)?.resident())).collect::<Result<_>>()?;
+    let before: Vec<String> = first.iter().flatten().map(Holdings::resident).collect();
+    let resident = format!("resident {} at first, {} at last", before.join(" and "), resident.join(" and "));
+    Ok(format!("{guests} guests in {turns} turns, {pages} pages, {faults} faults, {urgent} pages urgent, longest wait {longest_us} us, {resident}"))
 }
 
 /// As many guests as there are cores, there at the same time.
@@ -126,7 +137,6 @@ fn turn(number: u64, backing: Backing, receiver: &mut Listening, sums: &mut Sums
         sums.faults += post_copy.faults.unwrap_or(0);
         sums.longest_us = sums.longest_us.max(post_copy.fault_us.map_or(0, |times| times.max));
     }
-    // The threads have told and are about to end.
     Ok(())
 }
 
@@ -142,8 +152,7 @@ fn check(report: &Report, sums: &Sums) -> Result<()> {
 fn migrate(tell: &Sender<Result<Report>>, number: u64, core: usize, backing: Backing, address: &str) {
     let migrated = || -> Result<Report> {
         let spec: GuestSpec =
-            format!("workload:memory=128MiB,fill=112MiB,working-set=112MiB,pattern=random,rate=max,seed={}", number * 64 + core as u64 + 1)
-                .parse()?;
+            format!("workload:memory=64MiB,fill=48MiB,working-set=48MiB,pattern=random,rate=max,seed={}", number * 64 + core as u64 + 1).parse()?;
         let mut guest = guests::build_source(&spec, backing)?;
         let memory = Arc::clone(guest.memory());
         let mut tracker = dirty::open(Choice::Auto, &guest.tracked())?;
@@ -162,8 +171,12 @@ fn migrate(tell: &Sender<Result<Report>>, number: u64, core: usize, backing: Bac
     let _ = tell.send(migrated());
 }
 
+/// How many heaps glibc keeps; read as a process starts.
+const ARENAS: &str = "MALLOC_ARENA_MAX";
+/// Turns until every combination was there once.
+const VARIETY: u64 = 6;
 /// Enough to see something grow.
-const LEAST_TURNS: u64 = 3;
+const LEAST_TURNS: u64 = VARIETY + 3;
 /// Threads and descriptors are given back at leisure.
 const SETTLED: Duration = Duration::from_secs(3);
 /// For one turn.
