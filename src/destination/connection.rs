@@ -1,12 +1,12 @@
 //! What the first message of a connection makes of it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::bulk;
 use super::follow;
 use super::hub::Hub;
 use super::session;
-use crate::control::{Connection, MessageReader};
+use crate::control::{Connection, MessageReader, MessageWriter};
 use crate::error::Error;
 use crate::protocol::Resumption;
 use crate::transport::{Stream, TransportError};
@@ -72,25 +72,49 @@ fn attach(hub: &Hub, reader: MessageReader, session: SessionId, token: Token, la
 }
 
 /// A source that comes back in post-copy, or in doubt on the way to it.
-fn resume(hub: &Hub, reader: MessageReader, session: SessionId, token: Token) -> Result<(), Error> {
+fn resume(hub: &Hub, mut reader: MessageReader, session: SessionId, token: Token) -> Result<(), Error> {
     let mut writer = reader.writer();
-    let resumption = match hub.registry.find(session) {
-        Some(shared) => {
-            let connection = Connection::new(reader)?;
-            shared.feed(|machine| {
-                let resumption = machine.resume(Instant::now(), token);
-                if let Resumption::Accepted { generation } = resumption {
-                    shared.keep_newer(generation, connection);
-                }
-                resumption
-            })
+    let handshake = hub.options.timeouts.handshake;
+    let Some(shared) = hub.registry.find(session) else {
+        let resumption = hub.registry.resume(session, token);
+        let is_complete = told(&mut writer, resumption)?;
+        if is_complete && matches!(reader.next_within(handshake), Ok(Message::Released)) {
+            hub.registry.released(session, token);
         }
-        None => hub.registry.resume(session, token),
+        return Ok(());
     };
+    let mut connection = Some(Connection::new(reader)?);
+    let resumption = shared.feed(|machine| {
+        let resumption = machine.resume(Instant::now(), token);
+        if let Resumption::Accepted { generation } = resumption {
+            shared.keep_newer(generation, connection.take().expect("kept once"));
+        }
+        resumption
+    });
+    let is_complete = told(&mut writer, resumption)?;
+    if is_complete && connection.is_some_and(|connection| says_released(&connection, handshake)) {
+        hub.registry.released(session, token);
+    }
+    Ok(())
+}
+
+/// Answers a source that came back, unless its session goes on; whether it was told that everything has arrived.
+fn told(writer: &mut MessageWriter, resumption: Resumption) -> Result<bool, Error> {
     tracing::info!(?resumption, "a source came back");
-    match resumption.answer() {
-        Some(answer) => writer.send(&answer),
-        None => Ok(()),
+    if let Some(answer) = resumption.answer() {
+        writer.send(&answer)?;
+    }
+    Ok(matches!(resumption, Resumption::Complete { .. }))
+}
+
+/// Whether Released is the next message, before `timeout` is over.
+fn says_released(connection: &Connection, timeout: Duration) -> bool {
+    let until = Instant::now() + timeout;
+    loop {
+        match connection.inbound().recv_deadline(until) {
+            Ok(Ok(None)) => {}
+            said => return matches!(said, Ok(Ok(Some(Message::Released)))),
+        }
     }
 }
 

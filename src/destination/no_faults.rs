@@ -13,11 +13,11 @@ use crate::wire::Lane;
 
 /// There is none.
 #[derive(Debug)]
-pub(crate) enum Incomplete {}
+pub(crate) struct Incomplete(());
 
 /// There is none.
 #[derive(Debug)]
-pub(crate) enum Installer {}
+pub(crate) struct Installer(());
 
 /// What has been waited for pages to arrive.
 #[derive(Clone, Debug, Default)]
@@ -40,6 +40,10 @@ pub(crate) struct ThreadWaits {
     pub(crate) waited: Duration,
 }
 
+fn never() -> ! {
+    unreachable!("it never begins")
+}
+
 fn absent() -> MissingError {
     MissingError::Unusable(Error::new(ErrorKind::Unsupported, "this build has no userfaultfd"))
 }
@@ -54,48 +58,48 @@ impl Incomplete {
     }
 
     pub(crate) fn installer(self: &Arc<Self>, _lane: Lane) -> Installer {
-        match **self {}
+        never()
     }
 
     pub(crate) fn connect(&self, _stream: Stream) {
-        match *self {}
+        never()
     }
 
     pub(crate) fn disconnect(&self) {
-        match *self {}
+        never()
     }
 
     pub(crate) fn missing(&self) -> PageCount {
-        match *self {}
+        never()
     }
 
     pub(crate) fn outstanding(&self) -> PageCount {
-        match *self {}
+        never()
     }
 
     pub(crate) fn arrived(&self) -> PageBitmap {
-        match *self {}
+        never()
     }
 
     pub(crate) fn discarded(&self, _first: PageIndex, _count: PageCount) -> Result<(), MissingError> {
-        match *self {}
+        never()
     }
 
     pub(crate) fn finish(&self) -> FaultStats {
-        match *self {}
+        never()
     }
 
     pub(crate) fn abandon(&self) {
-        match *self {}
+        never()
     }
 
     pub(crate) fn stats(&self) -> FaultStats {
-        match *self {}
+        never()
     }
 }
 
 impl Installer {
     pub(crate) fn install(&mut self, _staging: &Staging) -> Result<PageCount, MissingError> {
-        match *self {}
+        never()
     }
 }

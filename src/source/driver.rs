@@ -65,7 +65,7 @@ enum Moved {
     /// The guest has changed hands with all of its memory.
     Whole,
     /// It is about to, and the rest follows.
-    Switched { pump: Pump, last: LastRound, rest: Rest },
+    Switched(Box<(Pump, LastRound, Rest)>),
 }
 
 /// What the destination says yes to.
@@ -167,9 +167,10 @@ impl Driver<'_> {
         let lanes: Vec<Stream> = streams.iter().map(Stream::share).collect();
         match self.copy(pump, streams, &settings, encoding.compression, rest)? {
             Moved::Whole => Ok(()),
-            Moved::Switched { pump, last, rest } => {
+            Moved::Switched(switched) => {
+                let (pump, last, rest) = *switched;
                 let lanes = Lanes { bulk: lanes, urgent: urgent.expect("attached where post-copy is possible") };
-                match self.give_away(&pump, lanes, &rest, last) {
+                match self.give_away(&pump, lanes, &rest, &last) {
                     Followed::Completed => Ok(()),
                     Followed::TakenBack(error) => Err(error),
                     Followed::Stranded(error) => {
@@ -228,7 +229,7 @@ impl Driver<'_> {
             match moved {
                 Ok(None) => Ok(Moved::Whole),
                 // The workers end with their jobs.
-                Ok(Some((last, rest))) => Ok(Moved::Switched { pump: session.pump, last, rest }),
+                Ok(Some((last, rest))) => Ok(Moved::Switched(Box::new((session.pump, last, rest)))),
                 Err(error) => Err(self.give_up(session, error)),
             }
         })

@@ -99,8 +99,8 @@ impl Driver<'_> {
     }
 
     /// Gives the guest away and serves the rest of its memory.
-    pub(super) fn give_away(&mut self, pump: &Pump, lanes: Lanes, rest: &Rest, last: LastRound) -> Followed {
-        let LastRound { paused_at, mut parts, mut laps, .. } = last;
+    pub(super) fn give_away(&mut self, pump: &Pump, lanes: Lanes, rest: &Rest, last: &LastRound) -> Followed {
+        let &LastRound { paused_at, mut parts, mut laps, .. } = last;
         self.hold.release();
         pump.command(Command::Commit { paused_for: self.hold.paused_for() });
         let counters = Counters::default();

@@ -9,6 +9,8 @@ pub(crate) mod advise;
 #[cfg(all(feature = "cli", feature = "kvm", target_arch = "x86_64"))]
 pub(crate) mod firmware;
 #[cfg(feature = "userfaultfd")]
+pub(crate) mod gate;
+#[cfg(feature = "userfaultfd")]
 pub(crate) mod huge;
 pub(crate) mod kvm_log;
 #[cfg(all(feature = "kvm", target_arch = "x86_64"))]
@@ -17,9 +19,7 @@ pub(crate) mod meminfo;
 #[cfg(feature = "userfaultfd")]
 pub(crate) mod missing_pages;
 pub(crate) mod pagemap;
-#[cfg(feature = "userfaultfd")]
 pub(crate) mod priority;
 pub(crate) mod socket_queue;
-pub(crate) mod thread;
 #[cfg(feature = "userfaultfd")]
 pub(crate) mod write_protection;

@@ -246,3 +246,15 @@ pub(crate) fn kvm() -> Result<(), String> {
     }
     std::fs::File::options().read(true).write(true).open("/dev/kvm").map(drop).map_err(|error| format!("/dev/kvm: {error}"))
 }
+
+/// Whether guests can be run here before all of their memory is; if not, why.
+pub(crate) fn userfaultfd() -> Result<(), String> {
+    if !cfg!(feature = "userfaultfd") {
+        return Err("built without the feature `userfaultfd`".into());
+    }
+    let allows_all = || std::fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd").is_ok_and(|value| value.trim() == "1");
+    match std::fs::File::options().read(true).write(true).open("/dev/userfaultfd") {
+        Err(error) if !nix::unistd::geteuid().is_root() && !allows_all() => Err(format!("/dev/userfaultfd: {error}")),
+        _ => Ok(()),
+    }
+}

@@ -60,7 +60,7 @@ impl Installer {
         let start = place.range(first.page(0), 1).start;
         let mut patience = Patience::default();
         let done = loop {
-            let gate = self.incomplete.kernel();
+            let gate = self.incomplete.kernel(self.lane);
             let kernel = gate.as_ref().expect("pages are missing");
             // Under the gate: what is not marked now is not removed before it is filled.
             if self.incomplete.sets.removed(first) & 1 != 0 {

@@ -2,7 +2,7 @@
 
 use std::io::{self, PipeWriter, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -15,6 +15,7 @@ use super::waiting::{FaultStats, Waiting};
 use crate::bitmap::PageBitmap;
 use crate::destination::MissingError;
 use crate::memory::GuestMemory;
+use crate::sys::gate::{Closed, Gate, Open, SLOTS};
 use crate::sys::missing_pages::{MissingPages, NotFilled};
 use crate::transport::Stream;
 use crate::units::{ChunkIndex, PageCount, PageIndex};
@@ -30,7 +31,7 @@ pub(crate) struct Incomplete {
     pub(super) places: Places,
     pub(super) sets: Sets,
     /// The gate: see the module's head. Empty once nothing is missing.
-    kernel: RwLock<Option<Arc<MissingPages>>>,
+    kernel: Gate<Option<Arc<MissingPages>>>,
     pub(super) lane: UrgentLane,
     waiting: Mutex<Waiting>,
     counts: Counts,
@@ -93,7 +94,7 @@ impl Incomplete {
         let incomplete = Arc::new(Self {
             sets: Sets::new(missing),
             places,
-            kernel: RwLock::new(Some(Arc::new(kernel))),
+            kernel: Gate::new(Some(Arc::new(kernel))),
             lane: UrgentLane::new(),
             waiting: Mutex::new(Waiting::new()),
             counts: Counts::default(),
@@ -107,7 +108,7 @@ impl Incomplete {
 
     fn serve(self: &Arc<Self>) -> io::Result<()> {
         let (woken, wake) = io::pipe()?;
-        let kernel = Arc::clone(self.kernel().as_ref().expect("just registered"));
+        let kernel = Arc::clone(self.close_gate().as_ref().expect("just registered"));
         let server = FaultServer::new(Arc::clone(self), kernel, woken);
         let thread = std::thread::Builder::new().name("pf-faults".into()).spawn(move || server.run())?;
         *self.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(Serving { wake, thread });
@@ -235,13 +236,17 @@ impl Incomplete {
     }
 
     /// The kernel's side, to fill pages through while no page is removed.
-    pub(super) fn kernel(&self) -> RwLockReadGuard<'_, Option<Arc<MissingPages>>> {
-        self.kernel.read().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn kernel(&self, lane: Lane) -> Open<'_, Option<Arc<MissingPages>>> {
+        // Urgent pages wait for no bulk lane.
+        self.kernel.open(match lane {
+            Lane::Urgent => 0,
+            Lane::Bulk(channel) => 1 + usize::from(channel) % (SLOTS - 1),
+        })
     }
 
     /// The kernel's side, while no page is filled.
-    pub(super) fn close_gate(&self) -> RwLockWriteGuard<'_, Option<Arc<MissingPages>>> {
-        self.kernel.write().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn close_gate(&self) -> Closed<'_, Option<Arc<MissingPages>>> {
+        self.kernel.close()
     }
 
     /// Held for as long as it takes to look through those who wait.

@@ -65,7 +65,7 @@ impl Installer {
         let mut left = zero | filled;
         let mut patience = Patience::default();
         while left != 0 {
-            let gate = self.incomplete.kernel();
+            let gate = self.incomplete.kernel(self.lane);
             let kernel = gate.as_ref().expect("pages are missing");
             // Under the gate: what is not marked now is not removed before it is filled.
             let removed = left & self.incomplete.sets.removed(chunk);

@@ -44,7 +44,8 @@ pub struct LocalFaults {
 pub fn local_faults(backing: Backing, faults: u32, bulk: PageCount) -> Result<LocalFaults, Error> {
     let granule = if backing == Backing::HugeTlb { HUGE_PAGES } else { 1 };
     let touched = u64::from(faults) * granule;
-    let others = touched.next_multiple_of(CHUNK_PAGES as u64)..(touched + bulk.0).next_multiple_of(HUGE_PAGES);
+    let first = touched.next_multiple_of(CHUNK_PAGES as u64);
+    let others = first..first + bulk.0.next_multiple_of(HUGE_PAGES);
     let layout = MemoryLayout::flat(PageCount(others.end)).map_err(MemoryError::from)?;
     let mut missing = PageBitmap::new(layout.chunks());
     missing.insert_run(PageIndex(0), PageCount(touched));

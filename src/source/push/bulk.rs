@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::page::{Chooser, LinkSample, Work};
 use crate::protocol::ProtocolError;
 use crate::stats::Encodings;
+use crate::sys::priority;
 use crate::transport::{BulkQueue, SendQueue, Stream};
 use crate::units::{ByteCount, CHUNK_PAGES, PAGE_SIZE};
 use crate::wire::{FrameWriter, Lane};
@@ -54,8 +55,7 @@ impl<'d> Pusher<'d> {
 
     /// Until everything is sent and the generation stopped, or the lane broke.
     pub(super) fn run(mut self) -> Result<(), Error> {
-        // Best effort; never refused, as it asks for less.
-        let _ = crate::sys::thread::set_nice(BULK_NICE);
+        priority::lower();
         let pushed = self.push();
         self.shared.service.counters.encoded(self.encodings);
         pushed?;
@@ -163,8 +163,6 @@ impl<'d> Pusher<'d> {
     }
 }
 
-/// After everything that is urgent.
-const BULK_NICE: i32 = 5;
 /// Waits are no longer than this before a look at whether to stop.
 const PATIENCE: Duration = Duration::from_millis(20);
 /// Pages in a piece at least.

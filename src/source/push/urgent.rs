@@ -13,6 +13,7 @@ use super::{Granule, Shared, broken};
 use crate::error::Error;
 use crate::page::Work;
 use crate::stats::Encodings;
+use crate::sys::priority;
 use crate::transport::Stream;
 use crate::units::{ByteCount, CHUNK_PAGES, ChunkIndex, PageCount, PageIndex};
 use crate::wire::{FrameWriter, Lane};
@@ -35,8 +36,7 @@ impl<'d> Urgent<'d> {
 
     /// Until the lane ends.
     pub(super) fn run(mut self) -> Result<(), Error> {
-        // Best effort: it takes a privilege, and helps where processors are short.
-        let _ = crate::sys::thread::set_nice(URGENT_NICE);
+        priority::raise();
         self.stream.prepare_urgent().map_err(|error| broken(Lane::Urgent, error))?;
         let served = self.serve();
         self.shared.service.counters.encoded(self.encodings);
@@ -110,5 +110,3 @@ impl<'d> Urgent<'d> {
 
 /// Bytes of answers to one request that are written together, after the first.
 const TOGETHER: usize = 16 << 10;
-/// Before everything else of this process.
-const URGENT_NICE: i32 = -10;

@@ -153,7 +153,7 @@ fn nothing_is_removed_between_an_installers_look_and_its_filling() {
         let setup = Arc::new(Setup::new(backing, |_| true));
         let removed = some(backing);
         // What an installer holds from one to the other.
-        let gate = setup.incomplete.kernel();
+        let gate = setup.incomplete.kernel(Lane::Bulk(3));
         assert_eq!(setup.incomplete.sets.removed(removed.0.chunk()), 0);
         let there = Arc::clone(&setup);
         let discarding = start(move || discard(&there, how, removed));

@@ -66,6 +66,7 @@ fn run_while_memory_arrives(text: &str, backing: Backing, wanted: impl Fn(PageIn
     .end();
     result.unwrap();
     let writes = from.writes();
+    until("it waits for a page", || incomplete.stats().faults > 0);
     let mut installer = incomplete.installer(Lane::Bulk(0));
     let slowly = Duration::from_micros(500);
     loop {
@@ -142,8 +143,8 @@ fn a_virtual_machine_without_a_lane_waits_and_goes_on_when_its_pages_come() {
     let source = Source::with(page, guest.memory().layout(), backing, &missing);
     // Nobody answers.
     guest.load_state(&state).unwrap();
-    guest.resume().unwrap();
     let before = incomplete.stats().faults;
+    guest.resume().unwrap();
     until("its vCPU waits", || incomplete.stats().faults > before);
     let written = guest.writes();
     std::thread::sleep(Duration::from_millis(20));
