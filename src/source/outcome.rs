@@ -61,6 +61,7 @@ impl Stranded {
     pub fn recover(self, memory: &GuestMemory, mut report: Report, observer: &mut (dyn FnMut(&Event) + Send)) -> Result<Completed, Box<Failure>> {
         let Self { pump, rest, steering, started } = self;
         pump.command(Command::RecoverAgain);
+        let began = Instant::now();
         let counters = Counters::default();
         let mut observer: Observer<'_> = Box::new(observer);
         let mut follow = Follow {
@@ -76,7 +77,7 @@ impl Stranded {
             generation: 0,
         };
         let followed = follow.run(None);
-        follow.fill(None);
+        follow.fill(Some(began));
         report.total = started.elapsed();
         let (owner, error) = match followed {
             Followed::Completed => {

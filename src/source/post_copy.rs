@@ -337,27 +337,33 @@ impl Follow<'_, '_> {
         }
     }
 
-    /// Puts what happened into the report.
+    /// Puts what happened into the report, and adds it to what an attempt before this one has left there.
     pub(super) fn fill(&mut self, began: Option<Instant>) {
         let pushed = self.counters.pushed();
         let (pages, bytes) = (pushed.urgent.pages + pushed.bulk.pages, pushed.urgent.bytes + pushed.bulk.bytes);
-        let mut post_copy = PostCopyReport::of(self.rest.missing.count());
-        post_copy.urgent_pages = pushed.urgent.pages;
-        post_copy.bulk_pages = pushed.bulk.pages;
-        post_copy.requests = Some(pushed.requests);
-        post_copy.recoveries = self.trouble.recoveries;
-        post_copy.interrupted = self.trouble.total + self.trouble.since.map_or(Duration::ZERO, |since| since.elapsed());
         let report = &mut *self.report;
-        report.post_copy = Some(post_copy);
+        let post_copy = report.post_copy.get_or_insert_with(|| PostCopyReport::of(self.rest.missing.count()));
+        post_copy.urgent_pages += pushed.urgent.pages;
+        post_copy.bulk_pages += pushed.bulk.pages;
+        *post_copy.requests.get_or_insert(0) += pushed.requests;
+        post_copy.recoveries += self.trouble.recoveries;
+        post_copy.interrupted += self.trouble.total + self.trouble.since.map_or(Duration::ZERO, |since| since.elapsed());
         report.pages_transferred += pages;
         report.wire_bytes += bytes;
         report.pages_by_encoding += self.counters.encodings();
+        let duration = began.map_or(Duration::ZERO, |began| began.elapsed());
+        if let Some(round) = report.rounds.last_mut().filter(|round| round.kind == RoundKind::PostCopy) {
+            round.pages += pages;
+            round.wire_bytes += bytes;
+            round.duration += duration;
+            return;
+        }
         report.rounds.push(RoundReport {
             index: u32::try_from(report.rounds.len()).unwrap_or(u32::MAX),
             kind: RoundKind::PostCopy,
             pages,
             wire_bytes: bytes,
-            duration: began.map_or(Duration::ZERO, |began| began.elapsed()),
+            duration,
             dirty_after: None,
             decision: None,
         });

@@ -195,6 +195,11 @@ impl Case {
         !matches!(self.shape, Shape::Nothing | Shape::ShortSilence)
     }
 
+    /// Whether the receiver cannot know that the sender knows.
+    pub(crate) fn ends_unconfirmed(&self) -> bool {
+        matches!(self.shape, Shape::ResetAtComplete | Shape::LostReleased)
+    }
+
     /// Why this one cannot be run here.
     pub(crate) fn unusable(&self) -> Option<String> {
         if self.kind == "kvm" { kvm().err() } else { None }

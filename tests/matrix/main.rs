@@ -9,11 +9,17 @@
 //! checked, both programs ended with 0, both reports say that the destination has the guest, and they agree on what
 //! crossed. The downtime limit is low, so that pages travel more than once.
 //!
+//! The rows of post-copy (`post_copy.rs`) run the guest at the destination before its memory is there: every missing page is
+//! counted once at both ends, and where the guest is held there `cmp` is asked as well. Huge pages are reserved where this
+//! process may, and given back.
+//!
 //! Environment: `MEMORY` (64MiB), `FILL` (24MiB), `WORKING_SET` (8MiB), `RATE` (100000), `ONLY` (cases whose name contains
 //! it).
 #[path = "../processes/mod.rs"]
 #[expect(dead_code, reason = "the tests of the programs use the rest")]
 mod processes;
+
+mod post_copy;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -21,6 +27,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use pageferry::cli::units::parse_size;
 use pageferry::stats::{GuestOwner, Outcome, Report};
+use processes::huge_pages::{self, HugePages};
 use processes::tally::{Tally, Verdict, clean_up_at_interrupt};
 use processes::{Ended, Listening, compare, kvm};
 use tempfile::TempDir;
@@ -29,11 +36,24 @@ fn main() -> ExitCode {
     let full = std::env::args().any(|argument| argument == "--full");
     let directory = TempDir::with_prefix("pageferry-matrix-").expect("a temporary directory");
     let path = directory.path().to_owned();
-    clean_up_at_interrupt(move || drop(std::fs::remove_dir_all(path))).expect("signals can be watched");
+    let clean_up = move || {
+        huge_pages::give_back();
+        drop(std::fs::remove_dir_all(path));
+    };
+    clean_up_at_interrupt(clean_up).expect("signals can be watched");
     let only = setting("ONLY", "");
     let mut tally = Tally::default();
     for case in cases().into_iter().filter(|case| (full || case.quick) && case.name().contains(&only)) {
-        tally.case(&case.name(), || case.run(&directory));
+        tally.case(&case.name(), || match huge_ends(u64::from(case.special == Some(Special::HugeTlb)) * 2) {
+            Ok(_reserve) => case.run(&directory),
+            Err(error) => Ok(Verdict::Skipped(format!("{error:#}"))),
+        });
+    }
+    for case in post_copy::cases().into_iter().filter(|case| (full || case.quick) && case.name().contains(&only)) {
+        tally.case(&case.name(), || match huge_ends(case.huge_ends()) {
+            Ok(_reserve) => case.run(&directory),
+            Err(error) => Ok(Verdict::Skipped(format!("{error:#}"))),
+        });
     }
     drop(directory);
     tally.finish()
@@ -145,9 +165,6 @@ impl Case {
         }
         let memory = setting("MEMORY", "64MiB");
         let bytes = parse_size(&memory)?.0;
-        if self.special == Some(Special::HugeTlb) && free_huge_bytes() < 2 * bytes {
-            return Ok(Verdict::Skipped(format!("not enough huge pages: echo {} > {HUGE_PAGES}/nr_hugepages", 2 * (bytes >> 21))));
-        }
         let began = Instant::now();
         let [source, destination, socket] = ["source.image", "destination.image", "socket"].map(|name| directory.path().join(name));
         let (mut send, mut receive, mut rounds) = (String::new(), String::new(), 5);
@@ -210,12 +227,14 @@ fn setting(name: &str, default: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| default.to_owned())
 }
 
-/// Huge pages of 2 MiB that nobody has.
-fn free_huge_bytes() -> u64 {
-    let free = std::fs::read_to_string(format!("{HUGE_PAGES}/free_hugepages")).unwrap_or_default();
-    free.trim().parse::<u64>().unwrap_or(0) << 21
+/// Huge pages for the guest, at so many ends.
+fn huge_ends(ends: u64) -> Result<Option<HugePages>> {
+    if ends == 0 {
+        return Ok(None);
+    }
+    let pages = parse_size(&setting("MEMORY", "64MiB"))?.0.div_ceil(2 << 20);
+    HugePages::reserve(ends * pages).map(Some)
 }
 
-const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 /// For one program; a case takes about a second.
 const LIMIT: Duration = Duration::from_secs(60);

@@ -3,6 +3,7 @@
 //! Tests that need real processes share this. Every wait is bounded, and a process that is dropped is killed, so a test
 //! that fails half-way leaves nothing behind.
 
+pub(crate) mod huge_pages;
 pub(crate) mod tally;
 
 use std::fmt;

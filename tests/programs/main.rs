@@ -14,6 +14,7 @@ mod endings;
 mod flags;
 mod handover;
 mod moves;
+mod post_copy;
 mod proxy;
 mod refusals;
 mod report;
