@@ -285,6 +285,10 @@ fn all_pages_there_while_the_source_comes_back_is_said_in_place_of_resumed() {
     assert_eq!(pair.destination.resume(pair.now, TOKEN), Resumption::Accepted { generation: 1 });
     pair.destination.complete(pair.now);
     assert_eq!((pair.destination.poll_message(), pair.destination.poll_timeout()), (None, None), "the connection is not there yet");
+    // Of the old connection.
+    pair.destination.handle_message(pair.now, Message::Abort { reason: "enough".into() });
+    pair.destination.handle_closed(pair.now);
+    pair.destination.handle_timeout(pair.now + Duration::from_secs(100));
     pair.destination.resumed(pair.now, 1, &pages(&MISSING));
     pair.deliver();
     assert_eq!(pair.source_events, [SourceEvent::Ended(SourceEnd::Completed)]);
