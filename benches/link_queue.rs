@@ -7,7 +7,8 @@
 //! bulk connections are left to TCP ("free") and then kept short ("paced"); meanwhile a page goes over a connection of its
 //! own every 5 ms and is answered. The wait is the time of that beyond its median on the idle link.
 //!
-//! Environment: `ONLY` (rows whose name contains it), `CONTROL` (the congestion control, default the system's).
+//! Environment: `ONLY` (rows whose name contains it), `CONTROL` (a congestion control that namespaces may use,
+//! default the system's).
 
 #[path = "../tests/links/network.rs"]
 #[expect(dead_code, reason = "the tests of links use the rest")]

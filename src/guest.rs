@@ -34,7 +34,8 @@ pub trait Guest: Send {
     /// When the state cannot be read out.
     fn save_state(&mut self) -> Result<Vec<u8>, GuestError>;
 
-    /// Takes over `state`, with all memory in place. The guest must not run before [`Guest::resume`].
+    /// Takes over `state`. The guest must not run before [`Guest::resume`]. Memory is all in place, except in post-copy:
+    /// then it must not be touched before [`Guest::resume`], which may and waits for pages that are missing.
     ///
     /// # Errors
     /// When `state` is not one this guest can take. The bytes come from the peer: never panic on them.

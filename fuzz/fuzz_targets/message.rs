@@ -25,7 +25,8 @@ fn sign(bytes: &mut [u8]) {
         return;
     }
     let (header, body) = bytes.split_at_mut(MESSAGE_HEADER_BYTES);
-    let length = usize::from(u16::from_le_bytes([header[12], header[13]])).min(body.len());
+    let announced = u32::from_le_bytes([header[12], header[13], header[14], header[15]]);
+    let length = usize::try_from(announced).map_or(body.len(), |length| length.min(body.len()));
     header[..8].copy_from_slice(b"PGFERRY\n");
     header[16..24].copy_from_slice(&xxh3_64(&body[..length]).to_le_bytes());
     let checksum = xxh3_64(&header[..24]);

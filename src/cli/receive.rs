@@ -19,6 +19,7 @@ use crate::guests::{self, GuestSpec, TestGuest};
 use crate::memory::{Backing, GuestMemory};
 use crate::protocol::Timeouts;
 use crate::stats::{Outcome, Report};
+use crate::units::PageCount;
 use crate::wire::{Offer, RefuseReason};
 
 /// Runs the receiver.
@@ -123,6 +124,10 @@ impl Arrival for Landing {
 
     fn guest(&mut self) -> &mut dyn Guest {
         &mut self.guest
+    }
+
+    fn waits(&mut self, left: PageCount) {
+        eprintln!("STRANDED: {left} of the guest's memory are still at the sender, which has not come back. The guest is kept and waits for them.");
     }
 
     fn placed(&mut self, placed: Placed) -> io::Result<()> {

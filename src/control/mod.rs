@@ -30,6 +30,8 @@ impl MessageWriter {
         self.buffer.clear();
         message.encode(&mut self.buffer)?;
         self.stream.write_all(&self.buffer).map_err(|source| broken(CONTROL, source))?;
+        self.buffer.clear();
+        self.buffer.shrink_to(KEPT_BYTES);
         Ok(())
     }
 }
@@ -52,6 +54,7 @@ impl MessageReader {
         match decode_message(&self.buffer)? {
             Some((message, consumed)) => {
                 self.buffer.drain(..consumed);
+                self.buffer.shrink_to(KEPT_BYTES);
                 Ok(Some(message))
             }
             None => self.fill().map(|()| None),
@@ -126,9 +129,9 @@ pub(crate) struct Connection {
 impl Connection {
     /// Takes over a connection, of which `reader` may have read some already.
     pub(crate) fn new(mut reader: MessageReader) -> Result<Self, Error> {
-        // Bounded: a flood of messages waits in the socket. The reader drops its end after an error, or ends when this
+        // Bounded: a flood of messages, which may be large, waits in the socket. The reader drops its end after an error, or ends when this
         // end is dropped.
-        let (to, inbound) = bounded(16);
+        let (to, inbound) = bounded(4);
         let (writer, control) = (Some(reader.writer()), reader.stream.control());
         let reader = std::thread::Builder::new()
             .name("pf-control-read".into())
@@ -179,3 +182,5 @@ fn broken(lane: &str, source: std::io::Error) -> Error {
 const CONTROL: &str = "control";
 /// More than the longest Hello.
 const MAX_OPENING_BYTES: usize = 64 << 10;
+/// Room that a connection keeps for messages: enough for all but the guest's state.
+const KEPT_BYTES: usize = 128 << 10;

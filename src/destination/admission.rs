@@ -40,6 +40,11 @@ pub trait Arrival: Send {
     /// pages back to the host in ways that the kernel does not tell of has to tell it.
     fn follows(&mut self, _missing: MissingMemory) {}
 
+    /// In post-copy the connection broke and the source has not come back for
+    /// [`Timeouts::recover`](crate::protocol::Timeouts::recover). The guest goes on waiting where it needs one of the `left`
+    /// pages, and the source may still come.
+    fn waits(&mut self, _left: PageCount) {}
+
     /// All memory is in place. While the guest is [`Placed::Paused`] the time of this is downtime.
     ///
     /// # Errors

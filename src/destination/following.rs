@@ -39,6 +39,8 @@ pub(super) struct Following {
     began: Instant,
     /// Since when there has been no connection.
     broke: Option<Instant>,
+    /// That has been said to be too long.
+    is_overdue: bool,
     interrupted: Duration,
     /// What it took, once everything is there.
     finished: Option<FaultStats>,
@@ -51,7 +53,16 @@ impl Following {
         let incomplete = Incomplete::begin(memory, missing)?;
         // Closed meanwhile: the end follows.
         let _ = shared.incomplete.set(Some(Arc::clone(&incomplete)));
-        Ok(Self { incomplete, generation: 0, began: Instant::now(), broke: None, interrupted: Duration::ZERO, finished: None, took: Duration::ZERO })
+        Ok(Self {
+            incomplete,
+            generation: 0,
+            began: Instant::now(),
+            broke: None,
+            is_overdue: false,
+            interrupted: Duration::ZERO,
+            finished: None,
+            took: Duration::ZERO,
+        })
     }
 
     /// The memory, for the embedder.
@@ -66,11 +77,19 @@ impl Following {
         shared.shut_down_lanes();
     }
 
+    /// How many pages are missing, once there has been no connection for longer than `patience`: says so once each time.
+    pub(super) fn overdue(&mut self, patience: Duration) -> Option<PageCount> {
+        let is_overdue = self.broke.is_some_and(|since| since.elapsed() > patience);
+        let is_news = is_overdue && !std::mem::replace(&mut self.is_overdue, is_overdue);
+        is_news.then(|| self.incomplete.outstanding())
+    }
+
     /// The source has come back: what has arrived, once nobody is at work on it any more.
     pub(super) fn resume(&mut self, shared: &Shared, generation: u32) -> PageBitmap {
         self.interrupt(shared);
         shared.await_lanes();
         self.generation = generation;
+        self.is_overdue = false;
         self.interrupted += self.broke.take().map_or(Duration::ZERO, |since| since.elapsed());
         self.incomplete.arrived()
     }

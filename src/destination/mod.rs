@@ -9,7 +9,11 @@
 //!                   - a bulk worker (Attach): reads frames straight into guest memory
 //!                   - an answer to a source in doubt (Query), and ends
 //! pf-control-read   decodes what a session's source says
+//! pf-faults         in post-copy, one for each session: learns which pages the guest waits for, and asks for them
 //! ```
+//! In post-copy a lane's thread puts what it reads into a buffer first, and from there under the running guest; see
+//! `follow`, `following` and `faults`.
+//!
 //! Memory is reserved before an offer is accepted; a guest runs only after Commit; what became of a session that
 //! reached Ready is remembered until its source has confirmed, or for the time of [`Timeouts::tombstone`].
 //!

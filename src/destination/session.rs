@@ -173,6 +173,9 @@ impl Session<'_> {
                     self.fail(fault.as_ref());
                 },
             }
+            if let Some(left) = self.following.as_mut().and_then(|following| following.overdue(self.hub.options.timeouts.recover)) {
+                guest.arrival.waits(left);
+            }
             if let Some(finish) = finish.take_if(|finish| fault.is_none() && self.has_all(finish))
                 && let Err(error) = self.settle(guest, finish, &mut times.parts)
             {

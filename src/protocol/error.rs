@@ -22,7 +22,7 @@ pub enum ProtocolError {
         /// What is wrong with it.
         why: String,
     },
-    /// No byte came for [`Timeouts::silence`].
+    /// No byte came for [`Timeouts::silence`](super::Timeouts::silence).
     #[error("nothing was heard from the peer for {waited:?} while {state}")]
     Silent {
         /// How long.
@@ -30,7 +30,7 @@ pub enum ProtocolError {
         /// What this end was doing.
         state: &'static str,
     },
-    /// The peer is alive but took longer than [`Timeouts::handshake`].
+    /// The peer is alive but took longer than [`Timeouts::handshake`](super::Timeouts::handshake).
     #[error("the handshake took longer than {limit:?} while {state}")]
     Handshake {
         /// What was allowed.

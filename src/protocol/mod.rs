@@ -31,22 +31,52 @@
 //!   | (after Running) Released ----------------------------> |
 //! ```
 //!
+//! # Post-copy
+//! If both ends can, the guest may be handed over while pages of it are still missing at the destination. The handover is
+//! the same, but for what is announced, and the session goes on behind it:
+//! ```text
+//!   | switch: Missing..., Finish --------------------------> | Finish: discard what is missing, check, load
+//!   | Ready, commit, as above; from Commit on: serve         | Run: resume the guest; pages are fetched
+//!   | Running <------------------------------------- Running | running
+//!   | pages on all lanes ==================================> |
+//!   | Ended(Completed) <--------------------------- Complete | complete: all pages are there
+//!   | Released --------------------------------------------> | Ended(Completed)
+//! ```
+//! The guest may need a page to be resumed, so pages are served from Commit on. When a connection is lost from then on, the
+//! control connection or a lane, neither end gives up: both say Interrupted, the destination keeps the guest and waits
+//! without a time limit, the source looks for it for [`Timeouts::recover`]. All connections are made anew:
+//! ```text
+//!   | Reconnect                                              |
+//!   | reconnected: Resume ---------------------------------> | resume; Resume: stop old lanes, install what is in hand
+//!   | Recovered <---------------------- Arrived..., Resumed  | resumed, with what has arrived
+//!   | <------------------------ Running (if the guest runs)  |
+//!   | each lane: Attach of the new generation -------------> | attach
+//!   | (all came back Attached) reattached <-------- Attached |
+//! ```
+//! In place of Arrived and Resumed the destination answers Complete when nothing is missing any more, NeverStarted when it
+//! had not handled Commit (and then never will), or Refuse when it knows nothing of the session. A source in doubt that
+//! switched says Resume where another says Query: the answer settles the doubt just as well, and if the guest is still
+//! being started it is served meanwhile.
+//!
 //! # Who owns the guest
 //! | source is | [`Source::owner`] | leaves by |
 //! |---|---|---|
 //! | offering, attaching, copying, waiting for Ready, about to commit | source | anything wrong: the end, guest stays |
 //! | waiting for Running (Commit was handed out) | in doubt | Running: destination. Failed: source. Else: asks |
 //! | in doubt | in doubt | Answer Running: destination. NeverStarted: source. Unknown: asks again, until [`Timeouts::resolve`] |
+//! | recovering before Running was heard | in doubt | Running or Complete: destination. Failed or NeverStarted: source. Else: looks again, until [`Timeouts::recover`] |
+//! | serving, or recovering after Running | destination | Complete: the end. Else: looks again; it is stranded after [`Timeouts::recover`], and keeps the pages |
 //!
-//! | destination is | may run | a Query is answered | leaves by |
-//! |---|---|---|---|
-//! | before Ready, or waiting for Commit | no | NeverStarted, and the session is over | anything wrong: the end, guest dropped |
-//! | starting the guest (Commit was handled) | yes | Unknown | the guest runs, or failed to: Failed, guest dropped |
-//! | waiting for Released | yes | Running | anything: the end, guest stays |
-//! | done | as it ended | Running or NeverStarted | |
+//! | destination is | may run | a Query is answered | a Resume is answered | leaves by |
+//! |---|---|---|---|---|
+//! | before Ready, or waiting for Commit | no | NeverStarted, and the session is over | the same | anything wrong: the end, guest dropped |
+//! | starting the guest (Commit was handled) | yes | Unknown | Resumed | the guest runs, or failed to: Failed, guest dropped |
+//! | fetching pages | yes | Running | Resumed | the last page: Complete |
+//! | waiting for Released | yes | Running | Complete | anything: the end, guest stays |
+//! | done | as it ended | Running or NeverStarted | Complete or NeverStarted | |
 //!
-//! Three rules make this safe:
-//! - **Handling Commit is the destination's moment of decision.** A Query that is handled first wins: the session is over
+//! Four rules make this safe:
+//! - **Handling Commit is the destination's moment of decision.** A Query or Resume that is handled first wins: the session is over
 //!   and a Commit that comes out of an old socket later meets a machine that ignores it. So all inputs of a session go
 //!   through one machine, under one lock if there are several threads.
 //! - **An Answer is final.** While the guest is being started it could still fail, so the answer is Unknown until then. A
@@ -54,15 +84,21 @@
 //!   destination says Failed, or NeverStarted when asked, and the source may resume it.
 //! - **A destination that has said Failed is done.** So Failed gives the guest back to the source even after Commit: the
 //!   two may have crossed, but then that Commit comes too late.
+//! - **Only Complete lets the source forget pages.** It says how many have arrived, and the source compares that with the
+//!   set it had announced. Until then nothing that goes wrong ends the session at the destination, and at the source only
+//!   in a way that can be taken up again ([`Source::recover_again`]).
 //!
 //! # Driving a machine
 //! After each input, and after `new`, take all of `poll_message` and `poll_event` until they give nothing, then wait until
 //! `poll_timeout`. Messages that can be read are handled before a timeout is, lest a busy driver mistake its own silence
 //! for the peer's; for the same reason neither end does long work on the thread that drives the machine. Bytes of a
 //! message that takes long to come in are reported with `heard`. After a reconnection only the newest connection counts.
+//! Lanes carry a generation, which each recovery counts up; what concerns lanes of another one has no effect, so news of
+//! old lanes may come late. A destination's driver that has a Resume accepted waits for [`DestinationEvent::Resume`] of
+//! that generation; until it then calls [`Destination::resumed`] everything that comes is taken for the old connection's.
 //!
-//! A receiver looks a session up, for Attach and Query, first among those it drives and then in its [`Tombstones`]; a
-//! Released that follows an Answer goes to the same place. It keeps the tombstone before it forgets the machine.
+//! A receiver looks a session up, for Attach, Query and Resume, first among those it drives and then in its [`Tombstones`]; a
+//! Released that follows an answer goes to the same place. It keeps the tombstone before it forgets the machine.
 #![forbid(unsafe_code)]
 
 mod destination;

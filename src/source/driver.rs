@@ -104,7 +104,11 @@ pub(super) fn run(migration: Migration<'_>, outgoing: Outgoing<'_>) -> Result<Co
         Ok(()) => Ok(Completed { report }),
         Err(error) => {
             let owner = report.guest_owner;
-            let in_doubt = dial.filter(|_| owner == GuestOwner::InDoubt).map(|Dial { route, session, token, .. }| InDoubt { route, session, token });
+            let in_doubt = dial.filter(|_| owner == GuestOwner::InDoubt && stranded.is_none()).map(|Dial { route, session, token, .. }| InDoubt {
+                route,
+                session,
+                token,
+            });
             Err(Box::new(Failure { error, owner, report, in_doubt, stranded }))
         }
     }

@@ -30,6 +30,20 @@ impl Driver<'_> {
         let began = self.begin(session, index, remainder, None, Then::RoundEnd)?;
         // The workers are busy with the remainder meanwhile.
         parts.plan = laps.end(Instant::now());
+        let (state, step) = self.save_state(&mut parts, &mut laps)?;
+        let round = self.await_round(session, index, total, began, None, Some(verdict))?;
+        step.map_err(Error::AtPause)?;
+        parts.send = laps.end(Instant::now());
+        self.record(index, kind, &round, Some(crate::units::PageCount(0)), None);
+        self.phase(Phase::Handover);
+        session.pump.command(Command::Finish { totals: round.totals, state });
+        self.await_ready(session)?;
+        parts.ready = laps.end(Instant::now());
+        self.commit(session, paused_at, parts, laps)
+    }
+
+    /// The state beside memory, and what came of the caller's step, which may fail only once the workers are done.
+    pub(super) fn save_state(&mut self, parts: &mut DowntimeParts, laps: &mut Laps) -> Result<(Vec<u8>, std::io::Result<()>), Error> {
         let state = self.hold.save_state()?;
         if state.len() > MAX_STATE_BYTES {
             let why = format!("{} bytes of state, more than {MAX_STATE_BYTES}", state.len());
@@ -41,15 +55,7 @@ impl Driver<'_> {
             step = at_pause(self.memory);
             parts.step = laps.end(Instant::now());
         }
-        let round = self.await_round(session, index, total, began, None, Some(verdict))?;
-        step.map_err(Error::AtPause)?;
-        parts.send = laps.end(Instant::now());
-        self.record(index, kind, &round, Some(crate::units::PageCount(0)), None);
-        self.phase(Phase::Handover);
-        session.pump.command(Command::Finish { totals: round.totals, state });
-        self.await_ready(session)?;
-        parts.ready = laps.end(Instant::now());
-        self.commit(session, paused_at, parts, laps)
+        Ok((state, step))
     }
 
     /// Waits until the destination has everything in place.

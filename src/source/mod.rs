@@ -9,8 +9,11 @@
 //! pf-control        the pump: owns the protocol machine, heartbeats, reconnects when in doubt
 //! pf-control-read   decodes what the destination says
 //! pf-send-N         one for each channel: walks its own words of the round, encodes, writes
+//! pf-push-N         in post-copy, one for each bulk lane: what the guest is likely to need next, a little at a time
+//! pf-urgent         in post-copy: answers what the guest waits for
 //! ```
 //! The guest is resumed as soon as anything fails before Commit is handed to the network, before any thread is joined.
+//! In post-copy its memory is kept, paused, until the destination has all of it, however often the connection breaks.
 #![forbid(unsafe_code)]
 
 mod dial;

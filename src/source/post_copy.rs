@@ -21,13 +21,11 @@ use super::worker::Then;
 use super::{Observer, PROGRESS_EVERY, Steering};
 use crate::bitmap::PageBitmap;
 use crate::error::Error;
-use crate::guest::GuestError;
 use crate::memory::GuestMemory;
 use crate::page::{Compression, EncoderSettings};
 use crate::protocol::{ProtocolError, SourceEnd, SourceEvent};
 use crate::stats::{GuestOwner, PostCopyReport, Report, RoundKind, RoundReport};
 use crate::units::{ByteCount, BytesPerSec, ChunkIndex, PageCount};
-use crate::wire::MAX_STATE_BYTES;
 
 /// A guest that was given away with part of its memory missing: what the rest takes.
 #[derive(Debug)]
@@ -70,17 +68,7 @@ impl Driver<'_> {
         let nothing = PageBitmap::new(self.memory.layout().chunks());
         let began = self.begin(session, index, nothing, None, Then::Switch)?;
         parts.plan = laps.end(Instant::now());
-        let state = self.hold.save_state()?;
-        if state.len() > MAX_STATE_BYTES {
-            let why = format!("{} bytes of state, more than {MAX_STATE_BYTES}", state.len());
-            return Err(GuestError::new("hand over its state", why).into());
-        }
-        parts.state = laps.end(Instant::now());
-        let mut step = Ok(());
-        if let Some(at_pause) = self.at_pause.take() {
-            step = at_pause(self.memory);
-            parts.step = laps.end(Instant::now());
-        }
+        let (state, step) = self.save_state(&mut parts, &mut laps)?;
         let round = self.await_round(session, index, PageCount(0), began, None, Some(verdict))?;
         step.map_err(Error::AtPause)?;
         parts.send = laps.end(Instant::now());

@@ -184,7 +184,9 @@ impl Session {
                 self.has_switched = true;
                 self.machine.switch(now, totals, state, &missing);
             }
-            Command::Reattached { generation } => self.machine.reattached(now, generation),
+            Command::Reattached { generation } => {
+                self.machine.reattached(now, generation);
+            }
             Command::Interrupt { generation } => self.machine.interrupt(now, generation),
             Command::RecoverAgain => {
                 if !self.machine.recover_again(now) {

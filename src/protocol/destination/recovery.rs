@@ -108,12 +108,15 @@ impl Destination {
         }
     }
 
-    /// A lane of `generation` broke. In post-copy, from Commit on and until all pages are there, that interrupts the
-    /// session; for another generation or at another time it means nothing.
+    /// A lane of `generation` broke. After the switch to post-copy that is the end, from Commit on and until all pages are
+    /// there it interrupts the session; for another generation or at another time it means nothing.
     pub fn interrupt(&mut self, _now: Instant, generation: u32) {
         let is_this_one = self.post_copy.is_some_and(|post_copy| post_copy.generation == generation);
-        if is_this_one && matches!(self.state, State::Starting | State::Fetching) {
-            self.interrupted(ProtocolError::Lane { state: self.state.name() });
+        let error = ProtocolError::Lane { state: self.state.name() };
+        match self.state {
+            State::Loading | State::Ready if is_this_one => self.drop_guest(error),
+            State::Starting | State::Fetching if is_this_one => self.interrupted(error),
+            _ => {}
         }
     }
 

@@ -15,7 +15,7 @@ impl Source {
     /// All lanes are attached: the rounds begin.
     ///
     /// # Panics
-    /// Unless [`SourceEvent::Accepted`] came just before.
+    /// Unless [`SourceEvent::Accepted`](super::SourceEvent::Accepted) came just before.
     pub fn attached(&mut self, _now: Instant) {
         match self.state {
             State::Ended { .. } => {}
@@ -74,7 +74,7 @@ impl Source {
     /// Gives the guest away. It is in doubt from when [`Source::poll_message`] hands Commit out.
     ///
     /// # Panics
-    /// Unless [`SourceEvent::Ready`] came just before.
+    /// Unless [`SourceEvent::Ready`](super::SourceEvent::Ready) came just before.
     pub fn commit(&mut self, _now: Instant, paused_for: Duration) {
         match self.state {
             State::Ended { .. } => {}

@@ -91,12 +91,17 @@ impl Recovery {
 
 /// What the driver does.
 impl Source {
-    /// A lane of `generation` broke, or could not be attached. In post-copy, from Commit on, that interrupts the session;
-    /// for another generation or at another time it means nothing.
+    /// A lane of `generation` broke, or could not be attached. After the switch to post-copy that calls it off, from Commit
+    /// on it interrupts the session; for another generation or at another time it means nothing.
     pub fn interrupt(&mut self, now: Instant, generation: u32) {
         if self.post_copy.as_ref().is_some_and(|post_copy| post_copy.generation == generation) {
             match &self.state {
-                State::Recovering(Recovery { attempt: Attempt::Attaching { .. }, .. }) | State::Committed | State::Serving => {
+                State::Recovering(Recovery { attempt: Attempt::Attaching { .. }, .. })
+                | State::Finishing
+                | State::Ready
+                | State::Committing
+                | State::Committed
+                | State::Serving => {
                     self.broken(now, ProtocolError::Lane { state: self.state.name() });
                 }
                 _ => {}
@@ -104,14 +109,16 @@ impl Source {
         }
     }
 
-    /// All lanes of `generation` are attached: pages may go out on them. Too late for one that was interrupted meanwhile.
-    pub fn reattached(&mut self, _now: Instant, generation: u32) {
+    /// All lanes of `generation` are attached. Whether pages may go out on them: not if that was interrupted meanwhile.
+    pub fn reattached(&mut self, _now: Instant, generation: u32) -> bool {
         if let State::Recovering(Recovery { attempt: Attempt::Attaching { .. }, .. }) = &self.state
             && let Some(post_copy) = &self.post_copy
             && post_copy.generation == generation
         {
             self.state = if post_copy.is_running { State::Serving } else { State::Committed };
+            return true;
         }
+        false
     }
 
     /// Begins to look for the destination once more after [`SourceEnd::Stranded`]; another end will be reported. False

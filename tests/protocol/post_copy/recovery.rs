@@ -40,7 +40,7 @@ fn resume(pair: &mut Pair, generation: u32, arrived: &[u64]) {
 /// The lanes come back too.
 fn attach(pair: &mut Pair, generation: u32) {
     lanes(Features::POST_COPY).for_each(|lane| pair.destination.attach(pair.now, TOKEN, lane, generation).unwrap());
-    pair.source.reattached(pair.now, generation);
+    assert!(pair.source.reattached(pair.now, generation));
 }
 
 /// The pages that are left are served, and both ends part.
@@ -239,8 +239,7 @@ fn lanes_that_do_not_come_back_in_time_interrupt_again() {
     assert_eq!(pair.destination_events, [DestinationEvent::Interrupted { error }]);
     let error = ProtocolError::Handshake { limit: handshake, state: "attaching lanes anew" };
     assert_eq!(pair.source_events.pop(), Some(SourceEvent::Interrupted { error }));
-    pair.source.reattached(pair.now, 1);
-    assert_eq!(pair.source.poll_event(), None, "too late");
+    assert!(!pair.source.reattached(pair.now, 1), "too late");
 }
 
 #[test]
@@ -252,7 +251,7 @@ fn trouble_with_lanes_of_another_generation_means_nothing() {
     pair.destination_events.clear();
     for generation in [0, 2] {
         pair.source.interrupt(pair.now, generation);
-        pair.source.reattached(pair.now, generation);
+        assert!(!pair.source.reattached(pair.now, generation));
         pair.destination.interrupt(pair.now, generation);
     }
     pair.events();
@@ -286,6 +285,10 @@ fn all_pages_there_while_the_source_comes_back_is_said_in_place_of_resumed() {
     assert_eq!(pair.destination.resume(pair.now, TOKEN), Resumption::Accepted { generation: 1 });
     pair.destination.complete(pair.now);
     assert_eq!((pair.destination.poll_message(), pair.destination.poll_timeout()), (None, None), "the connection is not there yet");
+    // Of the old connection.
+    pair.destination.handle_message(pair.now, Message::Abort { reason: "enough".into() });
+    pair.destination.handle_closed(pair.now);
+    pair.destination.handle_timeout(pair.now + Duration::from_secs(100));
     pair.destination.resumed(pair.now, 1, &pages(&MISSING));
     pair.deliver();
     assert_eq!(pair.source_events, [SourceEvent::Ended(SourceEnd::Completed)]);

@@ -207,6 +207,32 @@ fn a_guest_that_cannot_be_resumed_goes_back_with_all_its_pages() {
 }
 
 #[test]
+fn a_lane_that_breaks_after_the_switch_and_before_commit_leaves_the_guest_at_the_source() {
+    for point in [Point::Finishing, Point::Ready, Point::CommitQueued] {
+        let mut pair = Pair::post_copy_at(point);
+        pair.source.interrupt(pair.now, 1);
+        assert_eq!(pair.source.poll_event(), None, "there is no such lane");
+        pair.source.interrupt(pair.now, 0);
+        pair.events();
+        assert!(matches!(pair.source_events.pop(), Some(SourceEvent::Ended(SourceEnd::Failed { error: ProtocolError::Lane { .. } }))), "{point:?}");
+        assert_eq!(pair.source.owner(), GuestOwner::Source);
+        let said: Vec<_> = std::iter::from_fn(|| pair.source.poll_message()).collect();
+        assert!(matches!(said.as_slice(), [Message::Abort { .. }]), "{said:?}");
+
+        let mut pair = Pair::post_copy_at(point);
+        pair.destination.interrupt(pair.now, 0);
+        pair.events();
+        let end = pair.destination_events.pop();
+        assert!(matches!(end, Some(DestinationEvent::Ended(DestinationEnd::Dropped { error: ProtocolError::Lane { .. } }))), "{end:?} at {point:?}");
+        assert!(matches!(pair.destination.poll_message(), Some(Message::Failed { .. })));
+    }
+    let mut pair = Pair::post_copy_at(Point::Copying);
+    pair.source.interrupt(pair.now, 0);
+    pair.destination.interrupt(pair.now, 0);
+    assert_eq!((pair.source.poll_event(), pair.destination.poll_event()), (None, None), "before the switch the drivers know what to do");
+}
+
+#[test]
 fn a_completion_that_nobody_confirms_is_remembered_with_its_number_of_pages() {
     let mut pair = Pair::post_copy_at(Point::Running);
     pair.destination.complete(pair.now);
