@@ -171,7 +171,14 @@ impl Case {
             Shape::ShortSilence => vec![(middle, Silence(random.of(&[Both, ToReceiver, ToSender]), All)), (Later(SHORT), Speak)],
             Shape::SilentConnections => vec![(middle, Silence(Both, Old))],
             Shape::LongSilence => vec![(middle, Silence(random.of(&[Both, ToReceiver]), All)), (Later(LONG), Speak)],
-            Shape::SilenceThenReset => vec![(middle, Silence(Both, random.of(&[Old, All]))), (Later(SHORT), Reset), (Later(SHORT), Speak)],
+            Shape::SilenceThenReset => {
+                let reach = random.of(&[Old, All]);
+                let mut steps = vec![(middle, Silence(Both, reach)), (Later(SHORT), Reset)];
+                if reach == All {
+                    steps.push((Later(SHORT), Speak));
+                }
+                steps
+            }
             Shape::NothingArrives => vec![(middle, Silence(ToReceiver, Old))],
             Shape::NothingComesBack => vec![(middle, Silence(ToSender, Old))],
             Shape::SilenceInRecovery => {
