@@ -137,7 +137,6 @@ fn a_quick_bench_measures_this_engine_and_leaves_nothing_behind() -> Result<()> 
 }
 
 #[test]
-#[ignore = "needs an engine that does post-copy"]
 fn post_copy_is_measured_beside_pre_copy_and_against_post_copy() -> Result<()> {
     if !possible(&["qemu-system-x86_64"]) {
         return Ok(());
