@@ -280,7 +280,11 @@ impl Session<'_> {
 
     /// A lane broke.
     fn broken(&mut self, generation: u32, error: &Error) {
-        tracing::debug!(generation, error = error.in_full(), "a lane has ended");
+        match error {
+            Error::Transport(_) => tracing::debug!(generation, error = error.in_full(), "a lane has ended"),
+            // The peer's fault, or this host's: whoever looks for it later needs to know which page it was.
+            _ => tracing::warn!(generation, error = error.in_full(), "a lane is given up"),
+        }
         self.shared.feed(|machine| machine.interrupt(Instant::now(), generation));
     }
 
