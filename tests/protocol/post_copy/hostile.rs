@@ -186,6 +186,8 @@ fn torment_destination(point: Point, operations: Vec<Operation>) {
     // The guest as its driver sees it.
     let (mut is_starting, mut is_running, mut is_complete) = (point == Point::Starting, point >= Point::Running, point == Point::Released);
     let (mut task, mut is_over) = (None, point == Point::Released);
+    // What has come of the missing pages, of which the peer says how many there are.
+    let mut arrived = pages(&MISSING[..2]);
     for operation in operations {
         let commit = matches!(operation, Operation::Message(Message::Commit { .. }));
         let could = destination.may_run();
@@ -199,7 +201,7 @@ fn torment_destination(point: Point, operations: Vec<Operation>) {
             }
             Operation::Act => match task.take() {
                 Some(DestinationEvent::Finish { .. }) => destination.ready(now),
-                Some(DestinationEvent::Resume { generation }) => destination.resumed(now, generation, &pages(&MISSING[..2])),
+                Some(DestinationEvent::Resume { generation }) => destination.resumed(now, generation, &arrived),
                 _ => {}
             },
             Operation::GiveUp => {
@@ -215,7 +217,7 @@ fn torment_destination(point: Point, operations: Vec<Operation>) {
                 assert!(!matches!(resumption, Resumption::Complete { .. }) || is_complete, "pages are missing");
                 assert!(resumption != Resumption::NeverStarted || !destination.may_run(), "an Answer was not kept");
             }
-            Operation::Resumed(generation) => destination.resumed(now, generation, &pages(&MISSING[..2])),
+            Operation::Resumed(generation) => destination.resumed(now, generation, &arrived),
             Operation::Complete if is_running && !is_complete && destination.tombstone().is_none() => {
                 destination.complete(now);
                 is_complete = true;
@@ -231,7 +233,12 @@ fn torment_destination(point: Point, operations: Vec<Operation>) {
                     is_starting = true;
                 }
                 // Without the switch nothing is missing.
-                DestinationEvent::Finish { missing, .. } => is_complete = missing.is_none(),
+                DestinationEvent::Finish { missing, .. } => {
+                    is_complete = missing.is_none();
+                    let mut others = arrived.clone();
+                    missing.iter().for_each(|missing| others.subtract(missing));
+                    arrived.subtract(&others);
+                }
                 DestinationEvent::Ended(DestinationEnd::Completed { .. }) => assert!(is_complete, "over though pages are missing"),
                 DestinationEvent::Ended(_) => assert!(!is_running && !is_starting, "dropped though it may run"),
                 _ => {}
