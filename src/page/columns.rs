@@ -55,13 +55,36 @@ pub(super) fn decode(bytes: &[u8], page: &mut [u8; PAGE_SIZE]) -> Option<()> {
         let (widths, after) = rest.split_first_chunk()?;
         let widths = Widths::from_bits(u16::from_le_bytes(*widths))?;
         rest = after;
-        let (mut value, step) = (take(&mut rest, widths.base)?, take(&mut rest, widths.step)?);
-        for word in words[column..].iter_mut().step_by(row) {
-            *word = value.wrapping_add(take(&mut rest, widths.residual)?).to_le_bytes();
-            value = value.wrapping_add(step);
-        }
+        let (base, step) = (take(&mut rest, widths.base)?, take(&mut rest, widths.step)?);
+        let words = &mut words[column..];
+        let (residuals, after) = rest.split_at_checked(words.len().div_ceil(row) * widths.residual)?;
+        rest = after;
+        let fill = match widths.residual {
+            0 => fill_column::<0>,
+            1 => fill_column::<1>,
+            2 => fill_column::<2>,
+            3 => fill_column::<3>,
+            4 => fill_column::<4>,
+            5 => fill_column::<5>,
+            6 => fill_column::<6>,
+            7 => fill_column::<7>,
+            _ => fill_column::<8>,
+        };
+        fill(words, row, (base, step), residuals);
     }
     rest.is_empty().then_some(())
+}
+
+/// Fills every `row`th of `words`, from the first on, with a column that has residuals of `WIDTH` bytes: known to the
+/// compiler, each is one load.
+fn fill_column<const WIDTH: usize>(words: &mut [[u8; 8]], row: usize, (base, step): (u64, u64), residuals: &[u8]) {
+    let mut value = base;
+    for (index, word) in words.iter_mut().step_by(row).enumerate() {
+        let mut residual = [0; 8];
+        residual[..WIDTH].copy_from_slice(&residuals[index * WIDTH..(index + 1) * WIDTH]);
+        *word = value.wrapping_add(u64::from_le_bytes(residual)).to_le_bytes();
+        value = value.wrapping_add(step);
+    }
 }
 
 /// How many words a row of `page` has, by how many of its first words have a like one before them at that distance. Rows
