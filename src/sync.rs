@@ -5,7 +5,7 @@
 //! every value that the memory model lets a load see:
 //!
 //! ```text
-//! RUSTFLAGS="--cfg loom" cargo test --lib --target-dir target/loom models::
+//! RUSTFLAGS="--cfg loom" cargo test --lib --no-default-features --features userfaultfd --target-dir target/loom models::
 //! ```
 //!
 //! Loom knows sequential consistency for fences only, so that is where it is used here. It does not know the kernel, nor

@@ -47,7 +47,7 @@ pub(crate) fn soak(migrations: u64, seed: u64) -> Result<String> {
             Some(_) => {}
         }
     }
-    for (_, receiver) in &mut receivers.by_kind {
+    for receiver in receivers.by_kind.values_mut() {
         ensure!(receiver.process.is_running()?, "a receiver has ended");
     }
     let Sums { completed, aborted, post_copy, kvm, tls, wire_mib } = sums;
@@ -117,8 +117,8 @@ struct Sums {
 fn move_one(settings: &Settings, receivers: &mut Receivers, sums: &mut Sums) -> Result<()> {
     let (receiver, flags) = receivers.of(settings)?;
     let (tell, told) = channel();
-    // Not scoped: one that hangs must not keep this process from saying so.
-    thread::Builder::new().name("migration".into()).spawn(move || tell.send(migrate(&flags)))?;
+    // Not scoped: one that hangs must not keep this process from saying so. Nobody listens then any more.
+    thread::Builder::new().name("migration".into()).spawn(move || drop(tell.send(migrate(&flags))))?;
     let sent = match told.recv_timeout(LIMIT) {
         Ok(sent) => sent?,
         Err(RecvTimeoutError::Timeout) => bail!("hangs: it takes more than {LIMIT:?}"),

@@ -18,6 +18,13 @@
 //! checked: both ends agree on who has the guest and on what crossed, and it is as it should be where it is. After the first
 //! 60, at every twentieth, this process and all receivers have no more descriptors, userfaultfds, threads, mappings, resident
 //! and locked memory than then. A failure names the migration's flags.
+//!
+//! Once with 1000 and seed 1, on two busy cores (Linux 6.18 without soft-dirty, whose tracker was skipped): all passed in
+//! 457 s. 984 were moved and 16 called off by a limit; 567 went in post-copy, 494 were guests of KVM, 507 went over TLS, and
+//! 11740 MiB crossed. From the 60th to the last, this process went from 16 descriptors, 10 threads, 91 mappings and 17.3 MiB
+//! resident to 16, 10, 97 and 18.9 MiB; each of the four receivers kept 7 descriptors and one thread, went from 59 to 61
+//! mappings at most, and from between 5.4 and 12.0 MiB resident to between 7.0 and 12.5 MiB (one of them, by 7.0 MiB, the
+//! most). No userfaultfd and no locked memory was left anywhere.
 #[path = "../processes/mod.rs"]
 #[expect(dead_code, reason = "the tests of the programs use the rest")]
 mod processes;
