@@ -1,6 +1,7 @@
 //! Many migrations one after the other, each with its own settings, from this process to receivers that serve them all.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
@@ -75,8 +76,8 @@ impl Receivers {
     fn of(&mut self, settings: &Settings) -> Result<(&mut Listening, String)> {
         let tls = self.tls_flag(settings.tls);
         let receiver = match self.by_kind.entry((settings.memfd, settings.tls)) {
-            std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
-            std::collections::btree_map::Entry::Vacant(entry) => {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
                 let backing = if settings.memfd { "memfd" } else { "anonymous" };
                 entry.insert(Listening::start("127.0.0.1:0", &format!("--backing {backing} {tls}"))?)
             }
