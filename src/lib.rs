@@ -21,6 +21,7 @@ pub mod protocol;
 pub mod report;
 pub mod source;
 pub mod stats;
+mod sync;
 mod sys;
 pub mod transport;
 pub mod units;

@@ -6,9 +6,8 @@
 //! bitvec's own atomic accessors are all relaxed, which would let a drainer see the mark and yet read the page as it
 //! was before the write. Hence plain `AtomicU64`s with the orderings said here.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use super::PageBitmap;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::units::{ChunkIndex, PageCount, PageIndex};
 
 /// A set of pages that threads add to concurrently.
@@ -148,5 +147,76 @@ mod tests {
             want.insert_run(PageIndex(first), PageCount(count));
             assert_eq!(got, want, "{first}+{count}");
         }
+    }
+}
+
+#[cfg(all(test, loom))]
+mod models {
+    use loom::sync::Arc;
+    use loom::sync::atomic::{AtomicU64, Ordering};
+    use loom::thread;
+
+    use super::*;
+
+    const PAGE: PageIndex = PageIndex(3);
+
+    /// A guest's page is memory that is written and read without any order, as here.
+    #[test]
+    fn a_drainer_that_finds_a_mark_finds_the_write_before_it() {
+        loom::model(|| {
+            let (shared, page) = (Arc::new(SharedBitmap::new(1)), Arc::new(AtomicU64::new(0)));
+            let writer = thread::spawn({
+                let (shared, page) = (Arc::clone(&shared), Arc::clone(&page));
+                move || {
+                    page.store(1, Ordering::Relaxed);
+                    shared.mark(PAGE);
+                    page.store(2, Ordering::Relaxed);
+                    shared.mark(PAGE);
+                }
+            });
+            let harvest = |sent| {
+                let mut dirty = PageBitmap::new(1);
+                shared.drain_into(&mut dirty);
+                if dirty.contains(PAGE) { page.load(Ordering::Relaxed) } else { sent }
+            };
+            let sent = harvest(u64::MAX);
+            assert_ne!(sent, 0, "the mark was there before the write");
+            // The guest is paused for the last harvest.
+            writer.join().unwrap();
+            let sent = harvest(sent);
+            assert_eq!(sent, 2, "what was written last did not travel");
+        });
+    }
+
+    #[test]
+    fn no_mark_is_lost_between_two_that_mark_and_one_that_drains() {
+        loom::model(|| {
+            let shared = Arc::new(SharedBitmap::new(1));
+            let mark = |page| {
+                let shared = Arc::clone(&shared);
+                thread::spawn(move || shared.mark(PageIndex(page)))
+            };
+            let marking = [mark(0), mark(1)];
+            let mut found = PageBitmap::new(1);
+            shared.drain_into(&mut found);
+            marking.into_iter().for_each(|thread| thread.join().unwrap());
+            shared.drain_into(&mut found);
+            assert_eq!(found.word(ChunkIndex(0)), 0b11);
+        });
+    }
+
+    #[test]
+    fn of_two_that_take_the_same_page_one_gets_it() {
+        loom::model(|| {
+            let shared = Arc::new(SharedBitmap::new(1));
+            shared.mark_word(ChunkIndex(0), 0b111);
+            let other = thread::spawn({
+                let shared = Arc::clone(&shared);
+                move || shared.take(ChunkIndex(0), 0b011)
+            });
+            let mine = shared.take(ChunkIndex(0), 0b110);
+            let theirs = other.join().unwrap();
+            assert_eq!((mine & theirs, mine | theirs), (0, 0b111));
+        });
     }
 }

@@ -3,9 +3,10 @@
 //! A destination says yes only to what it can hold: within its own limit, and within what the host has left after
 //! everything promised to guests that are still arriving. A promise is given back when its guest is gone.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::PoisonError;
 
 use super::admission::Refusal;
+use crate::sync::{Arc, Mutex};
 use crate::units::ByteCount;
 use crate::wire::RefuseReason;
 
@@ -85,5 +86,29 @@ mod tests {
         let _first = budget.reserve_from(ByteCount(60), Some(ByteCount(100))).unwrap();
         let refusal = budget.reserve_from(ByteCount(60), Some(ByteCount(100))).unwrap_err();
         assert_eq!(refusal.detail, "the guest needs 60 B, the memory of this host leaves 40 B (60 B promised to others)");
+    }
+}
+
+#[cfg(all(test, loom))]
+mod models {
+    use loom::thread;
+
+    use super::*;
+
+    #[test]
+    fn two_guests_are_not_promised_the_same_memory() {
+        loom::model(|| {
+            let budget = Budget::new(Some(ByteCount(100)));
+            let reserve = |budget: &Budget| budget.reserve_from(ByteCount(60), None).ok();
+            let other = thread::spawn({
+                let budget = budget.clone();
+                move || reserve(&budget)
+            });
+            let mine = reserve(&budget);
+            let theirs = other.join().unwrap();
+            assert!(mine.is_some() != theirs.is_some());
+            drop((mine, theirs));
+            assert!(reserve(&budget).is_some(), "a promise did not come back");
+        });
     }
 }

@@ -29,6 +29,7 @@
 //! | holes punched into a memfd | compared | compared | compared | if it marks |
 //!
 //! *Compared*: seen by comparing the populated pages between two harvests.
+#![forbid(unsafe_code)]
 
 mod discards;
 mod kvm_log;

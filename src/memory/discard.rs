@@ -21,18 +21,20 @@ impl GuestMemory {
         let (region, within) = self.layout().locate(first.chunk()).expect("a page of the layout");
         let region = &self.regions()[region];
         let start = within.0 + u64::from(first.bit());
-        assert!(start + count.0 <= region.spec().pages.0, "the pages lie in one region");
+        let end = start.checked_add(count.0);
+        assert!(end.is_some_and(|end| end <= region.spec().pages.0), "the pages lie in one region");
         region.discard(start, count.0).map_err(|errno| MemoryError::Discard(errno.into()))
     }
 }
 
 impl Region {
-    /// Gives `count` pages back, from the `first` of this region on. Both must lie in it.
+    /// Gives `count` pages back, from the `first` of this region on; the caller has checked that they lie in it.
     fn discard(&self, first: u64, count: u64) -> Result<(), Errno> {
         let bytes = |pages: u64| usize::try_from(pages * PAGE_SIZE as u64).expect("mapped");
-        // SAFETY: the offset lies inside the region's mapping, by the callers' checks.
+        // SAFETY: the offset lies inside the region's mapping, or at its end: `GuestMemory::discard` has checked it.
         let at = unsafe { self.host().add(bytes(first)) };
-        // SAFETY: the range is mapped, and losing its contents is what the caller asked for.
+        // SAFETY: the range is mapped, by the same check. Its contents turn to zeros under whoever reads them, which no
+        // reference is there to be surprised by (see the module's head).
         unsafe { madvise(at.cast(), bytes(count), self.discarding()) }
     }
 
@@ -95,7 +97,8 @@ mod sets {
             let advice = self.region.discarding();
             let mut left = &mut self.ranges[..];
             while let Some(adviser) = self.adviser.filter(|_| !left.is_empty()) {
-                // SAFETY: the ranges lie in the region's mapping, and losing their contents is what the caller asked for.
+                // SAFETY: the ranges lie in the region's mapping (`add` has checked it), and no reference is there to be
+                // surprised by zeros in the place of their contents (see the module's head).
                 match unsafe { adviser.advise(left, advice as libc::c_int) } {
                     Ok(advised) if advised > 0 => left = after(left, advised),
                     Ok(_) => self.adviser = None,
@@ -107,7 +110,7 @@ mod sets {
             }
             for range in left {
                 let start = std::ptr::NonNull::new(range.iov_base).expect("mapped");
-                // SAFETY: as above.
+                // SAFETY: as above; `after` leaves stretches of those ranges only.
                 unsafe { madvise(start, range.iov_len, advice) }.map_err(|errno| MemoryError::Discard(errno.into()))?;
             }
             self.ranges.clear();
@@ -216,5 +219,26 @@ mod sets {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::MemoryLayout;
+    use crate::units::ChunkIndex;
+
+    #[test]
+    fn pages_beyond_the_region_are_not_given_back_however_many_they_are() {
+        let memory = GuestMemory::allocate(MemoryLayout::flat(PageCount(64)).unwrap(), Backing::Anonymous).unwrap();
+        memory.chunk(ChunkIndex(0)).store_word(3, 0, 7);
+        // The last would end at page 2 if counting went round.
+        for count in [62, 1 << 52, u64::MAX] {
+            let discard = || memory.discard(PageIndex(3), PageCount(count));
+            assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(discard)).is_err(), "{count}");
+        }
+        assert_eq!(memory.chunk(ChunkIndex(0)).load_word(3, 0), 7);
+        memory.discard(PageIndex(3), PageCount(61)).unwrap();
+        assert_eq!(memory.chunk(ChunkIndex(0)).load_word(3, 0), 0);
     }
 }

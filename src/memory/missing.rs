@@ -50,7 +50,7 @@ impl GuestMemory {
 
 impl Region {
     fn advise_huge_pages(&self, advice: libc::c_int) {
-        // SAFETY: this advice changes no contents.
+        // SAFETY: the range is the region's own mapping, and advice about huge pages changes no contents.
         let result = unsafe { libc::madvise(self.host().as_ptr().cast(), self.len(), advice) };
         if result != 0 {
             // A kernel without huge pages does not know the advice, and does not need it.

@@ -47,7 +47,8 @@ impl Chunk<'_> {
     /// Copies page `bit` to `out` and says what it holds. Panics if the chunk has no such page.
     #[inline]
     pub fn copy_out(&self, bit: u32, out: &mut [u8; PAGE_SIZE]) -> PageSummary {
-        // SAFETY: bytes may be viewed as possibly uninitialised ones; `copy` writes none that are.
+        // SAFETY: bytes may be viewed as possibly uninitialised ones, in an array of the same length, as long as nothing
+        // uninitialised is written to them: `copy` writes words only.
         let room = unsafe { &mut *ptr::from_mut(out).cast() };
         summarize(self.copy(bit, room))
     }
@@ -75,7 +76,7 @@ impl Chunk<'_> {
                 *to = word.load(Ordering::Relaxed).to_le_bytes().map(MaybeUninit::new);
             }
         }
-        // SAFETY: the loop has initialised every line.
+        // SAFETY: the loop has initialised every line: a page has as many as `out`, of which nothing is left over.
         unsafe { &*ptr::from_ref(out).cast() }
     }
 

@@ -38,7 +38,7 @@ impl<'m> Placement<'m> {
     /// that does not know how (before Linux 5.14) leaves it to the faults.
     fn populate(&self, chunk: ChunkIndex) {
         let (host, pages) = self.memory.locate(chunk);
-        // SAFETY: the range is mapped; populating it changes no contents.
+        // SAFETY: `locate` gives a pointer to so many mapped pages; putting memory under them changes no contents.
         let done = unsafe { libc::madvise(host.as_ptr().cast(), pages as usize * PAGE_SIZE, libc::MADV_POPULATE_WRITE) };
         if done != 0 {
             tracing::trace!(chunk = chunk.0, error = %io::Error::last_os_error(), "not populated ahead");
@@ -105,7 +105,7 @@ impl PageSink for Placement<'_> {
         let wanted = wanted_bytes(mask, skip);
         let mut targets = Targets::default();
         for run in runs(mask, skip) {
-            // SAFETY: the run lies inside the chunk, by the assertion above.
+            // SAFETY: a run is a stretch of the pages of `mask`, which lie inside the chunk by the assertion above.
             let start = unsafe { host.add(run.start) };
             targets.push(start, run.len());
         }

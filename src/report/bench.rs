@@ -306,7 +306,9 @@ fn typical_run(id: &str, ours: &Engine) -> Option<Element> {
     let median = ours.median?.total_ms?.0;
     let distance = |run: &Run| run.figures.total_ms.map_or(f64::INFINITY, |total| (total.0 - median).abs());
     let run = ours.runs.iter().filter(|run| run.report.is_some()).min_by(|one, other| distance(one).total_cmp(&distance(other)))?;
-    let ends = Ends { receiver: run.received.as_ref(), ..Ends::one(None, run.report.as_ref()?) };
+    let mut ends = Ends::one(None, run.report.as_ref()?);
+    // What stands in the sender's place may be a receiver's.
+    ends.receiver = ends.receiver.or(run.received.as_ref());
     let how = if Followed::of(&ends).is_some() { " in post-copy" } else { "" };
     let summary = element("summary").text(format_args!("This engine's run{how} closest to the median, round by round"));
     Some(element("details").child(summary).children(migration::body(id, &ends)))

@@ -142,7 +142,8 @@ impl Slot {
             memory_size: self.host.len() as u64,
             userspace_addr: self.host.start as u64,
         };
-        // SAFETY: the slot holds this very memory already (whoever made the value says so): only its flags change.
+        // SAFETY: the slot holds this very memory already, by the word of who made the value, so only its flags change; for a
+        // slot that holds other memory it is an error. The memory is a guest's in any case, of which no reference exists.
         unsafe { set_memory_region(vm.as_raw_fd(), &raw const region) }?;
         Ok(())
     }

@@ -157,8 +157,9 @@ impl MissingPages {
     }
 
     fn control<T>(&self, request: libc::Ioctl, argument: &mut T) -> io::Result<()> {
-        // SAFETY: every request of this file reads and writes one struct, the one that it is called with; what it does to
-        // memory beside that is confined to missing pages of registered ranges (see `register`).
+        // SAFETY: every request of this file reads and writes one struct, the one that it is called with here; a copy reads
+        // the slice that its caller borrows. What it does to memory beside that the kernel confines to missing pages of
+        // ranges registered on this descriptor, about which nobody believes anything (see `register`).
         let result = unsafe { libc::ioctl(self.fd.as_raw_fd(), request, std::ptr::from_mut(argument)) };
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }

@@ -158,10 +158,12 @@ impl Pagemap {
 
     fn scan(&mut self, range: Range<usize>, query: Query, visit: &mut impl FnMut(Range<usize>, u64)) -> io::Result<()> {
         let mut arg = ScanArg::new(&range, query);
-        arg.vec = self.runs.as_mut_ptr() as u64;
         arg.vec_len = self.runs.len() as u64;
         while arg.start < arg.end {
-            // SAFETY: the vector is `runs`, writable and of the length passed.
+            arg.vec = self.runs.as_mut_ptr() as u64;
+            // SAFETY: the vector is `runs`, writable and of the length passed, and the kernel writes to nothing else. Of
+            // memory the request reads no contents and changes none: at most it write-protects, asynchronously, what is
+            // registered for that, which only has writes counted.
             let found = unsafe { pagemap_scan(self.file.as_raw_fd(), &raw mut arg) }?;
             for run in &self.runs[..usize::try_from(found).expect("a count")] {
                 visit(address(run.start)..address(run.end), run.categories);

@@ -17,19 +17,20 @@ pub(crate) fn unacknowledged(socket: BorrowedFd<'_>) -> io::Result<u64> {
 
 /// Sets the band in which the host's queues put what the socket sends: 0 to 6 take no privilege (socket(7), `SO_PRIORITY`).
 pub(crate) fn set_priority(socket: BorrowedFd<'_>, priority: i32) -> io::Result<()> {
-    set_option(socket, libc::SOL_SOCKET, libc::SO_PRIORITY, priority)
+    set_option(socket, libc::SOL_SOCKET, libc::SO_PRIORITY, priority.to_ne_bytes())
 }
 
-fn set_option<T: Copy>(socket: BorrowedFd<'_>, level: i32, option: i32, value: T) -> io::Result<()> {
-    let length = libc::socklen_t::try_from(size_of::<T>()).expect("an integer");
-    // SAFETY: the kernel reads `length` bytes of `value`, which has as many; the callers pass integers, without padding.
-    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), length) };
+/// `value` is an integer in the host's order of bytes.
+fn set_option<const BYTES: usize>(socket: BorrowedFd<'_>, level: i32, option: i32, value: [u8; BYTES]) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(BYTES).expect("an integer");
+    // SAFETY: the kernel reads `length` bytes of `value`, which has as many, at any alignment.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, value.as_ptr().cast(), length) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Limits how fast a TCP socket sends, bytes a second; `None` lifts the limit (socket(7), `SO_MAX_PACING_RATE`).
 pub(crate) fn set_pace(socket: BorrowedFd<'_>, rate: Option<u64>) -> io::Result<()> {
-    set_option(socket, libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE, rate.unwrap_or(u64::MAX))
+    set_option(socket, libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE, rate.unwrap_or(u64::MAX).to_ne_bytes())
 }
 
 /// How the sending side of a TCP connection stands.

@@ -22,6 +22,8 @@ pub use pacing::Pacer;
 pub use queue::BulkQueue;
 pub use security::{ClientSecurity, Route, ServerSecurity};
 pub use stream::{Listener, SendQueue, Stream, StreamControl};
+#[cfg(all(fuzzing, feature = "tls"))]
+pub use tls::fuzzing;
 #[cfg(feature = "tls")]
 pub use tls::{CertificateFault, ClientTls, CredentialsError, Date, Role, ServerTls, TlsError};
 

@@ -319,3 +319,14 @@ fn a_bench_without_qemu_has_nothing_to_compare_with() {
     let text = texts(parse(&page).root());
     assert!(text.contains("qemu was not run") && !text.contains("Against the best") && !text.contains("Bars to be met"), "{text}");
 }
+
+#[test]
+fn a_bench_with_a_receivers_report_alone_is_drawn() {
+    let mut bench = value(BENCH);
+    let run = &mut bench["scenarios"][0]["engines"][0]["runs"][0];
+    assert!(run["report"].is_object(), "the fixture has another form");
+    run["report"] = value(RECEIVER);
+    run.as_object_mut().expect("a run").remove("received");
+    let page = page(&[&bench.to_string()]);
+    assert!(texts(parse(&page).root()).contains("closest to the median, round by round"));
+}

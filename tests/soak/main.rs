@@ -1,19 +1,42 @@
-//! Many guests in post-copy, one after the other through the same two processes: is everything given back?
+//! Many guests, one after the other through the same processes: is everything given back?
 //!
 //! ```text
-//! tests/run soak [--seconds N]   # 60
-//! tests/run soak --quick         # 8; plain `cargo test` leaves it out
+//! tests/run soak [--seconds N]               # 60: guests in post-copy
+//! tests/run soak --quick                     # 8; plain `cargo test` leaves it out
+//! tests/run soak --migrations N [--seed S]   # 1: guests and settings drawn by lot
 //! ```
+//! # In post-copy
 //! Turn after turn as many guests as there are cores are moved side by side from this process to one receiver. Each writes
 //! at random over all of its memory, as fast as it can, so that on every core a guest runs into missing pages while they
 //! are pushed. Passed means: no turn hangs, every guest arrives and was checked, every missing page is counted once, and
 //! between turns both processes have as many descriptors and threads and as much resident and locked memory as after the
 //! first turns, which had every number of channels and rounds.
+//!
+//! # By lot
+//! Each migration has its own guest (kind, memory from 20 to 64 MiB, fill, contents, pattern, rate), tracker, channels,
+//! compression, deltas, backings, limits and what to do at them, post-copy, bandwidth and TLS, all from the seed. Each is
+//! checked: both ends agree on who has the guest and on what crossed, and it is as it should be where it is. After the first
+//! 60, at every twentieth, this process and all receivers have no more descriptors, userfaultfds, threads, mappings, resident
+//! and locked memory than then. A failure names the migration's flags.
+//!
+//! Once with 1000 and seed 1, on two busy cores (Linux 6.18 without soft-dirty, whose tracker was skipped): all passed in
+//! 457 s. 984 were moved and 16 called off by a limit; 567 went in post-copy, 494 were guests of KVM, 507 went over TLS, and
+//! 11740 MiB crossed. From the 60th to the last, this process went from 16 descriptors, 10 threads, 91 mappings and 17.3 MiB
+//! resident to 16, 10, 97 and 18.9 MiB; each of the four receivers kept 7 descriptors and one thread, went from 59 to 61
+//! mappings at most, and from between 5.4 and 12.0 MiB resident to between 7.0 and 12.5 MiB (one of them, by 7.0 MiB, the
+//! most). No userfaultfd and no locked memory was left anywhere.
 #[path = "../processes/mod.rs"]
 #[expect(dead_code, reason = "the tests of the programs use the rest")]
 mod processes;
 
+#[cfg(feature = "tls")]
+#[path = "../certificates/mod.rs"]
+mod certificates;
 mod holdings;
+mod lottery;
+#[path = "../cuts/random.rs"]
+mod random;
+mod settings;
 
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
@@ -46,8 +69,13 @@ fn main() -> ExitCode {
         tally.case("all of it", || Ok(Verdict::Skipped("it takes a minute: tests/run soak".into())));
         return tally.finish();
     }
+    if let Some(migrations) = number("--migrations") {
+        let seed = number("--seed").unwrap_or(1);
+        tally.case(&format!("{migrations} migrations by lot, seed {seed}"), || lottery::soak(migrations, seed).map(Verdict::Passed));
+        return tally.finish();
+    }
     let full = std::env::args().any(|argument| argument == "--full");
-    let seconds = seconds().unwrap_or(if full { 60 } else { 8 });
+    let seconds = number("--seconds").unwrap_or(if full { 60 } else { 8 });
     for (backing, share) in [(Backing::Anonymous, 0.7), (Backing::Memfd, 0.3)] {
         tally.case(&format!("{backing:?}"), || match userfaultfd() {
             Err(reason) => Ok(Verdict::Skipped(reason)),
@@ -57,10 +85,10 @@ fn main() -> ExitCode {
     tally.finish()
 }
 
-/// What `--seconds` says.
-fn seconds() -> Option<u64> {
-    let value = std::env::args().skip_while(|argument| argument != "--seconds").nth(1)?;
-    Some(value.parse().unwrap_or_else(|_| panic!("--seconds {value}: expected a number")))
+/// What a flag says.
+fn number(flag: &str) -> Option<u64> {
+    let value = std::env::args().skip_while(|argument| argument != flag).nth(1)?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{flag} {value}: expected a number")))
 }
 
 /// What happened until now.

@@ -10,10 +10,9 @@
 //! A page of `missing` goes from due through an installer's hands to arrived, and back to due when the installer fails.
 //! The other two are marks beside that.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use crate::bitmap::PageBitmap;
 use crate::destination::MissingError;
+use crate::sync::atomic::{AtomicU64, Ordering, fence};
 use crate::units::{ChunkIndex, PageCount};
 
 /// The sets, one word to a chunk each.
@@ -73,15 +72,19 @@ impl Sets {
 
     /// Puts pages that were taken back.
     pub(super) fn give_back(&self, chunk: ChunkIndex, mask: u64) {
+        // Relaxed: as in `take`.
         self.due[chunk.as_usize()].fetch_or(mask, Ordering::Relaxed);
     }
 
     /// Pages that were taken are in place, or of no use any more. Returns those of them that someone asked for.
     pub(super) fn settle(&self, chunk: ChunkIndex, mask: u64) -> u64 {
-        // SeqCst on both words, here and in `ask`: whoever asks for a page either finds it arrived or is found here.
-        let before = self.arrived[chunk.as_usize()].fetch_or(mask, Ordering::SeqCst);
+        // Release pairs with the Acquire of `arrived`: the page is in place.
+        let before = self.arrived[chunk.as_usize()].fetch_or(mask, Ordering::Release);
         assert_eq!(before & mask, 0, "a page arrives once");
-        self.asked[chunk.as_usize()].load(Ordering::SeqCst) & mask
+        // The fences here and in `ask` stand between a mark and a look at the other's: whoever asks for a page either
+        // finds it arrived or is found here.
+        fence(Ordering::SeqCst);
+        self.asked[chunk.as_usize()].load(Ordering::Relaxed) & mask
     }
 
     /// So many pages were settled, and nothing remains to be done about them.
@@ -110,9 +113,10 @@ impl Sets {
 
     /// Notes that someone waits for `page` of `chunk`.
     pub(super) fn ask(&self, chunk: ChunkIndex, page: u64) -> Asked {
-        // SeqCst: see `settle`.
-        let before = self.asked[chunk.as_usize()].fetch_or(page, Ordering::SeqCst);
-        if self.arrived[chunk.as_usize()].load(Ordering::SeqCst) & page != 0 {
+        let before = self.asked[chunk.as_usize()].fetch_or(page, Ordering::Relaxed);
+        // See `settle` and `wanted`.
+        fence(Ordering::SeqCst);
+        if self.arrived(chunk) & page != 0 {
             Asked::Arrived
         } else if before & page != 0 || self.due[chunk.as_usize()].load(Ordering::Relaxed) & page == 0 {
             Asked::OnItsWay
@@ -123,12 +127,16 @@ impl Sets {
 
     /// Pages of `chunk` that someone waits for and that have to be sent.
     pub(super) fn wanted(&self, chunk: ChunkIndex) -> u64 {
+        // The fences here and in `ask`: who finds a page in an installer's hands, which then fails, is found here after it
+        // was given back.
+        fence(Ordering::SeqCst);
         let due = self.due[chunk.as_usize()].load(Ordering::Relaxed);
-        self.asked[chunk.as_usize()].load(Ordering::SeqCst) & due & !self.removed(chunk)
+        self.asked[chunk.as_usize()].load(Ordering::Relaxed) & due & !self.removed(chunk)
     }
 
     /// Pages of `chunk` that anybody ever asked for.
     pub(super) fn asked(&self, chunk: ChunkIndex) -> u64 {
+        // Relaxed: who installs uses it for the order only, and the thread that asks reads its own.
         self.asked[chunk.as_usize()].load(Ordering::Relaxed)
     }
 
@@ -234,5 +242,97 @@ mod tests {
         assert!(!arrived.contains(PageIndex(68)), "it was never missing");
         assert_eq!(sets.outstanding(), PageCount(2));
         assert!(matches!(sets.take(CHUNK, 0b0010), Err(MissingError::Twice { page: 65 })));
+    }
+}
+
+#[cfg(all(test, loom))]
+mod models {
+    use loom::sync::Arc;
+    use loom::thread;
+
+    use super::*;
+
+    const CHUNK: ChunkIndex = ChunkIndex(0);
+
+    fn sets(missing: u64) -> Arc<Sets> {
+        let mut bitmap = PageBitmap::new(1);
+        bitmap.insert_word(CHUNK, missing);
+        Arc::new(Sets::new(&bitmap))
+    }
+
+    /// Does `work` on another thread.
+    fn spawn<T: 'static>(sets: &Arc<Sets>, work: impl FnOnce(&Sets) -> T + 'static) -> thread::JoinHandle<T> {
+        let sets = Arc::clone(sets);
+        thread::spawn(move || work(&sets))
+    }
+
+    #[test]
+    fn a_page_is_taken_by_one_installer() {
+        loom::model(|| {
+            let sets = sets(0b111);
+            let other = spawn(&sets, |sets| sets.take(CHUNK, 0b011).is_ok());
+            let mine = sets.take(CHUNK, 0b110).is_ok();
+            let theirs = other.join().unwrap();
+            assert!(!(mine && theirs), "both have the page that they share");
+            let taken = if mine { 0b110 } else { 0 } | if theirs { 0b011 } else { 0 };
+            assert_eq!(sets.due[0].load(Ordering::Relaxed), 0b111 & !taken, "an error takes nothing");
+        });
+    }
+
+    #[test]
+    fn whoever_asks_finds_the_page_arrived_or_is_found() {
+        loom::model(|| {
+            let sets = sets(1);
+            let page = Arc::new(AtomicU64::new(0));
+            let filled = Arc::clone(&page);
+            let installer = spawn(&sets, move |sets| {
+                sets.take(CHUNK, 1).unwrap();
+                filled.store(7, Ordering::Relaxed);
+                sets.settle(CHUNK, 1)
+            });
+            let answer = sets.ask(CHUNK, 1);
+            if answer == Asked::Arrived {
+                assert_eq!(page.load(Ordering::Relaxed), 7, "it is not in place");
+            }
+            assert!(answer == Asked::Arrived || installer.join().unwrap() == 1, "nobody knows who waits");
+        });
+    }
+
+    #[test]
+    fn a_page_that_failed_to_be_installed_is_asked_for_again() {
+        loom::model(|| {
+            let sets = sets(1);
+            // The next generation of lanes begins when the installers of the last have ended.
+            let generations = spawn(&sets, |sets| {
+                sets.take(CHUNK, 1).unwrap();
+                sets.give_back(CHUNK, 1);
+                sets.wanted(CHUNK)
+            });
+            let answer = sets.ask(CHUNK, 1);
+            let wanted = generations.join().unwrap();
+            assert!(answer == Asked::First || wanted == 1, "nobody asks for it");
+        });
+    }
+
+    #[test]
+    fn when_nothing_is_outstanding_everything_is_in_place() {
+        loom::model(|| {
+            let sets = sets(0b11);
+            let pages = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
+            let installers = [0, 1].map(|bit| {
+                let pages = Arc::clone(&pages);
+                spawn(&sets, move |sets| {
+                    sets.take(CHUNK, 1 << bit).unwrap();
+                    pages[bit].store(7, Ordering::Relaxed);
+                    sets.settle(CHUNK, 1 << bit);
+                    sets.count(1);
+                })
+            });
+            if sets.outstanding() == PageCount(0) {
+                assert!(pages.iter().all(|page| page.load(Ordering::Relaxed) == 7));
+            }
+            installers.into_iter().for_each(|installer| installer.join().unwrap());
+            assert_eq!(sets.outstanding(), PageCount(0));
+        });
     }
 }

@@ -8,12 +8,11 @@
 //! Where memory is made of huge pages the destination can only fill whole ones, so they are claimed whole, by one lane:
 //! eight chunks of 64 pages, aligned to the region they lie in (chunks are, and regions of huge pages begin at one).
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use crossbeam::utils::CachePadded;
 
 use crate::bitmap::{PageBitmap, SharedBitmap};
 use crate::memory::MemoryLayout;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::units::{CHUNK_PAGES, ChunkIndex, PageCount, PageIndex};
 
 /// Pages that are filled together at the destination.
@@ -279,5 +278,45 @@ mod tests {
         want.insert_run(PageIndex(8 * 64), PageCount(8 * 64));
         want.insert_run(PageIndex(16 * 64), PageCount(3 * 64 + 5));
         assert_eq!(missing, want);
+    }
+}
+
+#[cfg(all(test, loom))]
+mod models {
+    use loom::sync::Arc;
+    use loom::thread;
+
+    use super::*;
+
+    /// Two lanes claim at the same time; what each got.
+    fn claims(granule: Granule, urgent: (u32, u64), bulk: (u32, u64)) -> (Claim, Claim, Arc<Remaining>) {
+        let layout = MemoryLayout::flat(PageCount(8 * 64)).unwrap();
+        let mut missing = PageBitmap::new(layout.chunks());
+        (0..layout.chunks()).for_each(|chunk| missing.insert_word(ChunkIndex(chunk), 0b1111));
+        let remaining = Arc::new(Remaining::new(&missing, &layout, granule));
+        let other = thread::spawn({
+            let remaining = Arc::clone(&remaining);
+            move || remaining.claim(ChunkIndex(bulk.0), bulk.1)
+        });
+        let mine = remaining.claim(ChunkIndex(urgent.0), urgent.1);
+        (mine, other.join().unwrap(), remaining)
+    }
+
+    #[test]
+    fn a_page_crosses_once_whoever_claims_it() {
+        loom::model(|| {
+            let (urgent, bulk, remaining) = claims(Granule::Page, (2, 0b0100), (2, 0b1111));
+            assert_eq!((urgent.words[0] & bulk.words[0], urgent.words[0] | bulk.words[0]), (0, 0b1111));
+            assert_eq!(remaining.left(), PageCount(4 * 7));
+        });
+    }
+
+    #[test]
+    fn a_huge_page_goes_to_one_lane_whole() {
+        loom::model(|| {
+            let (urgent, bulk, remaining) = claims(Granule::HugePage, (5, 0b0100), (0, 0b1111));
+            assert!(urgent.is_empty() != bulk.is_empty());
+            assert_eq!((urgent.pages() + bulk.pages(), remaining.left()), (PageCount(4 * 8), PageCount(0)));
+        });
     }
 }

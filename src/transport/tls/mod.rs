@@ -15,6 +15,8 @@ mod check;
 mod credentials;
 mod error;
 mod fault;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod handshake;
 mod incoming;
 mod outgoing;

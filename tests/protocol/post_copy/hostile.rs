@@ -3,57 +3,12 @@
 //! It may keep the session from getting on, which it could do by saying nothing as well. It must not get the guest back
 //! from a source that gave it away, nor have a source throw away pages, nor have a destination drop a guest that runs.
 
-use std::time::Duration;
-
-use pageferry::protocol::{Destination, DestinationEnd, DestinationEvent, GuestOwner, Resumption, Source, SourceEnd, SourceEvent};
-use pageferry::units::{ByteCount, ChunkIndex, PageCount, PageIndex};
-use pageferry::wire::{AnswerStatus, Extent, Features, Lane, Message, RefuseReason, Token};
+use pageferry::protocol::{DestinationEvent, GuestOwner, Resumption, SourceEnd, SourceEvent};
+use pageferry::wire::Message;
 use proptest::prelude::*;
 
-use crate::pair::{CHANNELS, CODECS, MISSING, Pair, Point, SESSION, TOKEN, lanes, offer, pages, totals};
-
-const ALL_PAGES: PageCount = PageCount(MISSING.len() as u64);
-
-/// Each message there is, and the variants that differ in what they may do.
-fn messages() -> Vec<Message> {
-    let extent = |pages| Extent { chunks: 3, pages: PageCount(pages) };
-    let piece = |first, word| (ChunkIndex(first), vec![word]);
-    let [(first, words), (stray, strays), (outside, none)] = [piece(0, 3), piece(1, 1), piece(3, 0)];
-    vec![
-        Message::Hello(offer()),
-        Message::Accept { channels: CHANNELS, codecs: CODECS, features: Features::POST_COPY, granule: 1 },
-        Message::Refuse { reason: RefuseReason::Busy, detail: "full".into() },
-        Message::Attach { session: SESSION, token: TOKEN, lane: Lane::Urgent, generation: 1 },
-        Message::Attached { lane: Lane::Urgent },
-        Message::Ping,
-        Message::Progress { frames: 1, bytes: ByteCount(1) },
-        Message::Finish { totals: totals(), state: vec![], missing: None },
-        Message::Finish { totals: totals(), state: vec![], missing: Some(extent(0)) },
-        Message::Finish { totals: totals(), state: vec![], missing: Some(extent(2)) },
-        Message::Ready,
-        Message::Commit { paused_for: Duration::ZERO },
-        Message::Running,
-        Message::Released,
-        Message::Abort { reason: "no".into() },
-        Message::Failed { reason: "no".into() },
-        Message::Query { session: SESSION, token: TOKEN },
-        Message::Answer(AnswerStatus::Running),
-        Message::Answer(AnswerStatus::NeverStarted),
-        Message::Answer(AnswerStatus::Unknown),
-        Message::Missing { first, words: words.clone() },
-        Message::Missing { first: stray, words: strays.clone() },
-        Message::Missing { first: outside, words: none.clone() },
-        Message::Fetch { pages: vec![PageIndex(0)] },
-        Message::Resume { session: SESSION, token: TOKEN },
-        Message::Arrived { first, words },
-        Message::Arrived { first: stray, words: strays },
-        Message::Arrived { first: outside, words: none },
-        Message::Resumed { generation: 1, arrived: extent(0) },
-        Message::Resumed { generation: 2, arrived: extent(2) },
-        Message::Complete { pages: ALL_PAGES },
-        Message::Complete { pages: PageCount(1) },
-    ]
-}
+use super::torment::{ALL_PAGES, Operation, messages, torment_destination, torment_source};
+use crate::pair::{Pair, Point, TOKEN};
 
 #[test]
 fn a_message_out_of_place_never_gets_the_guest_back_from_a_destination_that_runs_it() {
@@ -90,26 +45,6 @@ fn a_message_out_of_place_never_makes_a_destination_drop_a_guest_that_needs_page
     }
 }
 
-/// What may be done to a machine in any state without being a bug of the driver.
-#[derive(Clone, Debug)]
-enum Operation {
-    Message(Message),
-    Closed,
-    /// So many milliseconds pass.
-    Pass(u64),
-    /// The driver does what is to be done.
-    Act,
-    GiveUp,
-    Connect(bool),
-    Interrupt(u32),
-    Attach(u32),
-    Resume(bool),
-    Resumed(u32),
-    Complete,
-    Again,
-    Drain,
-}
-
 fn operations() -> impl Strategy<Value = Vec<Operation>> {
     let operation = prop_oneof![
         8 => prop::sample::select(messages()).prop_map(Operation::Message),
@@ -127,146 +62,6 @@ fn operations() -> impl Strategy<Value = Vec<Operation>> {
         6 => Just(Operation::Drain),
     ];
     prop::collection::vec(operation, 1..60)
-}
-
-/// The word of a destination that decides about the guest.
-fn decides(operation: &Operation) -> Option<GuestOwner> {
-    let Operation::Message(message) = operation else { return None };
-    match message {
-        Message::Running | Message::Answer(AnswerStatus::Running) | Message::Complete { pages: ALL_PAGES } => Some(GuestOwner::Destination),
-        Message::Failed { .. } | Message::Answer(AnswerStatus::NeverStarted) => Some(GuestOwner::Source),
-        _ => None,
-    }
-}
-
-fn torment_source(point: Point, operations: Vec<Operation>) {
-    let Pair { mut now, mut source, .. } = Pair::post_copy_at(point);
-    let (mut task, mut committed, mut is_over) = (None, point >= Point::CommitSent, point == Point::Released);
-    for operation in operations {
-        let (before, word) = (source.owner(), decides(&operation));
-        let completes = matches!(operation, Operation::Message(Message::Complete { pages: ALL_PAGES }));
-        match operation {
-            Operation::Message(message) => source.handle_message(now, message),
-            Operation::Closed => source.handle_closed(now),
-            Operation::Pass(ms) => now = pass(now, ms, &mut source, Source::poll_timeout, Source::handle_timeout),
-            Operation::Act => match task.take() {
-                Some(SourceEvent::Accepted { .. }) => source.attached(now),
-                Some(SourceEvent::Ready) => source.commit(now, Duration::ZERO),
-                Some(SourceEvent::Recovered { generation, .. }) => drop(source.reattached(now, generation)),
-                _ => {}
-            },
-            Operation::GiveUp => assert!(!source.abort(now, "operator".into()) || before == GuestOwner::Source),
-            Operation::Connect(true) => source.reconnected(now),
-            Operation::Connect(false) => source.reconnect_failed(now),
-            Operation::Interrupt(generation) => source.interrupt(now, generation),
-            Operation::Attach(generation) => drop(source.reattached(now, generation)),
-            Operation::Again => is_over &= !(source.ask_again(now) || source.recover_again(now)),
-            Operation::Resume(_) | Operation::Resumed(_) | Operation::Complete => {}
-            Operation::Drain => {
-                committed |= std::iter::from_fn(|| source.poll_message()).any(|message| matches!(message, Message::Commit { .. }));
-            }
-        }
-        while let Some(event) = source.poll_event() {
-            assert!(!is_over, "{event:?} after the end");
-            if let SourceEvent::Ended(end) = &event {
-                is_over = true;
-                assert!(*end != SourceEnd::Completed || completes, "the pages are thrown away");
-            }
-            task = Some(event);
-        }
-        assert!(committed || source.owner() == GuestOwner::Source, "given away without Commit");
-        if source.owner() != before && before != GuestOwner::Source {
-            assert_eq!((before, Some(source.owner())), (GuestOwner::InDoubt, word), "nobody said so");
-        }
-    }
-}
-
-fn torment_destination(point: Point, operations: Vec<Operation>) {
-    let Pair { mut now, mut destination, .. } = Pair::post_copy_at(point);
-    // The guest as its driver sees it.
-    let (mut is_starting, mut is_running, mut is_complete) = (point == Point::Starting, point >= Point::Running, point == Point::Released);
-    let (mut task, mut is_over) = (None, point == Point::Released);
-    // What has come of the missing pages, of which the peer says how many there are.
-    let mut arrived = pages(&MISSING[..2]);
-    for operation in operations {
-        let commit = matches!(operation, Operation::Message(Message::Commit { .. }));
-        let could = destination.may_run();
-        match operation {
-            Operation::Message(message) => destination.handle_message(now, message),
-            Operation::Closed => destination.handle_closed(now),
-            Operation::Pass(ms) => now = pass(now, ms, &mut destination, Destination::poll_timeout, Destination::handle_timeout),
-            Operation::Act if is_starting => {
-                destination.running(now);
-                (is_starting, is_running) = (false, true);
-            }
-            Operation::Act => match task.take() {
-                Some(DestinationEvent::Finish { .. }) => destination.ready(now),
-                Some(DestinationEvent::Resume { generation }) => destination.resumed(now, generation, &arrived),
-                _ => {}
-            },
-            Operation::GiveUp => {
-                let failed = destination.fail(now, "no vCPU".into());
-                assert!(!failed || !is_running, "a guest that runs was given up");
-                is_starting &= !failed;
-            }
-            Operation::Interrupt(generation) => destination.interrupt(now, generation),
-            Operation::Attach(generation) => lanes(Features::POST_COPY).for_each(|lane| _ = destination.attach(now, TOKEN, lane, generation)),
-            Operation::Resume(right) => {
-                let resumption = destination.resume(now, if right { TOKEN } else { Token([0; 16]) });
-                assert!(right || resumption == Resumption::Refused, "a stranger got in");
-                assert!(!matches!(resumption, Resumption::Complete { .. }) || is_complete, "pages are missing");
-                assert!(resumption != Resumption::NeverStarted || !destination.may_run(), "an Answer was not kept");
-            }
-            Operation::Resumed(generation) => destination.resumed(now, generation, &arrived),
-            Operation::Complete if is_running && !is_complete && destination.tombstone().is_none() => {
-                destination.complete(now);
-                is_complete = true;
-            }
-            Operation::Complete | Operation::Connect(_) | Operation::Again => {}
-            Operation::Drain => while destination.poll_message().is_some() {},
-        }
-        while let Some(event) = destination.poll_event() {
-            assert!(!is_over, "{event:?} after the end");
-            match &event {
-                DestinationEvent::Run { .. } => {
-                    assert!(commit && !is_starting && !is_running, "run twice, or without Commit");
-                    is_starting = true;
-                }
-                // Without the switch nothing is missing.
-                DestinationEvent::Finish { missing, .. } => {
-                    is_complete = missing.is_none();
-                    let mut others = arrived.clone();
-                    missing.iter().for_each(|missing| others.subtract(missing));
-                    arrived.subtract(&others);
-                }
-                DestinationEvent::Ended(DestinationEnd::Completed { .. }) => assert!(is_complete, "over though pages are missing"),
-                DestinationEvent::Ended(_) => assert!(!is_running && !is_starting, "dropped though it may run"),
-                _ => {}
-            }
-            is_over |= matches!(event, DestinationEvent::Ended(_));
-            task = Some(event);
-        }
-        assert!(could || !destination.may_run() || commit, "may run without Commit");
-        assert_eq!(destination.may_run(), is_starting || is_running);
-    }
-}
-
-/// Lets `ms` pass, with every timeout on the way. A timeout that was handled must not be due still, or drivers would spin.
-fn pass<M>(
-    now: std::time::Instant,
-    ms: u64,
-    machine: &mut M,
-    timeout: impl Fn(&M) -> Option<std::time::Instant>,
-    handle: impl Fn(&mut M, std::time::Instant),
-) -> std::time::Instant {
-    let (mut at, end, mut spins) = (now, now + Duration::from_millis(ms), 0);
-    while let Some(next) = timeout(machine).filter(|next| *next <= end) {
-        spins = if next <= at { spins + 1 } else { 0 };
-        assert!(spins < 4, "a timeout stays due");
-        at = next.max(at);
-        handle(machine, at);
-    }
-    end
 }
 
 proptest! {

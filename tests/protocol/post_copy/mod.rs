@@ -7,4 +7,5 @@ mod node;
 mod plan;
 mod recovery;
 mod steps;
+mod torment;
 mod world;

@@ -17,7 +17,7 @@ use crate::pair::{CODECS, TOKEN, post_copy_offer};
 
 /// One thing that happens next, where it can.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Choice {
+pub(crate) enum Choice {
     DeliverForth,
     DeliverBack,
     /// A page is claimed and on its way.
@@ -44,7 +44,7 @@ pub(super) enum Choice {
     ConnectFails,
 }
 
-pub(super) const CHOICES: [Choice; 18] = [
+pub(crate) const CHOICES: [Choice; 18] = [
     Choice::DeliverForth,
     Choice::DeliverBack,
     Choice::PageLeaves,
@@ -66,7 +66,7 @@ pub(super) const CHOICES: [Choice; 18] = [
 ];
 
 /// Those that happen in the end if nothing goes wrong any more, the more urgent ones first.
-pub(super) const CALM: [Choice; 10] = [
+pub(crate) const CALM: [Choice; 10] = [
     Choice::DeliverForth,
     Choice::DeliverBack,
     Choice::SourceActs,
@@ -100,9 +100,9 @@ struct Link {
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Node {
+pub(crate) struct Node {
     source: Source,
-    pub(super) destination: Destination,
+    pub(crate) destination: Destination,
     /// All connections there were. The destination's is the newest it was given, the source's the last.
     links: Vec<Link>,
     destination_link: usize,
@@ -113,11 +113,11 @@ pub(super) struct Node {
     /// Pages that the source has yet to send, the one on its way, and those that are there.
     remaining: Vec<u64>,
     flying: Option<(u32, u64)>,
-    pub(super) arrived: Vec<u64>,
+    pub(crate) arrived: Vec<u64>,
     source_task: Option<Task>,
     destination_task: Option<Task>,
     source_end: Option<SourceEnd>,
-    pub(super) destination_end: Option<DestinationEnd>,
+    pub(crate) destination_end: Option<DestinationEnd>,
     /// How often the guest was to be started, whether it was, and whether the machine was told that all pages are there.
     runs: u8,
     is_running: bool,
@@ -136,7 +136,7 @@ fn bitmap(pages: &[u64]) -> PageBitmap {
 }
 
 impl Node {
-    pub(super) fn new(now: Instant, timeouts: Timeouts, connections_left: u8, breaks_left: u8) -> Self {
+    pub(crate) fn new(now: Instant, timeouts: Timeouts, connections_left: u8, breaks_left: u8) -> Self {
         let offer = Offer { channels: 1, layout: MemoryLayout::flat(PageCount(2)).unwrap(), ..post_copy_offer() };
         let mut node = Self {
             source: Source::new(now, offer, timeouts),
@@ -190,7 +190,7 @@ impl Node {
     }
 
     /// What becomes of it by `choice`; `None` if that cannot happen here.
-    pub(super) fn after(&self, choice: Choice, now: Instant) -> Option<Self> {
+    pub(crate) fn after(&self, choice: Choice, now: Instant) -> Option<Self> {
         let mut next = self.clone();
         next.choose(choice, now)?;
         next.drain();
@@ -325,7 +325,7 @@ impl Node {
     }
 
     /// Both ends have come to theirs.
-    pub(super) fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.source_end.is_some() && self.destination_end.is_some()
     }
 
@@ -421,7 +421,7 @@ impl Node {
     }
 
     /// Goes on without further trouble: somebody owns the guest then, with all of its pages.
-    pub(super) fn settle(mut self, now: Instant) {
+    pub(crate) fn settle(mut self, now: Instant) {
         self.connections_left = u8::MAX;
         for _ in 0..300 {
             if let Some(next) = CALM.into_iter().find_map(|choice| self.after(choice, now)) {

@@ -9,16 +9,23 @@
 //!
 //! <https://man7.org/linux/man-pages/man3/pthread_mutexattr_setprotocol.3.html>
 
+#[cfg(not(loom))]
+mod inheriting;
+#[cfg(loom)]
+#[path = "modelled.rs"]
+mod inheriting;
+
 use std::cell::UnsafeCell;
 use std::fmt;
 use std::marker::PhantomData;
-use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
 
 use crossbeam::utils::CachePadded;
 
-/// Slots of a gate.
-pub(crate) const SLOTS: usize = 8;
+use self::inheriting::Inheriting;
+
+/// Slots of a gate. A model has no use for more than two.
+pub(crate) const SLOTS: usize = if cfg!(loom) { 2 } else { 8 };
 
 /// A value behind such a lock.
 pub(crate) struct Gate<T> {
@@ -109,70 +116,6 @@ impl<T> Drop for Closed<'_, T> {
     }
 }
 
-/// A mutex with priority inheritance, where the system has that, and an ordinary one elsewhere.
-struct Inheriting {
-    mutex: UnsafeCell<MaybeUninit<libc::pthread_mutex_t>>,
-}
-
-// SAFETY: a mutex is for several threads; it is touched by the functions for that only.
-unsafe impl Sync for Inheriting {}
-// SAFETY: it is not tied to a thread unless it is locked, and then it is borrowed.
-unsafe impl Send for Inheriting {}
-
-impl Inheriting {
-    /// Room for one, to be initialised where it stays.
-    fn vacant() -> Self {
-        Self { mutex: UnsafeCell::new(MaybeUninit::uninit()) }
-    }
-
-    fn initialise(&self) {
-        let mut attributes = MaybeUninit::uninit();
-        // SAFETY: initialises the attributes.
-        let result = unsafe { libc::pthread_mutexattr_init(attributes.as_mut_ptr()) };
-        assert_eq!(result, 0, "attributes are plain values on Linux");
-        // SAFETY: the attributes are initialised.
-        let refused = unsafe { pthread_mutexattr_setprotocol(attributes.as_mut_ptr(), PTHREAD_PRIO_INHERIT) };
-        if refused != 0 {
-            tracing::debug!(errno = refused, "no priority inheritance");
-        }
-        // SAFETY: the attributes are initialised; initialises the mutex, which nobody uses yet.
-        let result = unsafe { libc::pthread_mutex_init(self.mutex(), attributes.as_ptr()) };
-        assert_eq!(result, 0, "such a mutex takes no memory");
-        // SAFETY: initialised above, and not used afterwards.
-        unsafe { libc::pthread_mutexattr_destroy(attributes.as_mut_ptr()) };
-    }
-
-    fn mutex(&self) -> *mut libc::pthread_mutex_t {
-        self.mutex.get().cast()
-    }
-
-    fn lock(&self) {
-        // SAFETY: initialised by `Gate::new`, and does not move: it is behind a box.
-        let result = unsafe { libc::pthread_mutex_lock(self.mutex()) };
-        assert_eq!(result, 0, "nobody locks it twice");
-    }
-
-    /// By the thread that has locked it.
-    fn unlock(&self) {
-        // SAFETY: as for `lock`.
-        let result = unsafe { libc::pthread_mutex_unlock(self.mutex()) };
-        assert_eq!(result, 0, "its owner unlocks it");
-    }
-}
-
-impl Drop for Inheriting {
-    fn drop(&mut self) {
-        // SAFETY: initialised by `Gate::new`, and nobody has it locked, since the guards borrow it.
-        unsafe { libc::pthread_mutex_destroy(self.mutex()) };
-    }
-}
-
-unsafe extern "C" {
-    // The crate libc does not have it for Linux.
-    fn pthread_mutexattr_setprotocol(attributes: *mut libc::pthread_mutexattr_t, protocol: libc::c_int) -> libc::c_int;
-}
-const PTHREAD_PRIO_INHERIT: libc::c_int = 1;
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
@@ -208,5 +151,69 @@ mod tests {
             }
         });
         assert_eq!(*gate.open(3), 4000);
+    }
+}
+
+#[cfg(all(test, loom))]
+mod models {
+    use loom::sync::Arc;
+    use loom::sync::atomic::{AtomicU64, Ordering};
+    use loom::thread;
+
+    use super::*;
+
+    /// A value that notices when somebody writes to it while others have access.
+    struct Watched(loom::cell::UnsafeCell<u64>);
+
+    // SAFETY: that nobody has access while somebody writes is what is tested; loom notices it.
+    unsafe impl Sync for Watched {}
+
+    #[test]
+    fn exclusive_access_excludes_every_other() {
+        loom::model(|| {
+            let gate = Arc::new(Gate::new(Watched(loom::cell::UnsafeCell::new(0))));
+            let reader = thread::spawn({
+                let gate = Arc::clone(&gate);
+                // SAFETY: loom hands out a pointer to the value, which lives.
+                move || gate.open(0).0.with(|value| unsafe { *value })
+            });
+            let writer = thread::spawn({
+                let gate = Arc::clone(&gate);
+                // SAFETY: as above.
+                move || gate.close().0.with_mut(|value| unsafe { *value += 1 })
+            });
+            // SAFETY: as above.
+            gate.close().0.with_mut(|value| unsafe { *value += 1 });
+            assert!(reader.join().unwrap() <= 2);
+            writer.join().unwrap();
+            // SAFETY: as above.
+            assert_eq!(gate.open(1).0.with(|value| unsafe { *value }), 2);
+        });
+    }
+
+    /// What the gate of a memory with missing pages is for: an installer that finds no mark fills the page before whoever
+    /// marks it goes on to take it out.
+    #[test]
+    fn a_page_that_was_given_back_is_not_filled_afterwards() {
+        loom::model(|| {
+            let gate = Arc::new(Gate::new(()));
+            let (removed, page) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+            let installer = thread::spawn({
+                let (gate, removed, page) = (Arc::clone(&gate), Arc::clone(&removed), Arc::clone(&page));
+                move || {
+                    let _open = gate.open(1);
+                    if removed.load(Ordering::Relaxed) == 0 {
+                        page.store(7, Ordering::Relaxed);
+                    }
+                }
+            });
+            {
+                let _closed = gate.close();
+                removed.store(1, Ordering::Relaxed);
+            }
+            page.store(0, Ordering::Relaxed);
+            installer.join().unwrap();
+            assert_eq!(page.load(Ordering::Relaxed), 0);
+        });
     }
 }
