@@ -53,6 +53,9 @@ pub struct Listener {
 const GONE_AFTER: Duration = Duration::from_secs(10);
 /// Bytes the kernel may hold beyond what is in flight: enough to keep a link busy, little enough to stay steerable.
 const UNSENT_LOW_WATER: u32 = 512 << 10;
+/// Connections that may wait to be taken: many guests that start at once bring a few each, and one too many waits for a
+/// second before it tries again. The system may have a lower limit.
+const BACKLOG: i32 = 1024;
 /// `TC_PRIO_INTERACTIVE`: the highest band that takes no privilege.
 const INTERACTIVE: i32 = 6;
 
@@ -323,7 +326,7 @@ impl Listener {
             socket.set_reuse_address(true).map_err(failed)?;
         }
         socket.bind(&address).map_err(failed)?;
-        socket.listen(128).map_err(failed)?;
+        socket.listen(BACKLOG).map_err(failed)?;
         let endpoint = match socket.local_addr().map_err(failed)?.as_socket() {
             Some(address) => Endpoint::Tcp(address.to_string()),
             None => endpoint.clone(),
