@@ -45,6 +45,8 @@ pub(super) struct Driver<'d> {
     pub(super) round_trip: Duration,
     /// Whether the destination can run the guest before its memory is there.
     pub(super) can_post_copy: bool,
+    /// In which it fills missing memory.
+    pub(super) granule: Granule,
     dial: Option<Dial>,
     stranded: Option<Stranded>,
 }
@@ -94,6 +96,7 @@ pub(super) fn run(migration: Migration<'_>, outgoing: Outgoing<'_>) -> Result<Co
         timeouts,
         round_trip: Duration::MAX,
         can_post_copy: false,
+        granule: Granule::Page,
         dial: None,
         stranded: None,
     };
@@ -149,6 +152,8 @@ impl Driver<'_> {
         let Granted { channels, codecs, features, granule } = self.accepted(&pump).map_err(|error| part(&pump, error))?;
         self.report.channels = channels;
         self.can_post_copy = features.contains(Features::POST_COPY);
+        self.granule = Granule::from_pages(granule).expect("the machine has checked it");
+        let granule = self.granule;
         if !self.can_post_copy
             && let PostCopy::After(_) = limits.post_copy
         {
@@ -162,7 +167,7 @@ impl Driver<'_> {
         let rest = |missing| Rest {
             missing,
             hot: Vec::new(),
-            granule: Granule::from_pages(granule).expect("the machine has checked it"),
+            granule,
             encoder: settings.clone(),
             compression: encoding.compression,
             dial: dial.clone(),

@@ -74,7 +74,7 @@ impl Driver<'_> {
         parts.send = laps.end(Instant::now());
         self.phase(Phase::Handover);
         session.pump.command(Command::Switch { totals: round.totals, state, missing: rest.missing.clone() });
-        self.await_ready(session)?;
+        self.await_word(session, &SourceEvent::Ready)?;
         parts.ready = laps.end(Instant::now());
         Ok(LastRound { parts, laps, ..last })
     }

@@ -70,20 +70,35 @@ impl Incomplete {
         Ok(Places::of(memory).granule_pages())
     }
 
-    /// Empties the `missing` pages of `memory`, on which nothing must run yet, and serves their faults from now on.
+    /// Empties pages of `memory`, on which nothing must run yet, that will be missing in any case: [`Incomplete::begin`] need
+    /// not do it then. Nothing may touch them until it has begun.
+    ///
+    /// # Errors
+    /// When the host refuses, or the set makes no sense. The memory is of no use then.
+    pub(crate) fn empty_ahead(memory: &GuestMemory, pages: &PageBitmap) -> Result<(), MissingError> {
+        Places::of(memory).check_granules(pages)?;
+        // A huge page put together afterwards would fill them with zeros.
+        memory.forbid_huge_pages();
+        Ok(memory.discard_all(pages)?)
+    }
+
+    /// Empties the `missing` pages of `memory`, on which nothing must run yet, but for those that are `empty` already, and
+    /// serves their faults from now on.
     ///
     /// # Errors
     /// When the host refuses, or the set makes no sense. The memory is of no use then.
     ///
     /// # Panics
-    /// When `missing` is not of the memory's layout.
-    pub(crate) fn begin(memory: Arc<GuestMemory>, missing: &PageBitmap) -> Result<Arc<Self>, MissingError> {
+    /// When the sets are not of the memory's layout.
+    pub(crate) fn begin(memory: Arc<GuestMemory>, missing: &PageBitmap, empty: Option<&PageBitmap>) -> Result<Arc<Self>, MissingError> {
         assert_eq!(memory.layout().chunks(), missing.chunks(), "a set of this memory's pages");
         let places = Places::of(&memory);
         places.check_granules(missing)?;
         // A huge page put together between discarding and registering would fill missing pages with zeros.
         memory.forbid_huge_pages();
-        memory.discard_all(missing)?;
+        let mut full = missing.clone();
+        empty.into_iter().for_each(|empty| full.subtract(empty));
+        memory.discard_all(&full)?;
         let kernel = memory.open_missing().map_err(MissingError::Unusable)?;
         if let Err(error) = memory.register_missing(&kernel) {
             // Nothing runs on the memory yet.
