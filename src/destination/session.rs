@@ -44,7 +44,8 @@ pub(super) fn run(hub: &Hub, reader: MessageReader, hello: Message) -> Result<()
         let (tell, events) = unbounded();
         let pump = spawn_pump(Pump { shared: Arc::clone(&shared), connection: Some(connection), events: tell })?;
         let served =
-            Session { hub, shared: &shared, events, reported, started, ledger: Ledger::default(), empty: None, following: None, is_running: false }.serve(&offer);
+            Session { hub, shared: &shared, events, reported, started, ledger: Ledger::default(), empty: None, following: None, is_running: false }
+                .serve(&offer);
         // The pump ends with the machine, and the machine has ended or is told to.
         shared.feed(|machine| machine.fail(Instant::now(), "the session was given up".into()));
         let _ = pump.join();

@@ -67,7 +67,17 @@ enum Moved {
     /// The guest has changed hands with all of its memory.
     Whole,
     /// It is about to, and the rest follows.
-    Switched(Box<(Pump, LastRound, Rest)>),
+    Switched(Box<Switched>),
+}
+
+/// A guest about to change hands ahead of its memory.
+struct Switched {
+    pump: Pump,
+    last: LastRound,
+    rest: Rest,
+    /// What the workers remember of pages, up to hundreds of mebibytes: letting go of it takes longer than all else, and is
+    /// for when no guest waits.
+    spent: Vec<FrameWriter>,
 }
 
 /// What the destination says yes to.
@@ -177,7 +187,7 @@ impl Driver<'_> {
         match self.copy(pump, streams, &settings, encoding.compression, rest)? {
             Moved::Whole => Ok(()),
             Moved::Switched(switched) => {
-                let (pump, last, rest) = *switched;
+                let Switched { pump, last, rest, spent: _spent } = *switched;
                 let lanes = Lanes { bulk: lanes, urgent: urgent.expect("attached where post-copy is possible") };
                 match self.give_away(&pump, lanes, &rest, &last) {
                     Followed::Completed => Ok(()),
@@ -207,7 +217,7 @@ impl Driver<'_> {
             // Room for one result of each worker: none ever waits to report.
             let (done, results) = bounded(streams.len());
             let bulk = streams.iter().map(Stream::control).collect();
-            let mut jobs = Vec::new();
+            let (mut jobs, mut workers) = (Vec::new(), Vec::new());
             for (channel, stream) in (0..channels).zip(streams) {
                 let worker = Worker {
                     channel,
@@ -222,7 +232,9 @@ impl Driver<'_> {
                     written: 0,
                     buffer: Vec::new(),
                 };
-                jobs.push(start(scope, worker, done.clone())?.0);
+                let (to, thread) = start(scope, worker, done.clone())?;
+                jobs.push(to);
+                workers.push(thread);
             }
             drop(done);
             let session = Session { pump, jobs, results, live: &live, bulk };
@@ -237,8 +249,13 @@ impl Driver<'_> {
             });
             match moved {
                 Ok(None) => Ok(Moved::Whole),
-                // The workers end with their jobs.
-                Ok(Some((last, rest))) => Ok(Moved::Switched(Box::new((session.pump, last, rest)))),
+                Ok(Some((last, rest))) => {
+                    let Session { pump, jobs, .. } = session;
+                    // The workers end with their jobs. A panic there was reported by the panic hook.
+                    drop(jobs);
+                    let spent = workers.into_iter().filter_map(|worker| worker.join().ok()).collect();
+                    Ok(Moved::Switched(Box::new(Switched { pump, last, rest, spent })))
+                }
                 Err(error) => Err(self.give_up(session, error)),
             }
         })
@@ -353,7 +370,7 @@ fn start<'scope, 'd: 'scope>(
     scope: &'scope Scope<'scope, '_>,
     worker: Worker<'d>,
     done: Sender<Result<Sent, Error>>,
-) -> Result<(Sender<Job>, ScopedJoinHandle<'scope, ()>), Error> {
+) -> Result<(Sender<Job>, ScopedJoinHandle<'scope, FrameWriter>), Error> {
     let (to, jobs) = bounded(1);
     let handle = std::thread::Builder::new()
         .name(format!("pf-send-{}", worker.channel))

@@ -7,9 +7,10 @@
 //! The source keeps the memory, paused, until Complete. When a connection breaks both ends keep what they have: the pump
 //! reconnects, the destination says what has arrived, and a new *generation* of lanes serves what is left.
 
+use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{never, select, tick};
+use crossbeam::channel::{Sender, bounded, never, select, tick};
 
 use super::dial::Dial;
 use super::driver::{Driver, Session, session_error};
@@ -103,6 +104,7 @@ impl Driver<'_> {
             times: Times::default(),
             trouble: Trouble::default(),
             generation: 0,
+            start: None,
         };
         let followed = follow.run(Some(lanes));
         let times = follow.times;
@@ -135,6 +137,8 @@ pub(super) struct Follow<'f, 'o> {
     pub(super) trouble: Trouble,
     /// Of the lanes.
     pub(super) generation: u32,
+    /// Dropped once the guest runs: see [`serve`].
+    pub(super) start: Option<Sender<Infallible>>,
 }
 
 /// Broken connections.
@@ -202,7 +206,9 @@ impl Follow<'_, '_> {
             prepaging: Prepaging::default(),
             counters: self.counters,
         };
-        std::thread::scope(|scope| match serve(scope, service, missing, self.rest.hot.clone(), lanes) {
+        let (start, started) = bounded(0);
+        self.start = Some(start).filter(|_| self.times.running.is_none());
+        std::thread::scope(|scope| match serve(scope, service, missing, self.rest.hot.clone(), lanes, &started) {
             Ok(serving) => {
                 let next = self.watch(&serving);
                 serving.stop();
@@ -265,6 +271,7 @@ impl Follow<'_, '_> {
         match event {
             SourceEvent::Running => {
                 self.times.running = Some(Instant::now());
+                self.start = None;
                 (self.observer)(&Event::Phase(Phase::PostCopy));
                 None
             }

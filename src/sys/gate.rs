@@ -12,18 +12,16 @@
 use std::cell::UnsafeCell;
 use std::fmt;
 use std::marker::PhantomData;
-use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
 
-use crossbeam::utils::CachePadded;
+use super::inheriting::Inheriting;
 
 /// Slots of a gate.
 pub(crate) const SLOTS: usize = 8;
 
 /// A value behind such a lock.
 pub(crate) struct Gate<T> {
-    /// Boxed: a mutex must not move.
-    slots: Box<[CachePadded<Inheriting>; SLOTS]>,
+    slots: [Inheriting; SLOTS],
     value: UnsafeCell<T>,
 }
 
@@ -45,9 +43,7 @@ pub(crate) struct Closed<'g, T> {
 
 impl<T> Gate<T> {
     pub(crate) fn new(value: T) -> Self {
-        let slots: Box<[CachePadded<Inheriting>; SLOTS]> = Box::new(std::array::from_fn(|_| CachePadded::new(Inheriting::vacant())));
-        slots.iter().for_each(|slot| slot.initialise());
-        Self { slots, value: UnsafeCell::new(value) }
+        Self { slots: std::array::from_fn(|_| Inheriting::new()), value: UnsafeCell::new(value) }
     }
 
     /// Waits for shared access. Those of the same slot (taken modulo [`SLOTS`]) wait for each other. Not by one who has
@@ -108,70 +104,6 @@ impl<T> Drop for Closed<'_, T> {
         self.gate.slots.iter().for_each(|slot| slot.unlock());
     }
 }
-
-/// A mutex with priority inheritance, where the system has that, and an ordinary one elsewhere.
-struct Inheriting {
-    mutex: UnsafeCell<MaybeUninit<libc::pthread_mutex_t>>,
-}
-
-// SAFETY: a mutex is for several threads; it is touched by the functions for that only.
-unsafe impl Sync for Inheriting {}
-// SAFETY: it is not tied to a thread unless it is locked, and then it is borrowed.
-unsafe impl Send for Inheriting {}
-
-impl Inheriting {
-    /// Room for one, to be initialised where it stays.
-    fn vacant() -> Self {
-        Self { mutex: UnsafeCell::new(MaybeUninit::uninit()) }
-    }
-
-    fn initialise(&self) {
-        let mut attributes = MaybeUninit::uninit();
-        // SAFETY: initialises the attributes.
-        let result = unsafe { libc::pthread_mutexattr_init(attributes.as_mut_ptr()) };
-        assert_eq!(result, 0, "attributes are plain values on Linux");
-        // SAFETY: the attributes are initialised.
-        let refused = unsafe { pthread_mutexattr_setprotocol(attributes.as_mut_ptr(), PTHREAD_PRIO_INHERIT) };
-        if refused != 0 {
-            tracing::debug!(errno = refused, "no priority inheritance");
-        }
-        // SAFETY: the attributes are initialised; initialises the mutex, which nobody uses yet.
-        let result = unsafe { libc::pthread_mutex_init(self.mutex(), attributes.as_ptr()) };
-        assert_eq!(result, 0, "such a mutex takes no memory");
-        // SAFETY: initialised above, and not used afterwards.
-        unsafe { libc::pthread_mutexattr_destroy(attributes.as_mut_ptr()) };
-    }
-
-    fn mutex(&self) -> *mut libc::pthread_mutex_t {
-        self.mutex.get().cast()
-    }
-
-    fn lock(&self) {
-        // SAFETY: initialised by `Gate::new`, and does not move: it is behind a box.
-        let result = unsafe { libc::pthread_mutex_lock(self.mutex()) };
-        assert_eq!(result, 0, "nobody locks it twice");
-    }
-
-    /// By the thread that has locked it.
-    fn unlock(&self) {
-        // SAFETY: as for `lock`.
-        let result = unsafe { libc::pthread_mutex_unlock(self.mutex()) };
-        assert_eq!(result, 0, "its owner unlocks it");
-    }
-}
-
-impl Drop for Inheriting {
-    fn drop(&mut self) {
-        // SAFETY: initialised by `Gate::new`, and nobody has it locked, since the guards borrow it.
-        unsafe { libc::pthread_mutex_destroy(self.mutex()) };
-    }
-}
-
-unsafe extern "C" {
-    // The crate libc does not have it for Linux.
-    fn pthread_mutexattr_setprotocol(attributes: *mut libc::pthread_mutexattr_t, protocol: libc::c_int) -> libc::c_int;
-}
-const PTHREAD_PRIO_INHERIT: libc::c_int = 1;
 
 #[cfg(test)]
 mod tests {

@@ -2,7 +2,7 @@
 
 use std::io::{self, PipeWriter, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -16,6 +16,7 @@ use crate::bitmap::PageBitmap;
 use crate::destination::MissingError;
 use crate::memory::GuestMemory;
 use crate::sys::gate::{Closed, Gate, Open, SLOTS};
+use crate::sys::inheriting;
 use crate::sys::missing_pages::{MissingPages, NotFilled};
 use crate::transport::Stream;
 use crate::units::{ChunkIndex, PageCount, PageIndex};
@@ -33,7 +34,7 @@ pub(crate) struct Incomplete {
     /// The gate: see the module's head. Empty once nothing is missing.
     kernel: Gate<Option<Arc<MissingPages>>>,
     pub(super) lane: UrgentLane,
-    waiting: Mutex<Waiting>,
+    waiting: inheriting::Shared<Waiting>,
     counts: Counts,
     /// To fill a huge page with, where there are any.
     zeros: Option<Box<[u8]>>,
@@ -111,7 +112,7 @@ impl Incomplete {
             places,
             kernel: Gate::new(Some(Arc::new(kernel))),
             lane: UrgentLane::new(),
-            waiting: Mutex::new(Waiting::new()),
+            waiting: inheriting::Shared::new(Waiting::new()),
             counts: Counts::default(),
             zeros: huge.then(|| vec![0; HUGE_BYTES].into_boxed_slice()),
             server: Mutex::new(None),
@@ -265,8 +266,8 @@ impl Incomplete {
     }
 
     /// Held for as long as it takes to look through those who wait.
-    pub(super) fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn waiting(&self) -> inheriting::Held<'_, Waiting> {
+        self.waiting.lock()
     }
 
     /// Notes that pages of `chunk` which were taken are in place, or of no use any more.

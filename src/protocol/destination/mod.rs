@@ -17,9 +17,9 @@ mod recovery;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use self::ahead::Ahead;
 pub use self::attach::AttachError;
 use self::attach::Attached;
-use self::ahead::Ahead;
 use self::recovery::{Link, PostCopy};
 use super::pieces::Assembly;
 use super::pulse::{Pulse, after};
