@@ -57,6 +57,7 @@ pub(super) fn receive(stream: Stream, channel: u16, arriving: &Arriving, shared:
     let mut frames = FrameReader::new(channel, arriving.channels, arriving.codecs, decoder);
     if arriving.post_copy {
         frames = frames.granting_post_copy();
+        stream.keep_unread_short();
     }
     let mut lane = LaneReader::new(stream, frames, Arc::clone(memory), format!("bulk {channel}"));
     let mut placement = memory.placement();

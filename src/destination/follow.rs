@@ -32,6 +32,9 @@ pub(super) struct Followed {
 pub(super) fn receive(stream: Stream, lane: Lane, generation: u32, arriving: &Arriving, shared: &Shared) {
     let frames = FrameReader::post_copy(channel_number(lane), arriving.codecs.without(Codecs::DELTA));
     let requests = stream.share();
+    if lane != Lane::Urgent {
+        stream.keep_unread_short();
+    }
     let reader = LaneReader::new(stream, frames, Arc::clone(&arriving.memory), lane.to_string());
     if lane == Lane::Urgent
         && let Some(incomplete) = shared.incomplete.wait()

@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 
 use super::admission::MissingMemory;
 use super::faults::{FaultStats, Incomplete};
+use super::ledger::Ledger;
 use super::registry::Shared;
 use crate::bitmap::PageBitmap;
 use crate::error::Error;
 use crate::memory::GuestMemory;
 use crate::stats::{FaultTimes, PostCopyReport, Report, RoundKind, RoundReport, ThreadLoss};
 use crate::units::PageCount;
-use crate::wire::{Features, Offer};
+use crate::wire::{ChannelTotals, Features, Offer};
 
 /// What of the features on offer this end has for such memory, and how many pages of it can be filled at once.
 pub(super) fn post_copy_for(offer: &Offer, memory: &GuestMemory) -> (Features, u16) {
@@ -28,6 +29,21 @@ pub(super) fn post_copy_for(offer: &Offer, memory: &GuestMemory) -> (Features, u
             tracing::warn!(error = &error as &dyn std::error::Error, "no post-copy to this host");
             (Features::NONE, 1)
         }
+    }
+}
+
+/// Pages that will be missing in any case, to be taken out before the guest is paused.
+pub(super) struct Stale {
+    /// What has to arrive before.
+    pub(super) totals: Vec<ChannelTotals>,
+    pub(super) pages: PageBitmap,
+}
+
+impl Stale {
+    /// Takes them out of `memory`, in which exactly what was to arrive has arrived.
+    pub(super) fn take_out(&self, memory: &GuestMemory, ledger: &Ledger) -> Result<(), Error> {
+        ledger.check(&self.totals)?;
+        Ok(Incomplete::empty_ahead(memory, &self.pages)?)
     }
 }
 
@@ -48,9 +64,10 @@ pub(super) struct Following {
 }
 
 impl Following {
-    /// Takes the `missing` pages of `memory` out and has the lanes fill them in from now on.
-    pub(super) fn begin(shared: &Shared, memory: Arc<GuestMemory>, missing: &PageBitmap) -> Result<Self, Error> {
-        let incomplete = Incomplete::begin(memory, missing)?;
+    /// Takes the `missing` pages of `memory` out, those that are not `empty` already, and has the lanes fill them in from now
+    /// on.
+    pub(super) fn begin(shared: &Shared, memory: Arc<GuestMemory>, missing: &PageBitmap, empty: Option<&PageBitmap>) -> Result<Self, Error> {
+        let incomplete = Incomplete::begin(memory, missing, empty)?;
         // Closed meanwhile: the end follows.
         let _ = shared.incomplete.set(Some(Arc::clone(&incomplete)));
         Ok(Self {

@@ -53,7 +53,11 @@ impl Incomplete {
         Err(absent())
     }
 
-    pub(crate) fn begin(_memory: Arc<GuestMemory>, _missing: &PageBitmap) -> Result<Arc<Self>, MissingError> {
+    pub(crate) fn empty_ahead(_memory: &GuestMemory, _pages: &PageBitmap) -> Result<(), MissingError> {
+        Err(absent())
+    }
+
+    pub(crate) fn begin(_memory: Arc<GuestMemory>, _missing: &PageBitmap, _empty: Option<&PageBitmap>) -> Result<Arc<Self>, MissingError> {
         Err(absent())
     }
 

@@ -12,7 +12,7 @@ use crossbeam::channel::{Receiver, Sender, bounded, never, select, unbounded};
 use super::admission::{Arrival, Ending, Placed, Refusal};
 use super::budget::Reservation;
 use super::bulk::BulkReport;
-use super::following::{Following, post_copy_for};
+use super::following::{Following, Stale, post_copy_for};
 use super::hub::Hub;
 use super::ledger::Ledger;
 use super::registry::{Arriving, Shared};
@@ -44,7 +44,8 @@ pub(super) fn run(hub: &Hub, reader: MessageReader, hello: Message) -> Result<()
         let (tell, events) = unbounded();
         let pump = spawn_pump(Pump { shared: Arc::clone(&shared), connection: Some(connection), events: tell })?;
         let served =
-            Session { hub, shared: &shared, events, reported, started, ledger: Ledger::default(), following: None, is_running: false }.serve(&offer);
+            Session { hub, shared: &shared, events, reported, started, ledger: Ledger::default(), empty: None, following: None, is_running: false }
+                .serve(&offer);
         // The pump ends with the machine, and the machine has ended or is told to.
         shared.feed(|machine| machine.fail(Instant::now(), "the session was given up".into()));
         let _ = pump.join();
@@ -61,6 +62,8 @@ struct Session<'s> {
     reported: Receiver<BulkReport>,
     started: Instant,
     ledger: Ledger,
+    /// On the way to post-copy: what is taken out of the memory already.
+    empty: Option<PageBitmap>,
     /// In post-copy.
     following: Option<Following>,
     is_running: bool,
@@ -134,6 +137,7 @@ impl Session<'_> {
     /// From Accept to the end; the guest runs here if it is `Ok`.
     fn receive(&mut self, guest: &mut Guest, times: &mut Times) -> Result<(), Error> {
         let mut fault: Option<Error> = None;
+        let mut stale: Option<Stale> = None;
         let mut finish: Option<Finish> = None;
         // A connection that broke: its reason may come on the control connection any moment.
         let mut grace: Option<Instant> = None;
@@ -142,6 +146,7 @@ impl Session<'_> {
             let events = self.events.clone();
             select! {
                 recv(events) -> event => match event {
+                    Ok(DestinationEvent::Stale { totals, pages }) => stale = Some(Stale { totals, pages }),
                     Ok(DestinationEvent::Finish { totals, state, missing }) => finish = Some(Finish { totals, state, missing }),
                     Ok(DestinationEvent::Run { paused_for }) => self.start(guest, times, paused_for, &mut fault),
                     Ok(DestinationEvent::Ended(end)) => {
@@ -176,6 +181,12 @@ impl Session<'_> {
             if let Some(left) = self.following.as_mut().and_then(|following| following.overdue(self.hub.options.timeouts.recover)) {
                 guest.arrival.waits(left);
             }
+            if let Some(stale) = stale.take_if(|stale| fault.is_none() && self.ledger.has_reached(&stale.totals))
+                && let Err(error) = self.take_out(guest, stale)
+            {
+                self.fail(Some(&error));
+                fault = Some(error);
+            }
             if let Some(finish) = finish.take_if(|finish| fault.is_none() && self.has_all(finish))
                 && let Err(error) = self.settle(guest, finish, &mut times.parts)
             {
@@ -183,6 +194,14 @@ impl Session<'_> {
                 fault = Some(error);
             }
         }
+    }
+
+    /// Everything has arrived after which pages can be taken out that will be missing in any case.
+    fn take_out(&mut self, guest: &Guest, stale: Stale) -> Result<(), Error> {
+        stale.take_out(&guest.arrival.memory(), &self.ledger)?;
+        self.empty = Some(stale.pages);
+        self.shared.feed(|machine| machine.discarded(Instant::now()));
+        Ok(())
     }
 
     /// Whether everything has come that comes before Commit.
@@ -211,7 +230,7 @@ impl Session<'_> {
             }
             Some(missing) => {
                 self.ledger.check(&totals)?;
-                let following = Following::begin(self.shared, guest.arrival.memory(), &missing)?;
+                let following = Following::begin(self.shared, guest.arrival.memory(), &missing, self.empty.as_ref())?;
                 guest.arrival.follows(following.memory());
                 self.following = Some(following);
             }

@@ -177,6 +177,8 @@ fn name_of(message: &Message) -> &'static str {
         Message::Arrived { .. } => "Arrived",
         Message::Resumed { .. } => "Resumed",
         Message::Complete { .. } => "Complete",
+        Message::Stale { .. } => "Stale",
+        Message::Discarded => "Discarded",
     }
 }
 

@@ -51,6 +51,8 @@ pub(super) struct Driver<'d> {
     pub(super) member: Option<Arc<Member>>,
     /// Among those of them that stand still, while it is there.
     pub(super) place: Option<LastRoundPlace>,
+    /// In which it fills missing memory.
+    pub(super) granule: Granule,
     dial: Option<Dial>,
     stranded: Option<Stranded>,
 }
@@ -71,7 +73,17 @@ enum Moved {
     /// The guest has changed hands with all of its memory.
     Whole,
     /// It is about to, and the rest follows.
-    Switched(Box<(Pump, LastRound, Rest)>),
+    Switched(Box<Switched>),
+}
+
+/// A guest about to change hands ahead of its memory.
+struct Switched {
+    pump: Pump,
+    last: LastRound,
+    rest: Rest,
+    /// What the workers remember of pages, up to hundreds of mebibytes: letting go of it takes longer than all else, and is
+    /// for when no guest waits.
+    spent: Vec<FrameWriter>,
 }
 
 /// What the destination says yes to.
@@ -102,6 +114,7 @@ pub(super) fn run(migration: Migration<'_>, outgoing: Outgoing<'_>) -> Result<Co
         can_post_copy: false,
         member: fleet.map(|fleet| fleet.enrol()),
         place: None,
+        granule: Granule::Page,
         dial: None,
         stranded: None,
     };
@@ -160,6 +173,8 @@ impl Driver<'_> {
         let Granted { channels, codecs, features, granule } = self.accepted(&pump).map_err(|error| part(&pump, error))?;
         self.report.channels = channels;
         self.can_post_copy = features.contains(Features::POST_COPY);
+        self.granule = Granule::from_pages(granule).expect("the machine has checked it");
+        let granule = self.granule;
         if !self.can_post_copy
             && let PostCopy::After(_) = limits.post_copy
         {
@@ -173,7 +188,7 @@ impl Driver<'_> {
         let rest = |missing| Rest {
             missing,
             hot: Vec::new(),
-            granule: Granule::from_pages(granule).expect("the machine has checked it"),
+            granule,
             encoder: settings.clone(),
             compression: encoding.compression,
             dial: dial.clone(),
@@ -183,7 +198,7 @@ impl Driver<'_> {
         match self.copy(pump, streams, &settings, encoding.compression, rest)? {
             Moved::Whole => Ok(()),
             Moved::Switched(switched) => {
-                let (pump, last, rest) = *switched;
+                let Switched { pump, last, rest, spent: _spent } = *switched;
                 let lanes = Lanes { bulk: lanes, urgent: urgent.expect("attached where post-copy is possible") };
                 match self.give_away(&pump, lanes, &rest, &last) {
                     Followed::Completed => Ok(()),
@@ -214,7 +229,7 @@ impl Driver<'_> {
             // Room for one result of each worker: none ever waits to report.
             let (done, results) = bounded(streams.len());
             let bulk = streams.iter().map(Stream::control).collect();
-            let mut jobs = Vec::new();
+            let (mut jobs, mut workers) = (Vec::new(), Vec::new());
             for (channel, stream) in (0..channels).zip(streams) {
                 let worker = Worker {
                     channel,
@@ -230,7 +245,9 @@ impl Driver<'_> {
                     written: 0,
                     buffer: Vec::new(),
                 };
-                jobs.push(start(scope, worker, done.clone())?.0);
+                let (to, thread) = start(scope, worker, done.clone())?;
+                jobs.push(to);
+                workers.push(thread);
             }
             drop(done);
             let session = Session { pump, jobs, results, live: &live, bulk };
@@ -245,8 +262,13 @@ impl Driver<'_> {
             });
             match moved {
                 Ok(None) => Ok(Moved::Whole),
-                // The workers end with their jobs.
-                Ok(Some((last, rest))) => Ok(Moved::Switched(Box::new((session.pump, last, rest)))),
+                Ok(Some((last, rest))) => {
+                    let Session { pump, jobs, .. } = session;
+                    // The workers end with their jobs. A panic there was reported by the panic hook.
+                    drop(jobs);
+                    let spent = workers.into_iter().filter_map(|worker| worker.join().ok()).collect();
+                    Ok(Moved::Switched(Box::new(Switched { pump, last, rest, spent })))
+                }
                 Err(error) => Err(self.give_up(session, error)),
             }
         })
@@ -362,7 +384,7 @@ fn start<'scope, 'd: 'scope>(
     scope: &'scope Scope<'scope, '_>,
     worker: Worker<'d>,
     done: Sender<Result<Sent, Error>>,
-) -> Result<(Sender<Job>, ScopedJoinHandle<'scope, ()>), Error> {
+) -> Result<(Sender<Job>, ScopedJoinHandle<'scope, FrameWriter>), Error> {
     let (to, jobs) = bounded(1);
     let handle = std::thread::Builder::new()
         .name(format!("pf-send-{}", worker.channel))

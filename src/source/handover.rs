@@ -38,7 +38,7 @@ impl Driver<'_> {
         self.record(index, kind, &round, Some(crate::units::PageCount(0)), None);
         self.phase(Phase::Handover);
         session.pump.command(Command::Finish { totals: round.totals, state });
-        self.await_ready(session)?;
+        self.await_word(session, &SourceEvent::Ready)?;
         parts.ready = laps.end(Instant::now());
         self.commit(session, paused_at, parts, laps)
     }
@@ -59,8 +59,8 @@ impl Driver<'_> {
         Ok((state, step))
     }
 
-    /// Waits until the destination has everything in place.
-    pub(super) fn await_ready(&mut self, session: &Session<'_>) -> Result<(), Error> {
+    /// Waits until the destination has done what was asked of it, which it says by `word`.
+    pub(super) fn await_word(&mut self, session: &Session<'_>, word: &SourceEvent) -> Result<(), Error> {
         let sent = self.report.wire_bytes;
         let mut arrived = ByteCount(0);
         let mut moved_at = Instant::now();
@@ -68,7 +68,7 @@ impl Driver<'_> {
         loop {
             select! {
                 recv(session.pump.events()) -> event => match event {
-                    Ok(SourceEvent::Ready) => return Ok(()),
+                    Ok(event) if event == *word => return Ok(()),
                     Ok(SourceEvent::Progress { bytes, .. }) if bytes > arrived => {
                         arrived = bytes;
                         moved_at = Instant::now();

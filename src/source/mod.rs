@@ -16,6 +16,7 @@
 //! In post-copy its memory is kept, paused, until the destination has all of it, however often the connection breaks.
 #![forbid(unsafe_code)]
 
+mod ahead;
 mod dial;
 mod driver;
 mod event;

@@ -79,6 +79,7 @@ impl Stranded {
             times: Times::default(),
             trouble: Trouble::default(),
             generation: 0,
+            start: None,
         };
         let followed = follow.run(None);
         follow.fill(Some(began));

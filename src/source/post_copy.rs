@@ -7,10 +7,11 @@
 //! The source keeps the memory, paused, until Complete. When a connection breaks both ends keep what they have: the pump
 //! reconnects, the destination says what has arrived, and a new *generation* of lanes serves what is left.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{never, select, tick};
+use crossbeam::channel::{Sender, bounded, never, select, tick};
 
 use super::dial::Dial;
 use super::driver::{Driver, Session, session_error};
@@ -77,7 +78,7 @@ impl Driver<'_> {
         parts.send = laps.end(Instant::now());
         self.phase(Phase::Handover);
         session.pump.command(Command::Switch { totals: round.totals, state, missing: rest.missing.clone() });
-        self.await_ready(session)?;
+        self.await_word(session, &SourceEvent::Ready)?;
         parts.ready = laps.end(Instant::now());
         Ok(LastRound { parts, laps, ..last })
     }
@@ -107,6 +108,7 @@ impl Driver<'_> {
             times: Times::default(),
             trouble: Trouble::default(),
             generation: 0,
+            start: None,
         };
         let followed = follow.run(Some(lanes));
         let times = follow.times;
@@ -140,6 +142,8 @@ pub(super) struct Follow<'f, 'o> {
     pub(super) trouble: Trouble,
     /// Of the lanes.
     pub(super) generation: u32,
+    /// Dropped once the guest runs: see [`serve`].
+    pub(super) start: Option<Sender<Infallible>>,
 }
 
 /// Broken connections.
@@ -207,7 +211,9 @@ impl Follow<'_, '_> {
             prepaging: Prepaging::default(),
             counters: self.counters,
         };
-        std::thread::scope(|scope| match serve(scope, service, missing, self.rest.hot.clone(), lanes) {
+        let (start, started) = bounded(0);
+        self.start = Some(start).filter(|_| self.times.running.is_none());
+        std::thread::scope(|scope| match serve(scope, service, missing, self.rest.hot.clone(), lanes, &started) {
             Ok(serving) => {
                 let next = self.watch(&serving);
                 serving.stop();
@@ -270,6 +276,7 @@ impl Follow<'_, '_> {
         match event {
             SourceEvent::Running => {
                 self.times.running = Some(Instant::now());
+                self.start = None;
                 (self.observer)(&Event::Phase(Phase::PostCopy));
                 None
             }

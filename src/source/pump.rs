@@ -24,6 +24,8 @@ pub(super) enum Command {
     Attached,
     /// Ask how much has been applied.
     AskProgress,
+    /// Pages that will be missing in any case, after so much was sent.
+    Announce { totals: Vec<ChannelTotals>, stale: PageBitmap },
     /// Everything is sent.
     Finish { totals: Vec<ChannelTotals>, state: Vec<u8> },
     /// Pre-copy is over, and these pages are missing.
@@ -179,6 +181,7 @@ impl Session {
         match command {
             Command::Attached => self.machine.attached(now),
             Command::AskProgress => self.machine.ask_progress(now),
+            Command::Announce { totals, stale } => self.machine.announce(now, totals, &stale),
             Command::Finish { totals, state } => self.machine.finish(now, totals, state),
             Command::Switch { totals, state, missing } => {
                 self.has_switched = true;

@@ -79,7 +79,7 @@ impl Driver<'_> {
         let mut last_verdict = None;
         let mut index = 0;
         loop {
-            let verdict = self.pre_copy_round(session, &mut policy, index, &mut pending, &mut watch, last_verdict)?;
+            let (verdict, totals) = self.pre_copy_round(session, &mut policy, index, &mut pending, &mut watch, last_verdict)?;
             index += 1;
             last_verdict = Some(verdict);
             match verdict.decision {
@@ -93,6 +93,7 @@ impl Driver<'_> {
             if self.await_last_round(session)? == Wait::Long {
                 continue;
             }
+            let is_settled = verdict.decision == Decision::PostCopy && self.discard_ahead(session, totals, &pending)?;
             let (paused_at, mut laps) = self.pause()?;
             let mut parts = DowntimeParts { pause: laps.end(Instant::now()), ..DowntimeParts::default() };
             self.tracker.harvest(&mut pending)?;
@@ -103,7 +104,7 @@ impl Driver<'_> {
                 never_sent: watch.never_sent().count(),
                 fixed_cost: self.fixed_cost(session),
             };
-            let confirmed = policy.after_pause(&facts);
+            let confirmed = if is_settled { verdict } else { policy.after_pause(&facts) };
             if !confirmed.decision.goes_on() {
                 let verdict = Verdict { decision: confirmed.decision, reason: confirmed.reason, ..verdict };
                 return Ok(LastRound { index, kind: RoundKind::StopAndCopy, remainder: pending, hot: Vec::new(), paused_at, parts, laps, verdict });
@@ -138,7 +139,7 @@ impl Driver<'_> {
         }
     }
 
-    /// One round and the decision after it.
+    /// One round and the decision after it; what the channels have carried by then.
     fn pre_copy_round(
         &mut self,
         session: &Session<'_>,
@@ -147,7 +148,7 @@ impl Driver<'_> {
         pending: &mut PageBitmap,
         watch: &mut DirtyWatch,
         last_verdict: Option<Verdict>,
-    ) -> Result<Verdict, Error> {
+    ) -> Result<(Verdict, Vec<ChannelTotals>), Error> {
         let began = Instant::now();
         let under_way_before = self.under_way(session);
         let taken = take_round(pending, watch.never_sent(), last_verdict);
@@ -201,7 +202,7 @@ impl Driver<'_> {
             dirty_after: facts.dirty_after,
             verdict,
         });
-        Ok(verdict)
+        Ok((verdict, round.totals))
     }
 
     /// Slows the guest down if the verdict says so; what is decided in the end.

@@ -85,10 +85,10 @@ pub(super) struct Worker<'d> {
 }
 
 impl Worker<'_> {
-    /// Sends rounds until the driver drops its end of `jobs`, or the connection fails.
+    /// Sends rounds until the driver drops its end of `jobs`, or the connection fails. Gives back what it remembers of pages.
     ///
     /// Both channels are bounded: one job waits at most, and one result for each; the driver always reads results.
-    pub(super) fn run(mut self, jobs: &Receiver<Job>, results: &Sender<Result<Sent, Error>>) {
+    pub(super) fn run(mut self, jobs: &Receiver<Job>, results: &Sender<Result<Sent, Error>>) -> FrameWriter {
         for job in jobs {
             let sent = self.send_round(&job);
             let failed = sent.is_err();
@@ -96,6 +96,7 @@ impl Worker<'_> {
                 break;
             }
         }
+        self.frames
     }
 
     fn send_round(&mut self, job: &Job) -> Result<Sent, Error> {

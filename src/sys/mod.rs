@@ -12,6 +12,7 @@ pub(crate) mod firmware;
 pub(crate) mod gate;
 #[cfg(feature = "userfaultfd")]
 pub(crate) mod huge;
+pub(crate) mod inheriting;
 pub(crate) mod kvm_log;
 #[cfg(all(feature = "kvm", target_arch = "x86_64"))]
 pub(crate) mod kvm_vm;

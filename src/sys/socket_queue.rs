@@ -1,4 +1,4 @@
-//! What a socket still holds, what the peer's has room for, and how fast it sends.
+//! What a socket still holds and may hold, what the peer's has room for, and how fast it sends.
 //!
 //! <https://man7.org/linux/man-pages/man7/tcp.7.html> (SIOCOUTQ, TCP_INFO), <https://man7.org/linux/man-pages/man7/unix.7.html>
 
@@ -31,6 +31,12 @@ fn set_option<const BYTES: usize>(socket: BorrowedFd<'_>, level: i32, option: i3
 /// Limits how fast a TCP socket sends, bytes a second; `None` lifts the limit (socket(7), `SO_MAX_PACING_RATE`).
 pub(crate) fn set_pace(socket: BorrowedFd<'_>, rate: Option<u64>) -> io::Result<()> {
     set_option(socket, libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE, rate.unwrap_or(u64::MAX).to_ne_bytes())
+}
+
+/// Has a socket hold no more than about so many bytes that were received and not read. The usual bound does not apply,
+/// which takes a privilege (socket(7), `SO_RCVBUFFORCE`).
+pub(crate) fn set_receive_buffer(socket: BorrowedFd<'_>, bytes: i32) -> io::Result<()> {
+    set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes)
 }
 
 /// How the sending side of a TCP connection stands.

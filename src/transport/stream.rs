@@ -59,6 +59,11 @@ const BACKLOG: i32 = 1024;
 /// `TC_PRIO_INTERACTIVE`: the highest band that takes no privilege.
 const INTERACTIVE: i32 = 6;
 
+// What may wait to be read, in bytes, and the bytes a second of a fast link. Beyond the most the system knows better.
+const UNREAD_LEAST: f64 = 1_048_576.0;
+const UNREAD_MOST: f64 = 6_291_456.0;
+const UNREAD_RATE: f64 = 1.25e9;
+
 impl Stream {
     /// Connects, trying each address of the host for at most `timeout`.
     ///
@@ -160,6 +165,21 @@ impl Stream {
             self.socket.set_tcp_notsent_lowat(UNSENT_LOW_WATER)?;
         }
         Ok(())
+    }
+
+    /// Keeps short what has arrived and waits to be read: about a millisecond's worth, and what is under way on a fast link of
+    /// this length. A page in there is waited for, as it is on its way already. Without the privilege that this takes it is
+    /// left to the system.
+    pub fn keep_unread_short(&self) {
+        let Some(state) = self.tcp_state() else { return };
+        let under_way = UNREAD_RATE * state.least_round_trip.as_secs_f64();
+        #[expect(clippy::cast_possible_truncation, reason = "not more than the most")]
+        let bytes = (UNREAD_LEAST + under_way).min(UNREAD_MOST) as i32;
+        if f64::from(bytes) < UNREAD_MOST
+            && let Err(error) = socket_queue::set_receive_buffer(self.socket.as_fd(), bytes)
+        {
+            tracing::debug!(%error, "what waits to be read is not kept short");
+        }
     }
 
     /// Prepares the stream for what is urgent: its packets overtake others in this host, where the device's queue has

@@ -127,10 +127,7 @@ fn encode_body(message: &Message, body: &mut BodyWriter<'_>) -> Result<(), WireE
             body.u64(bytes.0);
         }
         Message::Finish { totals, state, missing } => {
-            body.count("number of channels", totals.len(), usize::from(MAX_CHANNELS))?;
-            for channel in totals {
-                [channel.frames, channel.pages.0, channel.bytes.0, channel.digest].into_iter().for_each(|number| body.u64(number));
-            }
+            encode_totals(totals, body)?;
             body.u16(u16::from(missing.is_some()));
             missing.iter().for_each(|missing| encode_extent(*missing, body));
             body.check("guest state", state.len(), MAX_STATE_BYTES)?;
@@ -153,7 +150,11 @@ fn encode_body(message: &Message, body: &mut BodyWriter<'_>) -> Result<(), WireE
             encode_extent(*arrived, body);
         }
         Message::Complete { pages } => body.u64(pages.0),
-        Message::Ping | Message::Ready | Message::Running | Message::Released => {}
+        Message::Stale { totals, stale } => {
+            encode_totals(totals, body)?;
+            encode_extent(*stale, body);
+        }
+        Message::Ping | Message::Ready | Message::Running | Message::Released | Message::Discarded => {}
     }
     Ok(())
 }
@@ -168,8 +169,7 @@ fn decode_body(kind: Kind, body: &mut BodyReader<'_>) -> Result<Message, WireErr
         Kind::Ping => Message::Ping,
         Kind::Progress => Message::Progress { frames: body.u64("number of frames")?, bytes: ByteCount(body.u64("number of bytes")?) },
         Kind::Finish => {
-            let count = channels(body)?;
-            let totals = (0..count).map(|_| channel_totals(body)).collect::<Result<_, _>>()?;
+            let totals = all_totals(body)?;
             let missing = match body.u16("switch")? {
                 0 => None,
                 1 => Some(extent(body)?),
@@ -191,6 +191,8 @@ fn decode_body(kind: Kind, body: &mut BodyReader<'_>) -> Result<Message, WireErr
         Kind::Arrived => Message::Arrived { first: ChunkIndex(body.u32("first chunk")?), words: body.words("words")? },
         Kind::Resumed => Message::Resumed { generation: body.u32("generation")?, arrived: extent(body)? },
         Kind::Complete => Message::Complete { pages: PageCount(body.u64("number of pages")?) },
+        Kind::Stale => Message::Stale { totals: all_totals(body)?, stale: extent(body)? },
+        Kind::Discarded => Message::Discarded,
     })
 }
 
@@ -261,6 +263,19 @@ fn encode_extent(extent: Extent, body: &mut BodyWriter<'_>) {
 
 fn extent(body: &mut BodyReader<'_>) -> Result<Extent, WireError> {
     Ok(Extent { chunks: body.u32("extent")?, pages: PageCount(body.u64("extent")?) })
+}
+
+fn encode_totals(totals: &[ChannelTotals], body: &mut BodyWriter<'_>) -> Result<(), WireError> {
+    body.count("number of channels", totals.len(), usize::from(MAX_CHANNELS))?;
+    for channel in totals {
+        [channel.frames, channel.pages.0, channel.bytes.0, channel.digest].into_iter().for_each(|number| body.u64(number));
+    }
+    Ok(())
+}
+
+fn all_totals(body: &mut BodyReader<'_>) -> Result<Vec<ChannelTotals>, WireError> {
+    let count = channels(body)?;
+    (0..count).map(|_| channel_totals(body)).collect()
 }
 
 fn channel_totals(body: &mut BodyReader<'_>) -> Result<ChannelTotals, WireError> {

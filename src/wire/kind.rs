@@ -30,11 +30,13 @@ pub(super) enum Kind {
     Arrived = 20,
     Resumed = 21,
     Complete = 22,
+    Stale = 23,
+    Discarded = 24,
 }
 
 impl Kind {
     /// All of them, in the order of their numbers.
-    pub(super) const ALL: [Self; 22] = [
+    pub(super) const ALL: [Self; 24] = [
         Self::Hello,
         Self::Accept,
         Self::Refuse,
@@ -57,6 +59,8 @@ impl Kind {
         Self::Arrived,
         Self::Resumed,
         Self::Complete,
+        Self::Stale,
+        Self::Discarded,
     ];
 
     pub(super) fn of(message: &Message) -> Self {
@@ -83,6 +87,8 @@ impl Kind {
             Message::Arrived { .. } => Self::Arrived,
             Message::Resumed { .. } => Self::Resumed,
             Message::Complete { .. } => Self::Complete,
+            Message::Stale { .. } => Self::Stale,
+            Message::Discarded => Self::Discarded,
         }
     }
 
@@ -118,6 +124,8 @@ impl Kind {
             Self::Arrived => "Arrived",
             Self::Resumed => "Resumed",
             Self::Complete => "Complete",
+            Self::Stale => "Stale",
+            Self::Discarded => "Discarded",
         }
     }
 
@@ -137,7 +145,8 @@ impl Kind {
             Self::Missing | Self::Arrived => 4 + MAX_BITMAP_WORDS * 8,
             Self::Fetch => MAX_FETCH_PAGES * 8,
             Self::Resumed => 4 + 4 + 8,
-            Self::Ping | Self::Ready | Self::Running | Self::Released => 0,
+            Self::Stale => 2 + MAX_CHANNELS as usize * 32 + 4 + 8,
+            Self::Ping | Self::Ready | Self::Running | Self::Released | Self::Discarded => 0,
         };
         u32::try_from(bytes).expect("a few mebibytes at most")
     }

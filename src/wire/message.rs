@@ -216,13 +216,23 @@ pub enum Message {
     },
     /// Destination: this did.
     Answer(AnswerStatus),
-    /// Source, paused, before the Finish that switches to post-copy: pages that the destination lacks or has stale.
+    /// Source, before Stale and, paused, before the Finish that switches to post-copy: pages that the destination lacks or
+    /// has stale.
     Missing {
         /// The chunk that the first word is about.
         first: ChunkIndex,
         /// One bit for each page, 1 to [`MAX_BITMAP_WORDS`] words. Words of no piece are zero.
         words: Vec<u64>,
     },
+    /// Source, after pieces of Missing and before it pauses the guest: these will be missing whatever happens.
+    Stale {
+        /// What must have arrived before they are discarded, one entry for each channel.
+        totals: Vec<ChannelTotals>,
+        /// What the pieces add up to.
+        stale: Extent,
+    },
+    /// Destination: they are.
+    Discarded,
     /// Destination, on the urgent lane: the guest waits for these.
     Fetch {
         /// 1 to [`MAX_FETCH_PAGES`] of them.

@@ -51,7 +51,7 @@ fn accept() -> Message {
     Message::Accept { channels: 2, codecs: Codecs::LZ4, features: Features::POST_COPY, granule: HUGE_GRANULE }
 }
 
-fn one_of_each() -> [(Message, String); 22] {
+fn one_of_each() -> [(Message, String); 24] {
     let (session, token) = (SessionId([0xa1; 16]), Token([0xb2; 16]));
     let ids = "a1".repeat(16) + &"b2".repeat(16);
     let totals = ChannelTotals { frames: 1, pages: PageCount(2), bytes: ByteCount(3), digest: 4 };
@@ -83,6 +83,8 @@ fn one_of_each() -> [(Message, String); 22] {
         (Message::Arrived { first: ChunkIndex(5), words: vec![1, 2] }, format!("05000000{}", &numbers[..32])),
         (Message::Resumed { generation: 7, arrived: extent }, format!("07000000{extent_bytes}")),
         (Message::Complete { pages: PageCount(2) }, numbers[16..32].to_owned()),
+        (Message::Stale { totals: vec![totals], stale: extent }, format!("0100{numbers}{extent_bytes}")),
+        (Message::Discarded, String::new()),
     ]
 }
 
@@ -196,7 +198,11 @@ fn hostile_bodies_are_refused() {
         (22, vec![0; 7], field("Complete", "number of pages")),
         (22, vec![0; 9], Err(WireError::MessageLength { message: "Complete", length: 9, limit: 8 })),
         (0, vec![], Err(WireError::UnknownMessage { kind: 0 })),
-        (23, vec![], Err(WireError::UnknownMessage { kind: 23 })),
+        (23, vec![0, 0], field("Stale", "number of channels")),
+        (23, [[1, 0].as_slice(), &[0; 31]].concat(), field("Stale", "totals")),
+        (23, [[1, 0].as_slice(), &[0; 32 + 11]].concat(), field("Stale", "extent")),
+        (24, vec![0], Err(WireError::MessageLength { message: "Discarded", length: 1, limit: 0 })),
+        (25, vec![], Err(WireError::UnknownMessage { kind: 25 })),
     ];
     for (kind, body, expected) in cases {
         assert_eq!(decode_message(&envelope(VERSION, kind, &body)), expected, "kind {kind}");
@@ -222,6 +228,7 @@ fn the_longest_parts_fit_and_longer_ones_do_not() {
     let fits = [
         Message::Hello(longest.clone()),
         Message::Finish { totals: totals.clone(), state: vec![1; MAX_STATE_BYTES], missing: Some(Extent::default()) },
+        Message::Stale { totals: totals.clone(), stale: Extent::default() },
         Message::Missing { first: ChunkIndex(0), words: vec![1; MAX_BITMAP_WORDS] },
         Message::Arrived { first: ChunkIndex(0), words: vec![1; MAX_BITMAP_WORDS] },
         Message::Fetch { pages: vec![PageIndex(0); MAX_FETCH_PAGES] },
@@ -249,7 +256,7 @@ fn the_longest_parts_fit_and_longer_ones_do_not() {
 
 proptest! {
     #[test]
-    fn any_bytes_are_a_message_an_error_or_the_beginning_of_one(kind in 0u16..25, body in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn any_bytes_are_a_message_an_error_or_the_beginning_of_one(kind in 0u16..27, body in prop::collection::vec(any::<u8>(), 0..200)) {
         let bytes = envelope(VERSION, kind, &body);
         if let Ok(Some((message, length))) = decode_message(&bytes) {
             prop_assert_eq!(length, bytes.len());

@@ -260,7 +260,9 @@ impl Node {
                 DestinationEvent::Offered(_) => self.destination_task = Some(Task::Accept),
                 DestinationEvent::Finish { .. } => self.destination_task = Some(Task::Load),
                 DestinationEvent::Run { .. } => (self.runs, self.destination_task) = (self.runs + 1, Some(Task::Resume)),
-                DestinationEvent::Interrupted { .. } | DestinationEvent::Resume { .. } => unreachable!("without post-copy"),
+                DestinationEvent::Stale { .. } | DestinationEvent::Interrupted { .. } | DestinationEvent::Resume { .. } => {
+                    unreachable!("without post-copy")
+                }
                 DestinationEvent::Ended(_) => {
                     assert!(!self.destination_ended, "ended twice");
                     (self.destination_ended, self.destination_task) = (true, None);

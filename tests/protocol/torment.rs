@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use pageferry::page::Codecs;
 use pageferry::protocol::{Destination, DestinationEvent, GuestOwner, Source, SourceEvent};
 use pageferry::units::ByteCount;
-use pageferry::wire::{AnswerStatus, Features, Lane, Message, RefuseReason};
+use pageferry::wire::{AnswerStatus, Extent, Features, Lane, Message, RefuseReason};
 
 use crate::pair::{CHANNELS, CODECS, Pair, Point, SESSION, TOKEN, offer, totals};
 
@@ -39,6 +39,8 @@ pub(crate) fn messages() -> Vec<Message> {
         Message::Answer(AnswerStatus::Running),
         Message::Answer(AnswerStatus::NeverStarted),
         Message::Answer(AnswerStatus::Unknown),
+        Message::Stale { totals: totals(), stale: Extent::default() },
+        Message::Discarded,
     ]
 }
 

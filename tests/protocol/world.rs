@@ -290,7 +290,7 @@ impl World {
         match event {
             SourceEvent::Accepted { .. } => self.later(self.plan.forth + self.plan.back, Due::Attach),
             SourceEvent::Progress { .. } | SourceEvent::Running => {}
-            SourceEvent::Interrupted { .. } | SourceEvent::Recovered { .. } => unreachable!("without post-copy"),
+            SourceEvent::Discarded | SourceEvent::Interrupted { .. } | SourceEvent::Recovered { .. } => unreachable!("without post-copy"),
             SourceEvent::Ready => self.later(ms(5), Due::Commit),
             SourceEvent::Reconnect => {
                 self.close_forth();
@@ -313,7 +313,9 @@ impl World {
             DestinationEvent::Offered(_) => self.later(ms(10), Due::Accept),
             DestinationEvent::Finish { .. } => self.later(ms(30), Due::Load),
             DestinationEvent::Run { .. } => self.later(if self.plan.resume == Resume::Slow { ms(3200) } else { ms(20) }, Due::Resume),
-            DestinationEvent::Interrupted { .. } | DestinationEvent::Resume { .. } => unreachable!("without post-copy"),
+            DestinationEvent::Stale { .. } | DestinationEvent::Interrupted { .. } | DestinationEvent::Resume { .. } => {
+                unreachable!("without post-copy")
+            }
             DestinationEvent::Ended(_) => {
                 assert!(!self.destination_ended, "ended twice: {:?}", self.plan);
                 self.destination_ended = true;

@@ -2,7 +2,7 @@
 
 use std::io::{self, PipeWriter, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -16,6 +16,7 @@ use crate::bitmap::PageBitmap;
 use crate::destination::MissingError;
 use crate::memory::GuestMemory;
 use crate::sys::gate::{Closed, Gate, Open, SLOTS};
+use crate::sys::inheriting;
 use crate::sys::missing_pages::{MissingPages, NotFilled};
 use crate::transport::Stream;
 use crate::units::{ChunkIndex, PageCount, PageIndex};
@@ -33,7 +34,7 @@ pub(crate) struct Incomplete {
     /// The gate: see the module's head. Empty once nothing is missing.
     kernel: Gate<Option<Arc<MissingPages>>>,
     pub(super) lane: UrgentLane,
-    waiting: Mutex<Waiting>,
+    waiting: inheriting::Shared<Waiting>,
     counts: Counts,
     /// To fill a huge page with, where there are any.
     zeros: Option<Box<[u8]>>,
@@ -70,20 +71,35 @@ impl Incomplete {
         Ok(Places::of(memory).granule_pages())
     }
 
-    /// Empties the `missing` pages of `memory`, on which nothing must run yet, and serves their faults from now on.
+    /// Empties pages of `memory`, on which nothing must run yet, that will be missing in any case: [`Incomplete::begin`] need
+    /// not do it then. Nothing may touch them until it has begun.
+    ///
+    /// # Errors
+    /// When the host refuses, or the set makes no sense. The memory is of no use then.
+    pub(crate) fn empty_ahead(memory: &GuestMemory, pages: &PageBitmap) -> Result<(), MissingError> {
+        Places::of(memory).check_granules(pages)?;
+        // A huge page put together afterwards would fill them with zeros.
+        memory.forbid_huge_pages();
+        Ok(memory.discard_all(pages)?)
+    }
+
+    /// Empties the `missing` pages of `memory`, on which nothing must run yet, but for those that are `empty` already, and
+    /// serves their faults from now on.
     ///
     /// # Errors
     /// When the host refuses, or the set makes no sense. The memory is of no use then.
     ///
     /// # Panics
-    /// When `missing` is not of the memory's layout.
-    pub(crate) fn begin(memory: Arc<GuestMemory>, missing: &PageBitmap) -> Result<Arc<Self>, MissingError> {
+    /// When the sets are not of the memory's layout.
+    pub(crate) fn begin(memory: Arc<GuestMemory>, missing: &PageBitmap, empty: Option<&PageBitmap>) -> Result<Arc<Self>, MissingError> {
         assert_eq!(memory.layout().chunks(), missing.chunks(), "a set of this memory's pages");
         let places = Places::of(&memory);
         places.check_granules(missing)?;
         // A huge page put together between discarding and registering would fill missing pages with zeros.
         memory.forbid_huge_pages();
-        memory.discard_all(missing)?;
+        let mut full = missing.clone();
+        empty.into_iter().for_each(|empty| full.subtract(empty));
+        memory.discard_all(&full)?;
         let kernel = memory.open_missing().map_err(MissingError::Unusable)?;
         if let Err(error) = memory.register_missing(&kernel) {
             // Nothing runs on the memory yet.
@@ -96,7 +112,7 @@ impl Incomplete {
             places,
             kernel: Gate::new(Some(Arc::new(kernel))),
             lane: UrgentLane::new(),
-            waiting: Mutex::new(Waiting::new()),
+            waiting: inheriting::Shared::new(Waiting::new()),
             counts: Counts::default(),
             zeros: huge.then(|| vec![0; HUGE_BYTES].into_boxed_slice()),
             server: Mutex::new(None),
@@ -250,8 +266,8 @@ impl Incomplete {
     }
 
     /// Held for as long as it takes to look through those who wait.
-    pub(super) fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn waiting(&self) -> inheriting::Held<'_, Waiting> {
+        self.waiting.lock()
     }
 
     /// Notes that pages of `chunk` which were taken are in place, or of no use any more.

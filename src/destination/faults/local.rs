@@ -51,7 +51,7 @@ pub fn local_faults(backing: Backing, faults: u32, bulk: PageCount) -> Result<Lo
     missing.insert_run(PageIndex(0), PageCount(touched));
     missing.insert_run(PageIndex(others.start), PageCount(others.end - others.start));
     let memory = Arc::new(GuestMemory::allocate(layout, backing)?);
-    let incomplete = Incomplete::begin(Arc::clone(&memory), &missing)?;
+    let incomplete = Incomplete::begin(Arc::clone(&memory), &missing, None)?;
     let (ours, theirs) = Stream::pair().map_err(|source| MissingError::System { action: "make a pair of sockets", source })?;
     let control = theirs.control();
     incomplete.connect(ours);

@@ -5,9 +5,10 @@
 //! Resume too) makes sure that a later Commit is refused; after it, only the guest's own failure to start can undo it.
 //! And once it runs in post-copy, nothing ends the session before the last page is there.
 //!
-//! `peer` holds what the peer and the clock do, `handover` what the driver does, `attach` the lanes, `recovery` what
-//! becomes of lost connections in post-copy.
+//! `peer` holds what the peer and the clock do, `handover` what the driver does, `attach` the lanes, `ahead` what is done
+//! for post-copy before the guest is paused, `recovery` what becomes of lost connections in post-copy.
 
+mod ahead;
 mod attach;
 mod handover;
 mod peer;
@@ -16,6 +17,7 @@ mod recovery;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use self::ahead::Ahead;
 pub use self::attach::AttachError;
 use self::attach::Attached;
 use self::recovery::{Link, PostCopy};
@@ -38,6 +40,8 @@ pub struct Destination {
     granted: Features,
     /// Of the set of missing pages, as far as they have come.
     pieces: Option<Assembly>,
+    /// What is discarded ahead of the switch.
+    ahead: Option<Ahead>,
     /// From the switch on.
     post_copy: Option<PostCopy>,
     link: Link,
@@ -56,6 +60,14 @@ pub struct Destination {
 pub enum DestinationEvent {
     /// A guest is on offer: call [`Destination::accept`] or [`Destination::refuse`].
     Offered(Offer),
+    /// The source is about to switch to post-copy: when exactly what it has sent has arrived, discard the pages and call
+    /// [`Destination::discarded`], or [`Destination::fail`].
+    Stale {
+        /// What must have arrived, one entry for each channel.
+        totals: Vec<ChannelTotals>,
+        /// Pages that will be missing in any case.
+        pages: PageBitmap,
+    },
     /// The source has sent everything: check the totals, load the state, and call [`Destination::ready`] or
     /// [`Destination::fail`].
     Finish {
@@ -158,6 +170,7 @@ impl Destination {
             channels: 0,
             granted: Features::NONE,
             pieces: None,
+            ahead: None,
             post_copy: None,
             link: Link::Up,
             may_be_asked: false,

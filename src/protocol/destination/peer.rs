@@ -23,6 +23,7 @@ impl Destination {
             (State::Receiving, Message::Ping) => self.outbox.push_back(self.progress()),
             (_, Message::Ping) => {}
             (State::Receiving, Message::Missing { first, words }) => self.handle_missing(first, &words),
+            (State::Receiving, Message::Stale { totals, stale }) => self.handle_stale(totals, stale),
             (State::Receiving, Message::Finish { totals, state, missing }) => self.handle_finish(totals, state, missing),
             (State::Ready, Message::Commit { paused_for }) => {
                 self.state = State::Starting;
@@ -148,13 +149,16 @@ impl Destination {
             Ok(missing) => missing,
             Err(why) => return self.broken(ProtocolError::Senseless { message: "Finish", why }),
         };
+        if let Err(why) = self.check_ahead(&totals, missing.as_ref()) {
+            return self.broken(ProtocolError::Senseless { message: "Finish", why });
+        }
         self.post_copy = missing.as_ref().map(|missing| PostCopy { pages: missing.count(), generation: 0 });
         self.state = State::Loading;
         self.events.push_back(DestinationEvent::Finish { totals, state, missing });
     }
 
     /// The set of missing pages, if Finish announces one. Fails with what is wrong with it.
-    fn missing(&mut self, announced: Option<Extent>) -> Result<Option<PageBitmap>, String> {
+    pub(super) fn missing(&mut self, announced: Option<Extent>) -> Result<Option<PageBitmap>, String> {
         let (pieces, offer) = (self.pieces.take(), self.offer.as_ref().expect("a session begins with an offer"));
         match (announced, pieces) {
             (None, None) => Ok(None),
@@ -169,7 +173,7 @@ impl Destination {
     }
 
     /// The connection is of no more use.
-    fn broken(&mut self, error: ProtocolError) {
+    pub(super) fn broken(&mut self, error: ProtocolError) {
         match self.state {
             State::Ended(_) => {}
             State::Starting | State::Fetching if self.post_copy.is_some() => self.interrupted(error),

@@ -36,8 +36,11 @@ impl Source {
     /// The guest is paused and its last frame is sent: what each channel carried, and the state beside memory.
     ///
     /// # Panics
-    /// Unless the channels are attached, and when `totals` has not one entry for each.
+    /// Unless the channels are attached, when `totals` has not one entry for each, and after [`Source::announce`].
     pub fn finish(&mut self, _now: Instant, totals: Vec<ChannelTotals>, state: Vec<u8>) {
+        if !matches!(self.state, State::Ended { .. }) {
+            self.assert_announced(None);
+        }
         self.push_finish(totals, state, None);
     }
 
@@ -45,18 +48,25 @@ impl Source {
     /// stale, and which are served from Commit on. As [`Source::finish`] in everything else.
     ///
     /// # Panics
-    /// As [`Source::finish`], when post-copy was not granted, and when `missing` is not a set of pages of this guest.
+    /// Unless the channels are attached, when `totals` has not one entry for each, when post-copy was not granted, and when
+    /// `missing` is not a set of pages of this guest, or lacks some that were announced.
     pub fn switch(&mut self, _now: Instant, totals: Vec<ChannelTotals>, state: Vec<u8>, missing: &PageBitmap) {
         if matches!(self.state, State::Ended { .. }) {
             return;
         }
-        let layout = &self.offer.layout;
         assert!(self.granted.contains(Features::POST_COPY), "post-copy was not granted");
-        assert_eq!(missing.chunks(), layout.chunks(), "a bitmap of another memory");
-        assert!(missing.occupied().all(|(chunk, word)| word & !layout.valid_mask(chunk) == 0), "pages that do not exist are missing");
+        self.assert_own(missing);
+        self.assert_announced(Some(missing));
         self.outbox.extend(pieces(missing).map(|(first, words)| Message::Missing { first, words }));
         self.push_finish(totals, state, Some(extent(missing)));
         self.post_copy = Some(PostCopy::new(missing.clone()));
+    }
+
+    /// Panics when `pages` is not a set of pages of this guest.
+    pub(super) fn assert_own(&self, pages: &PageBitmap) {
+        let layout = &self.offer.layout;
+        assert_eq!(pages.chunks(), layout.chunks(), "a bitmap of another memory");
+        assert!(pages.occupied().all(|(chunk, word)| word & !layout.valid_mask(chunk) == 0), "pages that do not exist are missing");
     }
 
     fn push_finish(&mut self, totals: Vec<ChannelTotals>, state: Vec<u8>, missing: Option<Extent>) {

@@ -6,9 +6,10 @@
 //! In post-copy the guest that was given away still needs the source's memory, so the session goes on, over as many
 //! connections as it takes, until the destination says Complete.
 //!
-//! `peer` holds what the peer and the clock do, `handover` what the driver does; `doubt` is about a Commit without an
-//! answer, `recovery` about post-copy.
+//! `peer` holds what the peer and the clock do, `handover` what the driver does; `ahead` is about what is done for
+//! post-copy before the guest is paused, `doubt` about a Commit without an answer, `recovery` about post-copy.
 
+mod ahead;
 mod doubt;
 mod handover;
 mod peer;
@@ -17,6 +18,7 @@ mod recovery;
 use std::collections::VecDeque;
 use std::time::Instant;
 
+use self::ahead::Ahead;
 use self::doubt::Asking;
 use self::recovery::{PostCopy, Recovery};
 use super::pulse::{Pulse, after};
@@ -35,6 +37,8 @@ pub struct Source {
     state: State,
     /// By Accept.
     granted: Features,
+    /// What the destination was told to discard ahead of the switch.
+    ahead: Option<Ahead>,
     /// From the switch on.
     post_copy: Option<PostCopy>,
     outbox: VecDeque<Message>,
@@ -63,6 +67,8 @@ pub enum SourceEvent {
         /// Their bytes.
         bytes: ByteCount,
     },
+    /// The pages of [`Source::announce`] are discarded at the destination: [`Source::switch`] is what follows.
+    Discarded,
     /// Everything is in place at the destination: [`Source::commit`] is allowed.
     Ready,
     /// The guest runs at the destination: release it here.
@@ -168,7 +174,7 @@ impl Source {
         let outbox = VecDeque::from([Message::Hello(offer.clone())]);
         let state = State::Offering { until: after(now, timeouts.handshake) };
         let pulse = Pulse::new(now, &timeouts);
-        Self { offer, timeouts, pulse, state, granted: Features::NONE, post_copy: None, outbox, events: VecDeque::new() }
+        Self { offer, timeouts, pulse, state, granted: Features::NONE, ahead: None, post_copy: None, outbox, events: VecDeque::new() }
     }
 
     /// Who may run the guest, as far as the source can know.

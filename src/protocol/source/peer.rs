@@ -27,6 +27,11 @@ impl Source {
             (State::Offering { .. }, Message::Refuse { reason, detail }) => self.end(GuestOwner::Source, SourceEnd::Refused { reason, detail }),
             (State::Offering { .. }, message) => self.unexpected(now, &message),
             (_, Message::Progress { frames, bytes }) => self.events.push_back(SourceEvent::Progress { frames, bytes }),
+            (State::Copying { .. }, Message::Discarded) => {
+                if !self.handle_discarded() {
+                    self.unexpected(now, &Message::Discarded);
+                }
+            }
             (State::Finishing, Message::Ready) => {
                 self.state = State::Ready;
                 self.events.push_back(SourceEvent::Ready);

@@ -4,9 +4,12 @@
 //! on the urgent lane, and after that it must be waited for. A step is about what the link carries in half a millisecond,
 //! so that the urgent lane's thread does not wait for a processor, nor its bytes behind many of these.
 
+use std::convert::Infallible;
 use std::io::{ErrorKind, Read};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use crossbeam::channel::Receiver;
 
 use super::super::fleet::{Seat, WorkTurn};
 use super::{Claim, Shared, broken, closed};
@@ -25,6 +28,7 @@ pub(super) struct Pusher<'d> {
     lane: Lane,
     stream: Stream,
     queue: BulkQueue,
+    started: Receiver<Infallible>,
     frames: FrameWriter,
     chooser: Chooser,
     buffer: Vec<u8>,
@@ -43,13 +47,14 @@ pub(super) struct Pusher<'d> {
 }
 
 impl<'d> Pusher<'d> {
-    pub(super) fn new(shared: Arc<Shared<'d>>, lane: Lane, stream: Stream) -> Self {
+    pub(super) fn new(shared: Arc<Shared<'d>>, lane: Lane, stream: Stream, started: Receiver<Infallible>) -> Self {
         Self {
             lane,
             queue: BulkQueue::new(&stream),
             frames: shared.writer(),
             chooser: Chooser::new(shared.service.compression),
             stream,
+            started,
             buffer: Vec::new(),
             written: 0,
             turn: Instant::now(),
@@ -65,6 +70,8 @@ impl<'d> Pusher<'d> {
     /// Until everything is sent and the generation stopped, or the lane broke.
     pub(super) fn run(mut self) -> Result<(), Error> {
         priority::lower();
+        // Nothing ever comes: it is closed, or that takes too long.
+        let _ = self.started.recv_timeout(HEAD_START);
         let pushed = self.push();
         self.shared.service.counters.encoded(self.encodings);
         pushed?;
@@ -180,6 +187,8 @@ impl<'d> Pusher<'d> {
     }
 }
 
+/// How long pushing waits for the guest to be started: what that takes, on a link that is not long.
+const HEAD_START: Duration = Duration::from_millis(5);
 /// Waits are no longer than this before a look at whether to stop.
 const PATIENCE: Duration = Duration::from_millis(20);
 /// Pages in a piece at least.

@@ -20,8 +20,9 @@ mod requests;
 mod tests;
 mod urgent;
 
+use std::convert::Infallible;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Scope, ScopedJoinHandle};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
@@ -35,6 +36,7 @@ use super::fleet::Allotment;
 use crate::error::Error;
 use crate::memory::GuestMemory;
 use crate::page::{Compression, Encoder, EncoderSettings, Method};
+use crate::sys::inheriting;
 use crate::transport::{Stream, StreamControl, TransportError};
 use crate::units::{ChunkIndex, PageCount};
 use crate::wire::{FrameWriter, Lane};
@@ -73,11 +75,12 @@ pub(super) struct Serving<'scope, 'd> {
 struct Shared<'d> {
     service: Service<'d>,
     remaining: Remaining,
-    order: Mutex<PushOrder>,
+    order: inheriting::Shared<PushOrder>,
     stopped: AtomicBool,
 }
 
 /// Starts to push `missing`, hot chunks early in their order, and to answer requests. `missing` is [`widen`]ed.
+/// `started` is closed once the guest runs there; until then, if not for long, nothing is pushed.
 ///
 /// # Errors
 /// When a thread cannot be started.
@@ -87,9 +90,10 @@ pub(super) fn serve<'scope, 'd: 'scope>(
     missing: &crate::bitmap::PageBitmap,
     hot: Vec<ChunkIndex>,
     lanes: Lanes,
+    started: &Receiver<Infallible>,
 ) -> Result<Serving<'scope, 'd>, Error> {
     let remaining = Remaining::new(missing, service.memory.layout(), service.granule);
-    let order = Mutex::new(PushOrder::new(service.prepaging, hot));
+    let order = inheriting::Shared::new(PushOrder::new(service.prepaging, hot));
     let controls = lanes.bulk.iter().chain([&lanes.urgent]).map(Stream::control).collect::<Vec<_>>();
     // Room for what each thread has to say at its end.
     let (failed, broken) = bounded(controls.len());
@@ -98,7 +102,7 @@ pub(super) fn serve<'scope, 'd: 'scope>(
     let urgent = urgent::Urgent::new(Arc::clone(&shared), lanes.urgent);
     serving.start(scope, "pf-urgent".into(), &failed, move || urgent.run())?;
     for (channel, stream) in (0..).zip(lanes.bulk) {
-        let pusher = bulk::Pusher::new(Arc::clone(&shared), Lane::Bulk(channel), stream);
+        let pusher = bulk::Pusher::new(Arc::clone(&shared), Lane::Bulk(channel), stream, started.clone());
         serving.start(scope, format!("pf-push-{channel}"), &failed, move || pusher.run())?;
     }
     Ok(serving)
@@ -161,9 +165,8 @@ impl<'d> Shared<'d> {
         self.stopped.load(Ordering::Acquire)
     }
 
-    fn order(&self) -> MutexGuard<'_, PushOrder> {
-        // Nothing panics while holding the lock.
-        self.order.lock().unwrap_or_else(PoisonError::into_inner)
+    fn order(&self) -> inheriting::Held<'_, PushOrder> {
+        self.order.lock()
     }
 
     fn writer(&self) -> FrameWriter {

@@ -1,7 +1,7 @@
 use std::io::{Read, Write};
 use std::time::Duration;
 
-use crossbeam::channel::{Receiver, unbounded};
+use crossbeam::channel::unbounded;
 
 use super::*;
 use crate::bitmap::PageBitmap;
@@ -53,6 +53,11 @@ fn lanes(bulk: u16) -> (Lanes, Peer) {
     let (here, there): (Vec<_>, Vec<_>) = (0..bulk).map(|_| Stream::pair().unwrap()).unzip();
     let (urgent, other) = Stream::pair().unwrap();
     (Lanes { bulk: here, urgent }, Peer { bulk: there, urgent: other })
+}
+
+/// Of a guest that runs.
+fn started() -> Receiver<Infallible> {
+    bounded(0).1
 }
 
 struct Setup {
@@ -123,7 +128,7 @@ fn serve_all(granule: Granule, prepaging: Prepaging, asked: &[&[u64]]) -> (Pushe
     let mut frames = Vec::new();
     std::thread::scope(|scope| {
         let arrivals = arrive(scope, &there, &peer);
-        let serving = serve(scope, setup.service(granule, prepaging), &all(), vec![ChunkIndex(30)], lanes).unwrap();
+        let serving = serve(scope, setup.service(granule, prepaging), &all(), vec![ChunkIndex(30)], lanes, &started()).unwrap();
         asked.iter().for_each(|pages| ask(&peer.urgent, pages));
         let mut seen = PageBitmap::new(CHUNKS);
         while seen != all() {
@@ -158,7 +163,7 @@ fn on_demand_only_what_is_asked_for_crosses() {
     let (lanes, peer) = lanes(1);
     std::thread::scope(|scope| {
         let arrivals = arrive(scope, &there, &peer);
-        let serving = serve(scope, setup.service(Granule::Page, Prepaging::Demand), &all(), Vec::new(), lanes).unwrap();
+        let serving = serve(scope, setup.service(Granule::Page, Prepaging::Demand), &all(), Vec::new(), lanes, &started()).unwrap();
         ask(&peer.urgent, &[70, 6]);
         ask(&peer.urgent, &[70, 7]);
         let frames: Vec<_> = (0..3).map(|_| arrivals.recv_timeout(SOON).unwrap()).collect();
@@ -185,7 +190,7 @@ fn a_lane_that_breaks_is_named_and_the_generation_can_be_stopped() {
         let setup = Setup::new();
         let (lanes, peer) = lanes(2);
         std::thread::scope(|scope| {
-            let serving = serve(scope, setup.service(Granule::Page, Prepaging::Demand), &all(), Vec::new(), lanes).unwrap();
+            let serving = serve(scope, setup.service(Granule::Page, Prepaging::Demand), &all(), Vec::new(), lanes, &started()).unwrap();
             peer.bulk.iter().chain([&peer.urgent]).nth(broken).unwrap().control().shut_down();
             let error = serving.broken().recv_timeout(SOON).unwrap().in_full();
             assert!(error.contains(name), "{error}");
@@ -204,7 +209,7 @@ fn nonsense_on_a_lane_is_an_error() {
         let mut bytes = Vec::new();
         message.encode(&mut bytes).unwrap();
         std::thread::scope(|scope| {
-            let serving = serve(scope, setup.service(Granule::Page, Prepaging::Demand), &all(), Vec::new(), lanes).unwrap();
+            let serving = serve(scope, setup.service(Granule::Page, Prepaging::Demand), &all(), Vec::new(), lanes, &started()).unwrap();
             peer.urgent.write_all(&bytes).unwrap();
             let error = serving.broken().recv_timeout(SOON).unwrap().in_full();
             assert!(error.contains(words), "{error}");
@@ -217,7 +222,7 @@ fn a_generation_stops_while_nobody_reads() {
     let setup = Setup::new();
     let (lanes, _peer) = lanes(2);
     std::thread::scope(|scope| {
-        let serving = serve(scope, setup.service(Granule::Page, Prepaging::Push), &all(), Vec::new(), lanes).unwrap();
+        let serving = serve(scope, setup.service(Granule::Page, Prepaging::Push), &all(), Vec::new(), lanes, &started()).unwrap();
         while serving.left() == PageCount(64 * 40) {
             std::thread::yield_now();
         }

@@ -20,7 +20,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 
-use crossbeam::utils::CachePadded;
+use super::inheriting::Inheriting;
 
 use self::inheriting::Inheriting;
 
@@ -29,8 +29,7 @@ pub(crate) const SLOTS: usize = if cfg!(loom) { 2 } else { 8 };
 
 /// A value behind such a lock.
 pub(crate) struct Gate<T> {
-    /// Boxed: a mutex must not move.
-    slots: Box<[CachePadded<Inheriting>; SLOTS]>,
+    slots: [Inheriting; SLOTS],
     value: UnsafeCell<T>,
 }
 
@@ -52,9 +51,7 @@ pub(crate) struct Closed<'g, T> {
 
 impl<T> Gate<T> {
     pub(crate) fn new(value: T) -> Self {
-        let slots: Box<[CachePadded<Inheriting>; SLOTS]> = Box::new(std::array::from_fn(|_| CachePadded::new(Inheriting::vacant())));
-        slots.iter().for_each(|slot| slot.initialise());
-        Self { slots, value: UnsafeCell::new(value) }
+        Self { slots: std::array::from_fn(|_| Inheriting::new()), value: UnsafeCell::new(value) }
     }
 
     /// Waits for shared access. Those of the same slot (taken modulo [`SLOTS`]) wait for each other. Not by one who has

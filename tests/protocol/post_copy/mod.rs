@@ -1,5 +1,6 @@
 //! Sessions that switch to post-copy, and what becomes of them when connections are lost.
 
+mod ahead;
 mod cuts;
 mod hostile;
 mod interleavings;

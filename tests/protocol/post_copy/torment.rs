@@ -52,6 +52,9 @@ pub(crate) fn messages() -> Vec<Message> {
         Message::Resumed { generation: 2, arrived: extent(2) },
         Message::Complete { pages: ALL_PAGES },
         Message::Complete { pages: PageCount(1) },
+        Message::Stale { totals: totals(), stale: extent(0) },
+        Message::Stale { totals: totals(), stale: extent(2) },
+        Message::Discarded,
     ]
 }
 
@@ -148,6 +151,7 @@ pub(crate) fn torment_destination(point: Point, operations: Vec<Operation>) {
                 (is_starting, is_running) = (false, true);
             }
             Operation::Act => match task.take() {
+                Some(DestinationEvent::Stale { .. }) => destination.discarded(now),
                 Some(DestinationEvent::Finish { .. }) => destination.ready(now),
                 Some(DestinationEvent::Resume { generation }) => destination.resumed(now, generation, &arrived),
                 _ => {}

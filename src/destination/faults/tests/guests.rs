@@ -51,7 +51,7 @@ fn run_while_memory_arrives(text: &str, backing: Backing, wanted: impl Fn(PageIn
             memory.chunk(chunk).copy_in(bit, &page);
         }
     }
-    let incomplete = Incomplete::begin(Arc::clone(&memory), &missing).unwrap();
+    let incomplete = Incomplete::begin(Arc::clone(&memory), &missing, None).unwrap();
     let pages = Arc::clone(from.memory());
     let page = move |page: PageIndex, bytes: &mut [u8; PAGE_SIZE]| {
         pages.chunk(page.chunk()).copy_out(page.bit(), bytes);
@@ -135,7 +135,7 @@ fn a_virtual_machine_without_a_lane_waits_and_goes_on_when_its_pages_come() {
         from.memory().chunk(ChunkIndex(0)).copy_out(bit, &mut page);
         guest.memory().chunk(ChunkIndex(0)).copy_in(bit, &page);
     }
-    let incomplete = Incomplete::begin(Arc::clone(guest.memory()), &missing).unwrap();
+    let incomplete = Incomplete::begin(Arc::clone(guest.memory()), &missing, None).unwrap();
     let pages = Arc::clone(from.memory());
     let page = move |page: PageIndex, bytes: &mut [u8; PAGE_SIZE]| {
         pages.chunk(page.chunk()).copy_out(page.bit(), bytes);

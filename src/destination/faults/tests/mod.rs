@@ -192,7 +192,7 @@ impl Setup {
                 }
             }
         }
-        let incomplete = Incomplete::begin(Arc::clone(&memory), &missing).unwrap();
+        let incomplete = Incomplete::begin(Arc::clone(&memory), &missing, None).unwrap();
         let source = Arc::new(Source::new(layout, backing, &missing));
         Self { memory, missing, incomplete, source }
     }

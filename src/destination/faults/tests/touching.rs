@@ -110,7 +110,7 @@ fn memory_of_huge_pages_by_chance_loses_only_what_is_missing() {
     if let Err(error) = crate::sys::huge::collapse(&aligned) {
         return eprintln!("skipped: huge pages by chance: {error}");
     }
-    let incomplete = Incomplete::begin(Arc::clone(&memory), &missing).unwrap();
+    let incomplete = Incomplete::begin(Arc::clone(&memory), &missing, None).unwrap();
     let source = Source::new(&layout, Backing::Anonymous, &missing);
     let mut installer = incomplete.installer(Lane::Bulk(0));
     source.push(&mut installer);
@@ -128,10 +128,10 @@ fn a_set_that_names_part_of_a_huge_page_is_refused() {
         let memory = Arc::new(GuestMemory::allocate(layout.clone(), backing).unwrap());
         let mut missing = PageBitmap::new(layout.chunks());
         missing.insert_run(PageIndex(512), PageCount(70));
-        Incomplete::begin(Arc::clone(&memory), &missing).map(|whole| drop(whole.installer(Lane::Bulk(0)))).unwrap();
+        Incomplete::begin(Arc::clone(&memory), &missing, None).map(|whole| drop(whole.installer(Lane::Bulk(0)))).unwrap();
         let memory = Arc::new(GuestMemory::allocate(layout, backing).unwrap());
         missing.insert(PageIndex(77));
-        let result = Incomplete::begin(memory, &missing);
+        let result = Incomplete::begin(memory, &missing, None);
         match backing {
             Backing::HugeTlb => assert!(matches!(result, Err(MissingError::PartOfHugePage { page: 77 })), "{result:?}"),
             _ => assert!(result.is_ok()),
