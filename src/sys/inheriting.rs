@@ -125,8 +125,13 @@ impl Inheriting {
 
 impl Drop for Inheriting {
     fn drop(&mut self) {
-        // SAFETY: initialised by `new`, and nobody has it locked, since guards borrow it.
-        unsafe { libc::pthread_mutex_destroy(self.mutex()) };
+        // A guard that was forgotten has it locked for ever; it must not be destroyed then, and holds nothing to give back.
+        // SAFETY: initialised by `new`.
+        if unsafe { libc::pthread_mutex_trylock(self.mutex()) } == 0 {
+            self.unlock();
+            // SAFETY: initialised, not locked, and borrowed by nobody.
+            unsafe { libc::pthread_mutex_destroy(self.mutex()) };
+        }
     }
 }
 

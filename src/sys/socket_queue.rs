@@ -36,7 +36,7 @@ pub(crate) fn set_pace(socket: BorrowedFd<'_>, rate: Option<u64>) -> io::Result<
 /// Has a socket hold no more than about so many bytes that were received and not read. The usual bound does not apply,
 /// which takes a privilege (socket(7), `SO_RCVBUFFORCE`).
 pub(crate) fn set_receive_buffer(socket: BorrowedFd<'_>, bytes: i32) -> io::Result<()> {
-    set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes)
+    set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes.to_ne_bytes())
 }
 
 /// How the sending side of a TCP connection stands.

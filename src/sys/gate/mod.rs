@@ -9,20 +9,18 @@
 //!
 //! <https://man7.org/linux/man-pages/man3/pthread_mutexattr_setprotocol.3.html>
 
-#[cfg(not(loom))]
-mod inheriting;
 #[cfg(loom)]
-#[path = "modelled.rs"]
-mod inheriting;
+mod modelled;
 
 use std::cell::UnsafeCell;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 
+#[cfg(loom)]
+use self::modelled::Inheriting;
+#[cfg(not(loom))]
 use super::inheriting::Inheriting;
-
-use self::inheriting::Inheriting;
 
 /// Slots of a gate. A model has no use for more than two.
 pub(crate) const SLOTS: usize = if cfg!(loom) { 2 } else { 8 };

@@ -9,11 +9,9 @@ pub(super) struct Inheriting {
 }
 
 impl Inheriting {
-    pub(super) fn vacant() -> Self {
+    pub(super) fn new() -> Self {
         Self { is_locked: Mutex::new(false), free: Condvar::new() }
     }
-
-    pub(super) fn initialise(&self) {}
 
     pub(super) fn lock(&self) {
         let mut is_locked = self.is_locked.lock().expect("nobody panics with it");
