@@ -35,7 +35,7 @@ pub fn run(settings: ReceiveSettings) -> anyhow::Result<Exit> {
         max_memory: settings.max_memory,
         max_sessions: settings.max_sessions,
         security: settings.security,
-        timeouts: Timeouts { recover: settings.recover_for, ..Timeouts::default() },
+        timeouts: Timeouts { recover: settings.recover_for, ..Timeouts::with_patience(settings.patience) },
     };
     let factory = Factory { sink, allow: settings.allow, backing: settings.backing, hold: settings.hold, dump: settings.dump };
     let receiver = Receiver::bind(&settings.endpoint, options, Arc::new(factory))?;

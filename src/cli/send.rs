@@ -43,7 +43,7 @@ pub fn run(settings: &SendSettings) -> anyhow::Result<Exit> {
     if let Some(file) = dump {
         migration = migration.at_pause(move |memory| memory.dump(&file).map_err(std::io::Error::other));
     }
-    migration = migration.timeouts(Timeouts { recover: settings.recover_for, ..Timeouts::default() });
+    migration = migration.timeouts(Timeouts { recover: settings.recover_for, ..Timeouts::with_patience(settings.patience) });
     let steering = migration.steering();
     let gone = Arc::new(Gone::default());
     let told = Arc::clone(&gone);

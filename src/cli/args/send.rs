@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
-use super::{BackingFlag, LimitArgs, Output, RECOVER_FOR, SecurityArgs, UsageError};
+use super::{BackingFlag, LimitArgs, Output, PATIENCE, RECOVER_FOR, SecurityArgs, UsageError, parse_patience};
 use crate::cli::units::{Exact, number_in, parse_rate, parse_size, parse_time};
 use crate::dirty::TrackerKind;
 use crate::memory::Backing;
@@ -49,6 +49,9 @@ pub struct SendArgs {
     /// How long to keep trying to reach the receiver when the connection breaks in post-copy
     #[arg(long, value_name = "TIME", default_value = RECOVER_FOR, value_parser = parse_time)]
     recover_for: Duration,
+    /// How long the peer may say nothing before it counts as lost
+    #[arg(long, value_name = "TIME", default_value = PATIENCE, value_parser = parse_patience)]
+    patience: Duration,
     /// Move many guests, one line of flags each
     #[arg(long, value_name = "FILE", hide = true)]
     batch: Option<PathBuf>,
@@ -92,6 +95,8 @@ pub struct SendSettings {
     pub backing: Backing,
     /// How long a connection that broke in post-copy is tried to be made again.
     pub recover_for: Duration,
+    /// How long the peer may say nothing.
+    pub patience: Duration,
     /// How long the guest runs first.
     pub warm_up: Duration,
     /// Where the report goes.
@@ -126,6 +131,7 @@ impl SendArgs {
             bandwidth: self.bandwidth,
             backing: self.backing.into(),
             recover_for: self.recover_for,
+            patience: self.patience,
             warm_up: self.warm_up,
             json: self.json.map(Output::from),
             dump: self.dump,
