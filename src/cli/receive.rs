@@ -82,6 +82,10 @@ impl GuestFactory for Factory {
         self.sink.write(&report);
     }
 
+    fn waits(&self, _offer: &Offer, left: PageCount) {
+        eprintln!("STRANDED: {left} of the guest's memory are still at the sender, which has not come back. The guest is kept and waits for them.");
+    }
+
     fn turned_away(&self, peer: &str, error: &Error) {
         eprintln!("a connection from {peer} came to nothing: {}", error.in_full());
     }
@@ -124,10 +128,6 @@ impl Arrival for Landing {
 
     fn guest(&mut self) -> &mut dyn Guest {
         &mut self.guest
-    }
-
-    fn waits(&mut self, left: PageCount) {
-        eprintln!("STRANDED: {left} of the guest's memory are still at the sender, which has not come back. The guest is kept and waits for them.");
     }
 
     fn placed(&mut self, placed: Placed) -> io::Result<()> {

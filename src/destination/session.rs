@@ -44,7 +44,8 @@ pub(super) fn run(hub: &Hub, reader: MessageReader, hello: Message) -> Result<()
         let (tell, events) = unbounded();
         let pump = spawn_pump(Pump { shared: Arc::clone(&shared), connection: Some(connection), events: tell })?;
         let served =
-            Session { hub, shared: &shared, events, reported, started, ledger: Ledger::default(), following: None, is_running: false }.serve(&offer);
+            Session { hub, offer: &offer, shared: &shared, events, reported, started, ledger: Ledger::default(), following: None, is_running: false }
+                .serve();
         // The pump ends with the machine, and the machine has ended or is told to.
         shared.feed(|machine| machine.fail(Instant::now(), "the session was given up".into()));
         let _ = pump.join();
@@ -56,6 +57,7 @@ pub(super) fn run(hub: &Hub, reader: MessageReader, hello: Message) -> Result<()
 
 struct Session<'s> {
     hub: &'s Hub,
+    offer: &'s Offer,
     shared: &'s Arc<Shared>,
     events: Receiver<DestinationEvent>,
     reported: Receiver<BulkReport>,
@@ -88,7 +90,8 @@ struct Times {
 }
 
 impl Session<'_> {
-    fn serve(mut self, offer: &Offer) -> Result<(), Error> {
+    fn serve(mut self) -> Result<(), Error> {
+        let offer = self.offer;
         let Some(DestinationEvent::Offered(_)) = self.events.recv().ok() else {
             return Ok(()); // An offer that makes no sense; the machine has answered.
         };
@@ -173,9 +176,7 @@ impl Session<'_> {
                     self.fail(fault.as_ref());
                 },
             }
-            if let Some(left) = self.following.as_mut().and_then(|following| following.overdue(self.hub.options.timeouts.recover)) {
-                guest.arrival.waits(left);
-            }
+            self.tell_if_overdue();
             if let Some(finish) = finish.take_if(|finish| fault.is_none() && self.has_all(finish))
                 && let Err(error) = self.settle(guest, finish, &mut times.parts)
             {
@@ -273,9 +274,19 @@ impl Session<'_> {
                     recv(self.reported) -> report => if let Ok(BulkReport::Broken { generation, error }) = report {
                         self.broken(generation, &error);
                     },
+                    default(IDLE) => {}
                 }
+                self.tell_if_overdue();
             }
         })
+    }
+
+    /// A source that has not come back for too long, while the guest runs or is still being resumed.
+    fn tell_if_overdue(&mut self) {
+        let patience = self.hub.options.timeouts.recover;
+        if let Some(left) = self.following.as_mut().and_then(|following| following.overdue(patience)) {
+            self.hub.factory.waits(self.offer, left);
+        }
     }
 
     /// A lane broke.

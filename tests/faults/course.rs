@@ -5,22 +5,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
 use crate::case::{Case, Fault, Side};
 use crate::confines::Confines;
-use crate::judge::{Last, Outcome, expect, judge};
+use crate::judge::{Last, Outcome, Slow, expect, judge};
 use crate::network::Link;
-use crate::processes::huge_pages::HugePages;
 use crate::processes::tally::Verdict;
 use crate::processes::{Hand, Listening, Process, RECEIVE, SEND, kvm, userfaultfd};
+use crate::standstill;
 
 /// What a failure that is not the network's does, and to whom.
 struct Blow {
     case: Case,
     confines: [Confines; 2],
     hands: [OnceLock<Hand>; 2],
+    is_struck: AtomicBool,
 }
 
 /// What a program has said so far.
@@ -51,30 +52,41 @@ fn is(mark: &AtomicBool) -> bool {
 
 /// What became of the guest of this seed, or why it could not be tried.
 ///
+/// A host that stands still makes everything late, and two seconds are not much for a busy one: what was only late then, or
+/// failed before anything had happened to it, is tried again.
+///
 /// # Errors
 /// When it went wrong, with all that both sides said.
 pub(crate) fn run(seed: u64, keys: &Path) -> Result<Result<Outcome, Verdict>> {
-    let case = Case::new(seed);
-    if let Some(reason) = unusable(&case) {
-        return Ok(Err(Verdict::Skipped(reason)));
+    let mut attempts = 1;
+    loop {
+        let case = Case::new(seed);
+        if let Some(reason) = unusable(&case) {
+            return Ok(Err(Verdict::Skipped(reason)));
+        }
+        let (name, steps, stood) = (case.name(), case.steps.clone(), standstill::count());
+        let confines = [Confines::new(&case, Side::Sender)?, Confines::new(&case, Side::Receiver)?];
+        let blow = Arc::new(Blow { case, confines, hands: [OnceLock::new(), OnceLock::new()], is_struck: AtomicBool::new(false) });
+        let error = match Blow::run(&blow, keys) {
+            Ok(outcome) => return Ok(Ok(outcome)),
+            Err(error) => error.context(format!("{name}, {steps:?}")),
+        };
+        let is_excused = standstill::count() > stood || !blow.is_struck.load(Ordering::SeqCst);
+        if attempts == ATTEMPTS || !is_excused || error.downcast_ref::<Slow>().is_none() {
+            return Err(error);
+        }
+        println!("again    --only {seed}: {}", error.root_cause().to_string().lines().next().unwrap_or_default());
+        attempts += 1;
     }
-    let (name, steps) = (case.name(), case.steps.clone());
-    let confines = [Confines::new(&case, Side::Sender)?, Confines::new(&case, Side::Receiver)?];
-    let blow = Arc::new(Blow { case, confines, hands: [OnceLock::new(), OnceLock::new()] });
-    Blow::run(&blow, keys).map(Ok).with_context(|| format!("{name}, {steps:?}"))
 }
 
 fn unusable(case: &Case) -> Option<String> {
-    let pages = case.huge_pages();
-    (case.kind == "kvm").then(kvm).and_then(Result::err).or_else(|| userfaultfd().err()).or_else(|| Confines::unusable(case)).or_else(|| {
-        // Reserved for all cases, if at all.
-        if pages > 0 { HugePages::reserve(pages).map(std::mem::forget).err().map(|error| format!("{error:#}")) } else { None }
-    })
+    (case.kind == "kvm").then(kvm).and_then(Result::err).or_else(|| userfaultfd().err()).or_else(|| Confines::unusable(case))
 }
 
 impl Blow {
     fn run(self: &Arc<Self>, keys: &Path) -> Result<Outcome> {
-        let Self { case, confines: [here, there], hands } = &**self;
+        let Self { case, confines: [here, there], hands, .. } = &**self;
         let (sent, received) = (Arc::new(Heard::default()), Arc::new(Heard::default()));
         let hear = Arc::clone(&received);
         let tls = if case.has_tls { format!("--tls {}", keys.display()) } else { String::new() };
@@ -97,25 +109,29 @@ impl Blow {
             is(&received.has_ended) || waits || (!is(&received.comes_in) && since > not_coming)
         });
         let receiver = receiver.with_context(|| format!("sender: {}", sender.ended))?;
-        let is_struck = link.left() < case.failures || case.failures == 0;
+        let is_struck = case.failures == 0 || (link.left() < case.failures && !link.has_a_bit_to_flip());
+        self.is_struck.store(is_struck, Ordering::SeqCst);
         let judged = judge(case, &sender, &receiver, &link).and_then(|outcome| expect(case, outcome, is_struck));
         judged.with_context(|| format!("sender: {}\nreceiver: {}", sender.ended, receiver.ended))
     }
 
     /// Waits until a side has ended or, as that says, will not end by itself.
     fn end(&self, side: Side, mut process: Process, is_over: impl Fn(Duration) -> bool) -> Result<Last> {
-        let since = Instant::now();
+        let (since, mut ticks) = (Instant::now(), 0);
         while process.is_running()? && !is_over(since.elapsed()) {
-            if since.elapsed() > LIMIT {
+            ticks += 1;
+            // Counted, for a host that stands still; more than that on a busy one.
+            if ticks > LIMIT.as_millis() / TICK.as_millis() {
+                let threads = threads(process.pid());
                 let said = process.kill()?;
-                bail!("{side:?} HANGS: {said}");
+                return Err(Slow(format!("{side:?} HANGS: {said}\n{threads}")).into());
             }
-            std::thread::sleep(Duration::from_millis(10));
+            std::thread::sleep(TICK);
         }
         // The report comes right behind the words.
         let grace = Instant::now();
         while process.is_running()? && grace.elapsed() < LAST_WORDS {
-            std::thread::sleep(Duration::from_millis(10));
+            std::thread::sleep(TICK);
         }
         let was_there = process.is_running()?;
         let ended = if was_there { process.kill()? } else { process.wait(LIMIT)? };
@@ -157,6 +173,15 @@ impl Blow {
     }
 }
 
+/// What each thread of a process waits for in the kernel, as far as this user may know.
+fn threads(pid: u32) -> String {
+    let read = |path: &Path, file: &str| std::fs::read_to_string(path.join(file)).unwrap_or_default();
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    tasks.map(|task| task.path()).map(|task| format!("{}{}", read(&task, "comm"), read(&task, "stack"))).collect()
+}
+
+const ATTEMPTS: u32 = 4;
+const TICK: Duration = Duration::from_millis(10);
 /// How long one side may take after the other has ended.
 const LIMIT: Duration = Duration::from_secs(60);
 /// For a sender that has given up for the time being to come back to it.

@@ -36,6 +36,7 @@ mod confines;
 mod course;
 mod judge;
 mod seeds;
+mod standstill;
 mod table;
 
 use std::path::Path;
@@ -43,8 +44,8 @@ use std::process::ExitCode;
 use std::sync::Mutex;
 
 use anyhow::{Context, Result, ensure};
-use case::{Case, FAULTS};
-use processes::huge_pages;
+use case::{Case, FAULTS, MEMORY_MIB};
+use processes::huge_pages::{self, HugePages};
 use processes::tally::{Tally, Verdict, clean_up_at_interrupt, number};
 use seeds::ONCE_FAILED;
 use table::Results;
@@ -79,9 +80,8 @@ fn main() -> ExitCode {
         });
     }
     seeds.reverse();
-    let result = run(seeds, number("--jobs").unwrap_or(8), tally);
-    huge_pages::give_back();
-    result.unwrap_or_else(|error| {
+    let jobs = number("--jobs").unwrap_or(8);
+    run(seeds, jobs, tally).unwrap_or_else(|error| {
         println!("FAILED   {error:#}");
         ExitCode::FAILURE
     })
@@ -92,10 +92,17 @@ fn run(seeds: Vec<u64>, jobs: u64, tally: Tally) -> Result<ExitCode> {
     let results = Mutex::new(Results::open(text("--results").as_deref())?);
     let (tally, seeds) = (Mutex::new(tally), Mutex::new(seeds));
     let keys = certificates::good();
+    // 2 MiB each, on two sides.
+    let huge_pages = HugePages::reserve(jobs * MEMORY_MIB);
+    let attempt = |seed| match &huge_pages {
+        Err(error) if Case::new(seed).has_huge_pages() => Ok(Err(Verdict::Skipped(format!("{error:#}")))),
+        _ => course::run(seed, keys.path()),
+    };
+    standstill::watch();
     let work = || {
         while let Some(seed) = { seeds.lock().expect("nobody panics with it").pop() } {
             let began = std::time::Instant::now();
-            let result = course::run(seed, keys.path()).and_then(|outcome| match outcome {
+            let result = attempt(seed).and_then(|outcome| match outcome {
                 Ok(outcome) => {
                     results.lock().expect("nobody panics with it").add(seed, outcome)?;
                     Ok(Verdict::Passed(format!("-> {outcome}; {:.1} s", began.elapsed().as_secs_f64())))

@@ -126,6 +126,11 @@ impl Link {
         self.network.script().left()
     }
 
+    /// Whether nothing has passed yet that [`Failure::Flip`] was to change.
+    pub(crate) fn has_a_bit_to_flip(&self) -> bool {
+        self.network.shape().flip.is_some()
+    }
+
     /// Whether a message of this name was passed on, where messages can be seen.
     pub(crate) fn has_passed(&self, message: &str) -> bool {
         self.network.passed.lock().unwrap_or_else(PoisonError::into_inner).contains(&message)
