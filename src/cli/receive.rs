@@ -36,7 +36,7 @@ pub fn run(settings: ReceiveSettings) -> anyhow::Result<Exit> {
         max_memory: settings.max_memory,
         max_sessions: settings.max_sessions,
         security: settings.security,
-        timeouts: Timeouts { recover: settings.recover_for, ..Timeouts::default() },
+        timeouts: Timeouts { recover: settings.recover_for, ..Timeouts::with_patience(settings.patience) },
     };
     let factory =
         Factory { sink, allow: settings.allow, backing: settings.backing, hold: settings.hold, dump: settings.dump, coming: Arc::default() };
@@ -86,6 +86,10 @@ impl GuestFactory for Factory {
         self.sink.write(&report);
     }
 
+    fn waits(&self, _offer: &Offer, left: PageCount) {
+        eprintln!("STRANDED: {left} of the guest's memory are still at the sender, which has not come back. The guest is kept and waits for them.");
+    }
+
     fn turned_away(&self, peer: &str, error: &Error) {
         eprintln!("a connection from {peer} came to nothing: {}", error.in_full());
     }
@@ -130,10 +134,6 @@ impl Arrival for Landing {
 
     fn guest(&mut self) -> &mut dyn Guest {
         &mut self.guest
-    }
-
-    fn waits(&mut self, left: PageCount) {
-        eprintln!("STRANDED: {left} of the guest's memory are still at the sender, which has not come back. The guest is kept and waits for them.");
     }
 
     fn placed(&mut self, placed: Placed) -> io::Result<()> {

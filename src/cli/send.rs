@@ -96,7 +96,7 @@ pub(super) fn migration<'h>(settings: &SendSettings) -> Migration<'h> {
         .compression(settings.compression)
         .delta_cache(settings.delta_cache)
         .limits(settings.limits)
-        .timeouts(Timeouts { recover: settings.recover_for, ..Timeouts::default() })
+        .timeouts(Timeouts { recover: settings.recover_for, ..Timeouts::with_patience(settings.patience) })
 }
 
 /// The tracker that the flags ask for.

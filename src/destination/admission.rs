@@ -23,6 +23,11 @@ pub trait GuestFactory: Send + Sync {
     /// An offer was refused, by [`GuestFactory::admit`] or before it came to that: for the records.
     fn refused(&self, _offer: &Offer, _refusal: &Refusal) {}
 
+    /// In post-copy the connection broke and the source of this guest has not come back for
+    /// [`Timeouts::recover`](crate::protocol::Timeouts::recover). The guest goes on waiting where it needs one of the `left`
+    /// pages, which may be in the middle of [`Guest::resume`], and the source may still come.
+    fn waits(&self, _offer: &Offer, _left: PageCount) {}
+
     /// A connection came to nothing before it belonged to a session, as when one end does not trust the other: for the
     /// records. Anyone can cause that, so it is not told of each when there are many.
     fn turned_away(&self, _peer: &str, _error: &Error) {}
@@ -39,11 +44,6 @@ pub trait Arrival: Send {
     /// In post-copy, before the guest is resumed: `missing` knows which of its pages are still to come. A VMM that gives
     /// pages back to the host in ways that the kernel does not tell of has to tell it.
     fn follows(&mut self, _missing: MissingMemory) {}
-
-    /// In post-copy the connection broke and the source has not come back for
-    /// [`Timeouts::recover`](crate::protocol::Timeouts::recover). The guest goes on waiting where it needs one of the `left`
-    /// pages, and the source may still come.
-    fn waits(&mut self, _left: PageCount) {}
 
     /// All memory is in place. While the guest is [`Placed::Paused`] the time of this is downtime.
     ///

@@ -43,9 +43,19 @@ pub(super) fn run(hub: &Hub, reader: MessageReader, hello: Message) -> Result<()
         // A few events in the life of a session, and two more each time the source comes back.
         let (tell, events) = unbounded();
         let pump = spawn_pump(Pump { shared: Arc::clone(&shared), connection: Some(connection), events: tell })?;
-        let served =
-            Session { hub, shared: &shared, events, reported, started, ledger: Ledger::default(), empty: None, following: None, is_running: false }
-                .serve(&offer);
+        let served = Session {
+            hub,
+            offer: &offer,
+            shared: &shared,
+            events,
+            reported,
+            started,
+            ledger: Ledger::default(),
+            empty: None,
+            following: None,
+            is_running: false,
+        }
+        .serve();
         // The pump ends with the machine, and the machine has ended or is told to.
         shared.feed(|machine| machine.fail(Instant::now(), "the session was given up".into()));
         let _ = pump.join();
@@ -57,6 +67,7 @@ pub(super) fn run(hub: &Hub, reader: MessageReader, hello: Message) -> Result<()
 
 struct Session<'s> {
     hub: &'s Hub,
+    offer: &'s Offer,
     shared: &'s Arc<Shared>,
     events: Receiver<DestinationEvent>,
     reported: Receiver<BulkReport>,
@@ -91,7 +102,8 @@ struct Times {
 }
 
 impl Session<'_> {
-    fn serve(mut self, offer: &Offer) -> Result<(), Error> {
+    fn serve(mut self) -> Result<(), Error> {
+        let offer = self.offer;
         let Some(DestinationEvent::Offered(_)) = self.events.recv().ok() else {
             return Ok(()); // An offer that makes no sense; the machine has answered.
         };
@@ -178,9 +190,7 @@ impl Session<'_> {
                     self.fail(fault.as_ref());
                 },
             }
-            if let Some(left) = self.following.as_mut().and_then(|following| following.overdue(self.hub.options.timeouts.recover)) {
-                guest.arrival.waits(left);
-            }
+            self.tell_if_overdue();
             if let Some(stale) = stale.take_if(|stale| fault.is_none() && self.ledger.has_reached(&stale.totals))
                 && let Err(error) = self.take_out(guest, stale)
             {
@@ -292,9 +302,19 @@ impl Session<'_> {
                     recv(self.reported) -> report => if let Ok(BulkReport::Broken { generation, error }) = report {
                         self.broken(generation, &error);
                     },
+                    default(IDLE) => {}
                 }
+                self.tell_if_overdue();
             }
         })
+    }
+
+    /// A source that has not come back for too long, while the guest runs or is still being resumed.
+    fn tell_if_overdue(&mut self) {
+        let patience = self.hub.options.timeouts.recover;
+        if let Some(left) = self.following.as_mut().and_then(|following| following.overdue(patience)) {
+            self.hub.factory.waits(self.offer, left);
+        }
     }
 
     /// A lane broke.

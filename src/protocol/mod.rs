@@ -139,16 +139,24 @@ pub struct Timeouts {
     pub tombstone: Duration,
 }
 
+impl Timeouts {
+    /// With `patience` for everything that a living peer does at once: answer, and show that it is there.
+    #[must_use]
+    pub fn with_patience(patience: Duration) -> Self {
+        Self {
+            heartbeat: patience / 10,
+            silence: patience,
+            handshake: patience,
+            resolve: patience,
+            recover: Duration::from_secs(60),
+            tombstone: Duration::from_secs(60).max(patience * 4),
+        }
+    }
+}
+
 impl Default for Timeouts {
     fn default() -> Self {
-        Self {
-            heartbeat: Duration::from_secs(1),
-            silence: Duration::from_secs(10),
-            handshake: Duration::from_secs(10),
-            resolve: Duration::from_secs(10),
-            recover: Duration::from_secs(60),
-            tombstone: Duration::from_secs(60),
-        }
+        Self::with_patience(Duration::from_secs(10))
     }
 }
 

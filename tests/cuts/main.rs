@@ -4,7 +4,7 @@
 //! tests/run cuts [--count N] [--seed S]      # 60
 //! tests/run cuts --quick                     # each way to fail once, in a minute; plain `cargo test` leaves it out
 //! ```
-//! A guest is given away before its memory is there, over a slow link through a relay (`link.rs`), which fails at moments
+//! A guest is given away before its memory is there, over a slow link through a relay (`../network`), which fails at moments
 //! that a seed decides (`shapes.rs`): connections are reset, end or fall silent, once or twice, in the middle of the pages,
 //! at one message of the handover, during a recovery, or for longer than the sender tries to reconnect. Passed means: both
 //! programs end with 0, the guest has arrived and was checked, and the receiver counts each missing page exactly once. Only
@@ -17,8 +17,9 @@
 #[expect(dead_code, reason = "the tests of the programs use the rest")]
 mod processes;
 
-mod link;
-mod random;
+#[path = "../network/mod.rs"]
+#[expect(dead_code, reason = "cuts happen at messages, not at what programs say")]
+mod network;
 mod shapes;
 
 use std::process::ExitCode;
@@ -26,9 +27,9 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use link::Link;
+use network::Link;
 use pageferry::stats::{GuestOwner, Outcome, PostCopyReport, Report};
-use processes::tally::{Tally, Verdict, clean_up_at_interrupt};
+use processes::tally::{Tally, Verdict, clean_up_at_interrupt, number};
 use processes::{Ended, Listening, Process, SEND, command, parse, userfaultfd};
 use shapes::{Case, End, SHAPES};
 
@@ -63,12 +64,6 @@ fn main() -> ExitCode {
     tally.into_inner().expect("no case panics").finish()
 }
 
-/// The number after `flag`, if it was given.
-fn number(flag: &str) -> Option<u64> {
-    let value = std::env::args().skip_while(|argument| argument != flag).nth(1)?;
-    Some(value.parse().unwrap_or_else(|_| panic!("{flag} {value}: expected a number")))
-}
-
 impl Case {
     fn run(&self) -> Result<Verdict> {
         if let Some(reason) = self.unusable() {
@@ -76,7 +71,7 @@ impl Case {
         }
         let began = Instant::now();
         let receiver = Listening::start("127.0.0.1:0", "--max-sessions 1 --recover-for 2s")?;
-        let link = Link::start(&receiver.address, &self.steps)?;
+        let link = Link::start(&receiver.address, &self.steps, || {})?;
         let flags = format!("--to {} --guest {} --json - {}", link.address, self.guest(), self.flags());
         let sender = Process::start(command(SEND, &flags))?;
         let Both { sent, received } = self.follow(sender, receiver, &link)?;

@@ -3,13 +3,13 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use crate::link::Directions::{Both, ToReceiver, ToSender};
-use crate::link::Failure::{Down, LoseAndReset, PassAndEnd, Reset, Silence, Speak};
-use crate::link::Moment::{Bytes, Later, Message};
-use crate::link::Reach::{All, Old};
-use crate::link::Step;
+use crate::network::Directions::{Both, ToReceiver, ToSender};
+use crate::network::Failure::{Down, LoseAndReset, Nothing, PassAndEnd, Reset, Silence, Speak};
+use crate::network::Moment::{Bytes, Later, Message};
+use crate::network::Reach::{All, Old};
+use crate::network::Step;
 use crate::processes::kvm;
-use crate::random::Random;
+use crate::processes::random::Random;
 
 /// One migration and what happens to it.
 pub(crate) struct Case {
@@ -114,6 +114,10 @@ impl Case {
             recovers: false,
         };
         case.steps = case.steps(&mut random);
+        if let Some((Bytes(_), _)) = case.steps.first() {
+            // Bytes of post-copy are meant.
+            case.steps.insert(0, (Message("Commit", 1), Nothing));
+        }
         case.end = match shape {
             Shape::LostCommit => End::Stays,
             Shape::ResetAtCommit | Shape::EndAtCommit => End::Either,

@@ -22,10 +22,11 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use moments::{CONNECTING, COPYING, Course, HANDOVER, Moment, PAUSED, Random};
+use moments::{CONNECTING, COPYING, Course, HANDOVER, Moment, PAUSED};
 use nix::sys::signal::Signal;
 use pageferry::stats::{GuestOwner, Outcome, Report};
-use processes::tally::{Tally, Verdict, clean_up_at_interrupt};
+use processes::random::Random;
+use processes::tally::{Tally, Verdict, clean_up_at_interrupt, number};
 use processes::{Ended, Listening, kvm};
 
 fn main() -> ExitCode {
@@ -50,12 +51,6 @@ fn main() -> ExitCode {
         Err(error) => tally.case("an undisturbed migration", || Err(error)),
     }
     tally.finish()
-}
-
-/// The number after `flag`, if it was given.
-fn number(flag: &str) -> Option<u64> {
-    let value = std::env::args().skip_while(|argument| argument != flag).nth(1)?;
-    Some(value.parse().unwrap_or_else(|_| panic!("{flag} {value}: expected a number")))
 }
 
 fn kind() -> &'static str {

@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use crate::LIMIT;
 use crate::processes::Process;
+use crate::processes::random::Random;
 
 /// So long after the sender said something.
 #[derive(Clone, Copy, Debug)]
@@ -76,31 +77,5 @@ impl Moment {
 impl std::fmt::Display for Moment {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:.2} ms after {:?}", self.delay.as_secs_f64() * 1e3, self.after)
-    }
-}
-
-/// SplitMix64.
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// A time from zero to `most`.
-    fn up_to(&mut self, most: Duration) -> Duration {
-        most.mul_f64(self.fraction())
-    }
-
-    /// The same, half of them within the first eighth: that is when Commit and Running cross.
-    fn soon_up_to(&mut self, most: Duration) -> Duration {
-        most.mul_f64(self.fraction().powi(3))
-    }
-
-    fn fraction(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
 }

@@ -4,6 +4,7 @@
 //! that fails half-way leaves nothing behind.
 
 pub(crate) mod huge_pages;
+pub(crate) mod random;
 pub(crate) mod tally;
 
 use std::fmt;
@@ -11,6 +12,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -35,7 +37,8 @@ pub(crate) fn command(program: &str, flags: &str) -> Command {
 
 /// A running program.
 pub(crate) struct Process {
-    child: Child,
+    hand: Hand,
+    pid: u32,
     pub(crate) stdout: Lines,
     pub(crate) stderr: Lines,
 }
@@ -51,26 +54,41 @@ pub(crate) struct Ended {
 
 impl Process {
     /// Starts it with nothing to read and its output watched.
-    pub(crate) fn start(mut command: Command) -> Result<Self> {
+    pub(crate) fn start(command: Command) -> Result<Self> {
+        Self::start_heard(command, |_| {})
+    }
+
+    /// The same, and `hear` is called with each line on its standard error the moment it comes.
+    pub(crate) fn start_heard(mut command: Command, hear: impl Fn(&str) + Send + 'static) -> Result<Self> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("cannot start {:?}", command.get_program()))?;
-        tally::running(child.id());
-        let stdout = Lines::of(child.stdout.take().expect("piped"));
-        let stderr = Lines::of(child.stderr.take().expect("piped"));
-        Ok(Self { child, stdout, stderr })
+        let pid = child.id();
+        tally::running(pid);
+        let stdout = Lines::of(child.stdout.take().expect("piped"), |_| {});
+        let stderr = Lines::of(child.stderr.take().expect("piped"), hear);
+        Ok(Self { hand: Hand(Arc::new(Mutex::new(child))), pid, stdout, stderr })
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+        self.pid
     }
 
+    /// For a thread that has to signal it.
+    pub(crate) fn hand(&self) -> Hand {
+        self.hand.clone()
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// When it has ended.
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
-        let pid = i32::try_from(self.child.id()).expect("a pid");
-        kill(Pid::from_raw(pid), signal).with_context(|| format!("{signal} to {pid}"))
+        ensure!(self.hand.signal(signal)?, "{signal} to a process that has ended");
+        Ok(())
     }
 
     pub(crate) fn is_running(&mut self) -> Result<bool> {
-        Ok(self.child.try_wait()?.is_none())
+        Ok(self.hand.child().try_wait()?.is_none())
     }
 
     /// Waits until it ends by itself.
@@ -80,11 +98,11 @@ impl Process {
     pub(crate) fn wait(mut self, limit: Duration) -> Result<Ended> {
         let until = Instant::now() + limit;
         let status = loop {
-            if let Some(status) = self.child.try_wait()? {
+            if let Some(status) = self.hand.child().try_wait()? {
                 break status;
             }
             if Instant::now() >= until {
-                self.child.kill()?;
+                self.hand.child().kill()?;
                 bail!("hangs: still there after {limit:?}; it said:\n{}", self.stderr.rest());
             }
             std::thread::sleep(Duration::from_millis(5));
@@ -93,8 +111,8 @@ impl Process {
     }
 
     /// Kills it; what it had said.
-    pub(crate) fn kill(mut self) -> Result<Ended> {
-        self.child.kill()?;
+    pub(crate) fn kill(self) -> Result<Ended> {
+        self.hand.child().kill()?;
         self.wait(MOMENT)
     }
 }
@@ -102,9 +120,31 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         // Both fail only for a process that has been waited for.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        tally::gone(self.child.id());
+        let mut child = self.hand.child();
+        let _ = child.kill();
+        let _ = child.wait();
+        tally::gone(self.pid);
+    }
+}
+
+/// Signals a process, as long as it has not ended.
+#[derive(Clone)]
+pub(crate) struct Hand(Arc<Mutex<Child>>);
+
+impl Hand {
+    /// Sends a signal; false when the process has ended. Its pid is not used after that: it may be another's.
+    pub(crate) fn signal(&self, signal: Signal) -> Result<bool> {
+        let mut child = self.child();
+        if child.try_wait()?.is_some() {
+            return Ok(false);
+        }
+        let pid = i32::try_from(child.id()).expect("a pid");
+        kill(Pid::from_raw(pid), signal).with_context(|| format!("{signal} to {pid}"))?;
+        Ok(true)
+    }
+
+    fn child(&self) -> MutexGuard<'_, Child> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -153,13 +193,15 @@ pub(crate) struct Lines {
 }
 
 impl Lines {
-    fn of(pipe: impl Read + Send + 'static) -> Self {
+    fn of(pipe: impl Read + Send + 'static, hear: impl Fn(&str) + Send + 'static) -> Self {
         let (tell, incoming) = channel();
         std::thread::spawn(move || {
             let mut pipe = BufReader::new(pipe);
             let mut line = Vec::new();
             while pipe.read_until(b'\n', &mut line).is_ok_and(|bytes| bytes > 0) {
-                if tell.send(String::from_utf8_lossy(&line).trim_end_matches('\n').to_owned()).is_err() {
+                let text = String::from_utf8_lossy(&line).trim_end_matches('\n').to_owned();
+                hear(&text);
+                if tell.send(text).is_err() {
                     break;
                 }
                 line.clear();
@@ -214,7 +256,12 @@ impl Listening {
 
     /// Starts a command that becomes a receiver.
     pub(crate) fn start_as(command: Command) -> Result<Self> {
-        let mut process = Process::start(command)?;
+        Self::start_heard(command, |_| {})
+    }
+
+    /// The same, and `hear` is called with each line on its standard error.
+    pub(crate) fn start_heard(command: Command, hear: impl Fn(&str) + Send + 'static) -> Result<Self> {
+        let mut process = Process::start_heard(command, hear)?;
         let line = process.stderr.next_with("listening on ", MOMENT)?;
         let address = line.strip_prefix("listening on ").with_context(|| format!("unexpected: {line}"))?.to_owned();
         Ok(Self { process, address })

@@ -51,6 +51,12 @@ impl Tally {
     }
 }
 
+/// The number after `flag` on this program's command line, if it was given.
+pub(crate) fn number(flag: &str) -> Option<u64> {
+    let value = std::env::args().skip_while(|argument| argument != flag).nth(1)?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{flag} {value}: expected a number")))
+}
+
 /// Has SIGINT, SIGTERM and SIGHUP kill the processes under way, run `clean_up` and end this process. Call it first, while
 /// there is one thread: those that come later inherit that the signals are not theirs.
 pub(crate) fn clean_up_at_interrupt(clean_up: impl FnOnce() + Send + 'static) -> Result<()> {

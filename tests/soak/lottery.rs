@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
-use pageferry::cli::args::SendArgs;
+use pageferry::cli::args::{Guests, SendArgs, SendSettings};
 use pageferry::dirty::{self, Choice};
 use pageferry::guests::{self, GuestSpec};
 use pageferry::memory::Backing;
@@ -18,7 +18,7 @@ use pageferry::stats::{GuestOwner, Outcome, Report};
 
 use crate::holdings::Holdings;
 use crate::processes::Listening;
-use crate::random::Random;
+use crate::processes::random::Random;
 use crate::settings::{Able, Settings};
 
 /// Moves so many guests; what was seen.
@@ -156,7 +156,7 @@ fn move_one(settings: &Settings, receivers: &mut Receivers, sums: &mut Sums) -> 
 /// One guest, from within this process. If it stays because of a limit, it is checked here.
 fn migrate(flags: &str) -> Result<Report> {
     let settings = SendArgs::try_parse_from(["pageferry-send"].into_iter().chain(flags.split_whitespace()))?.settings()?;
-    let spec: GuestSpec = settings.guest.parse()?;
+    let spec = only(&settings)?;
     let mut guest = guests::build_source(&spec, settings.backing)?;
     let memory = Arc::clone(guest.memory());
     let mut tracker = dirty::open(settings.tracker.map_or(Choice::Auto, Choice::Only), &guest.tracked())?;
@@ -181,11 +181,17 @@ fn migrate(flags: &str) -> Result<Report> {
     }
 }
 
+/// The guest that the flags name.
+fn only(settings: &SendSettings) -> Result<GuestSpec> {
+    let Guests::One(spec) = &settings.guests else { bail!("the flags name no guest") };
+    Ok(spec.parse()?)
+}
+
 /// Whether this tracker works for such a guest here.
 pub(crate) fn usable(guest: &str, tracker: &str) -> Result<()> {
     let flags = format!("--to 127.0.0.1:1 --guest {guest}:memory=20MiB,working-set=4KiB --tracker {tracker}");
     let settings = SendArgs::try_parse_from(["pageferry-send"].into_iter().chain(flags.split_whitespace()))?.settings()?;
-    let guest = guests::build_source(&settings.guest.parse()?, Backing::Anonymous)?;
+    let guest = guests::build_source(&only(&settings)?, Backing::Anonymous)?;
     dirty::open(settings.tracker.map_or(Choice::Auto, Choice::Only), &guest.tracked())?;
     Ok(())
 }

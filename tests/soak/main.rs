@@ -34,8 +34,6 @@ mod processes;
 mod certificates;
 mod holdings;
 mod lottery;
-#[path = "../cuts/random.rs"]
-mod random;
 mod settings;
 
 use std::os::unix::process::CommandExt;

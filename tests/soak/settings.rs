@@ -1,7 +1,7 @@
 //! A migration's settings, drawn by lot: as the flags of `pageferry-send`, so that one that failed can be run by hand.
 
 use crate::processes;
-use crate::random::Random;
+use crate::processes::random::Random;
 
 /// What this machine can do.
 pub(crate) struct Able {

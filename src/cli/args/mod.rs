@@ -11,6 +11,7 @@ mod security;
 mod send;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::ValueEnum;
 
@@ -18,8 +19,10 @@ pub use limits::LimitArgs;
 pub use receive::{ReceiveArgs, ReceiveSettings};
 pub use send::{Guests, SendArgs, SendSettings};
 
+use super::units::parse_time;
 use crate::memory::Backing;
 use crate::transport::Endpoint;
+use crate::units::HumanTime;
 
 /// Flags that parse and still cannot be followed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -129,6 +132,19 @@ pub struct SecurityArgs {
 
 /// How long a connection that broke in post-copy is waited for, if nothing else is said.
 const RECOVER_FOR: &str = "60s";
+/// How long a peer may be silent, if nothing else is said.
+const PATIENCE: &str = "10s";
+
+/// A time that leaves room for a few heartbeats.
+fn parse_patience(text: &str) -> Result<Duration, String> {
+    let patience = parse_time(text).map_err(|error| error.to_string())?;
+    if patience < LEAST_PATIENCE {
+        return Err(format!("expected {} or more", HumanTime(LEAST_PATIENCE)));
+    }
+    Ok(patience)
+}
+
+const LEAST_PATIENCE: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{BackingFlag, Output, RECOVER_FOR, SecurityArgs, UsageError};
+use super::{BackingFlag, Output, PATIENCE, RECOVER_FOR, SecurityArgs, UsageError, parse_patience};
 use crate::cli::units::{number_in, parse_size, parse_time};
 use crate::memory::Backing;
 use crate::transport::{Endpoint, ServerSecurity};
@@ -42,6 +42,9 @@ pub struct ReceiveArgs {
     /// How long to wait for the sender to come back when the connection breaks in post-copy
     #[arg(long, value_name = "TIME", default_value = RECOVER_FOR, value_parser = parse_time)]
     recover_for: Duration,
+    /// How long the peer may say nothing before it counts as lost
+    #[arg(long, value_name = "TIME", default_value = PATIENCE, value_parser = parse_patience)]
+    patience: Duration,
 }
 
 /// What the flags of `pageferry-receive` come to.
@@ -67,6 +70,8 @@ pub struct ReceiveSettings {
     pub backing: Backing,
     /// How long a sender whose connection broke in post-copy is waited for.
     pub recover_for: Duration,
+    /// How long the peer may say nothing.
+    pub patience: Duration,
 }
 
 impl ReceiveArgs {
@@ -88,6 +93,7 @@ impl ReceiveArgs {
             max_sessions: self.max_sessions,
             backing: self.backing.into(),
             recover_for: self.recover_for,
+            patience: self.patience,
         })
     }
 }

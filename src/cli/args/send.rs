@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
-use super::{BackingFlag, Input, LimitArgs, Output, RECOVER_FOR, SecurityArgs, UsageError};
+use super::{BackingFlag, Input, LimitArgs, Output, PATIENCE, RECOVER_FOR, SecurityArgs, UsageError, parse_patience};
 use crate::cli::units::{Exact, number_in, parse_rate, parse_size, parse_time};
 use crate::dirty::TrackerKind;
 use crate::memory::Backing;
@@ -49,6 +49,9 @@ pub struct SendArgs {
     /// How long to keep trying to reach the receiver when the connection breaks in post-copy
     #[arg(long, value_name = "TIME", default_value = RECOVER_FOR, value_parser = parse_time)]
     recover_for: Duration,
+    /// How long the peer may say nothing before it counts as lost
+    #[arg(long, value_name = "TIME", default_value = PATIENCE, value_parser = parse_patience)]
+    patience: Duration,
     /// Run and move many guests: a file, or - for standard input, with a line for each such as
     /// workload:memory=32MiB name=web priority=1, and perhaps one such as concurrency 8
     #[arg(long, value_name = "FILE|-")]
@@ -102,6 +105,8 @@ pub struct SendSettings {
     pub backing: Backing,
     /// How long a connection that broke in post-copy is tried to be made again.
     pub recover_for: Duration,
+    /// How long the peer may say nothing.
+    pub patience: Duration,
     /// How long the guest runs first.
     pub warm_up: Duration,
     /// Where the report goes.
@@ -138,6 +143,7 @@ impl SendArgs {
             bandwidth: self.bandwidth,
             backing: self.backing.into(),
             recover_for: self.recover_for,
+            patience: self.patience,
             warm_up: self.warm_up,
             json: self.json.map(Output::from),
             dump: self.dump,

@@ -1,6 +1,7 @@
 //! Choices that a seed decides.
 
 use std::ops::Range;
+use std::time::Duration;
 
 /// SplitMix64.
 pub(crate) struct Random(pub(crate) u64);
@@ -22,5 +23,19 @@ impl Random {
     pub(crate) fn of<T: Copy>(&mut self, choices: &[T]) -> T {
         let index = self.next() % choices.len() as u64;
         choices[usize::try_from(index).expect("fewer than there are choices")]
+    }
+
+    /// A time from zero to `most`.
+    pub(crate) fn up_to(&mut self, most: Duration) -> Duration {
+        most.mul_f64(self.fraction())
+    }
+
+    /// The same, half of them within the first eighth: that is when Commit and Running cross.
+    pub(crate) fn soon_up_to(&mut self, most: Duration) -> Duration {
+        most.mul_f64(self.fraction().powi(3))
+    }
+
+    fn fraction(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
 }
