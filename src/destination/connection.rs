@@ -48,7 +48,8 @@ pub(super) fn handle(counted: &mut Counted, stream: Stream) -> Result<(), Error>
         Message::Query { session, token } => answer(hub, reader, &Claim { session, token, certificate }),
         other => {
             let detail = format!("a connection does not begin with {}", other.name());
-            reader.writer().send(&Message::Refuse { reason: RefuseReason::Other, detail })
+            reader.writer().send(&Message::Refuse { reason: RefuseReason::Other, detail })?;
+            Err(TurnedAway::Stranger("it begins with another message than connections do").into())
         }
     }
 }
@@ -127,6 +128,9 @@ fn told(writer: &mut MessageWriter, resumption: Resumption) -> Result<bool, Erro
     if let Some(answer) = resumption.answer() {
         writer.send(&answer)?;
     }
+    if resumption == Resumption::Refused {
+        return Err(NO_SESSION.into());
+    }
     Ok(matches!(resumption, Resumption::Complete { .. }))
 }
 
@@ -194,5 +198,7 @@ fn turn_away(reader: &MessageReader, error: &WireError) {
     let _ = reader.writer().send(&Message::Refuse { reason, detail: error.to_string() });
 }
 
+/// Another token, or another session's.
+const NO_SESSION: TurnedAway = TurnedAway::Stranger("it wants to resume a session that is not there, or not its own");
 /// The first byte of a TLS connection. No message begins with it.
 const TLS_HANDSHAKE: u8 = 22;

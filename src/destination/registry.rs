@@ -202,8 +202,10 @@ pub(super) struct Claim {
 
 /// Why a session is not begun.
 pub(super) enum NotBegun {
-    /// Its id is, or was, another's. No honest source runs into that.
+    /// Its id is, or was, another's.
     Taken,
+    /// All that were to be served have begun.
+    Served,
     /// There are too many.
     Crowded(TurnedAway),
     /// The receiver is told to end, for this reason.

@@ -12,6 +12,7 @@ use crossbeam::channel::{Receiver, Sender, bounded, never, select, unbounded};
 use super::admission::{Arrival, Ending, Placed, Refusal};
 use super::budget::Reservation;
 use super::bulk::BulkReport;
+use super::door::TurnedAway;
 use super::following::{Following, post_copy_for};
 use super::hub::Hub;
 use super::ledger::Ledger;
@@ -39,7 +40,8 @@ pub(super) fn run(hub: &Hub, reader: MessageReader, hello: Message, certificate:
         let (detail, error) = match not_begun {
             NotBegun::Crowded(refusal) => (refusal.to_string(), Err(refusal.into())),
             NotBegun::Stopping(reason) => (reason, Ok(())),
-            NotBegun::Taken => ("this receiver takes no more sessions".into(), Ok(())),
+            NotBegun::Served => ("this receiver takes no more sessions".into(), Ok(())),
+            NotBegun::Taken => (KNOWN.into(), Err(TurnedAway::Stranger(KNOWN).into())),
         };
         return reader.writer().send(&Message::Refuse { reason: RefuseReason::Busy, detail }).and(error);
     }
@@ -67,7 +69,7 @@ fn begin(hub: &Hub, offer: &Offer, shared: &Arc<Shared>) -> Result<(), NotBegun>
         return Ok(());
     }
     hub.registry.remove(offer.session, shared);
-    Err(NotBegun::Taken)
+    Err(NotBegun::Served)
 }
 
 struct Session<'s> {
@@ -499,6 +501,8 @@ impl Pump {
     }
 }
 
+/// No honest source names a session that is, or was, another's.
+const KNOWN: &str = "a session of this name is known here already";
 /// How long to wait when nothing is due.
 const IDLE: Duration = Duration::from_secs(1);
 /// How long to wait for the source's reason after a connection broke.
