@@ -1,6 +1,6 @@
 //! Everything that can end a migration, by whose fault it is.
 
-use crate::destination::MissingError;
+use crate::destination::{MissingError, TurnedAway};
 use crate::dirty::DirtyError;
 use crate::guest::GuestError;
 use crate::memory::MemoryError;
@@ -44,6 +44,15 @@ pub enum Error {
         reason: RefuseReason,
         /// The peer's words.
         detail: String,
+    },
+    /// A peer that takes up more than it may.
+    #[error(transparent)]
+    TurnedAway(#[from] TurnedAway),
+    /// The source is alive and brings nothing.
+    #[error("nothing has come of the guest for {limit:?}, although its source is alive")]
+    Standstill {
+        /// What was allowed.
+        limit: std::time::Duration,
     },
     /// The caller called it off.
     #[error("the migration was cancelled")]

@@ -104,7 +104,7 @@ fn bytes_are_sealed_and_opened_without_allocating() {
     use std::io::{Read, Write};
     use std::time::Duration;
 
-    use pageferry::transport::{ClientSecurity, ClientTls, Listener, Route, ServerSecurity, ServerTls};
+    use pageferry::transport::{ClientSecurity, ClientTls, Deadline, Listener, Route, ServerSecurity, ServerTls};
 
     let (keys, patience) = (certificates::good(), Duration::from_secs(20));
     let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
@@ -112,7 +112,7 @@ fn bytes_are_sealed_and_opened_without_allocating() {
     let route = Route { endpoint: listener.endpoint().clone(), security };
     let client = std::thread::spawn(move || route.connect(patience).unwrap());
     let security = ServerSecurity::Tls(ServerTls::from_directory(keys.path()).unwrap());
-    let mut server = security.accept(listener.accept(patience).unwrap().expect("a connection"), patience).unwrap();
+    let mut server = security.accept(listener.accept(patience).unwrap().expect("a connection"), Deadline::within(patience)).unwrap();
     let mut client = client.join().unwrap();
     let (sent, mut arrived) = (vec![5; 256 << 10], vec![0; 256 << 10]);
     let mut before = 0;

@@ -9,11 +9,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
+
 use super::args::ReceiveSettings;
 use super::coming::{Coming, OnItsWay};
 use super::exit::Exit;
 use super::output::{ReportSink, create};
-use crate::destination::{Arrival, Ending, GuestFactory, Placed, Receiver, ReceiverOptions, Refusal};
+use super::signals;
+use crate::destination::{Arrival, Ending, GuestFactory, Placed, Receiver, ReceiverControl, ReceiverLimits, ReceiverOptions, Refusal, UnderWay};
 use crate::error::Error;
 use crate::guest::{Guest, GuestError};
 use crate::guests::{self, GuestSpec, TestGuest};
@@ -35,15 +38,47 @@ pub fn run(settings: ReceiveSettings) -> anyhow::Result<Exit> {
     let options = ReceiverOptions {
         max_memory: settings.max_memory,
         max_sessions: settings.max_sessions,
+        limits: ReceiverLimits::default(),
         security: settings.security,
         timeouts: Timeouts { recover: settings.recover_for, ..Timeouts::with_patience(settings.patience) },
     };
     let factory =
         Factory { sink, allow: settings.allow, backing: settings.backing, hold: settings.hold, dump: settings.dump, coming: Arc::default() };
     let receiver = Receiver::bind(&settings.endpoint, options, Arc::new(factory))?;
+    let mut leaving = Leaving { control: receiver.control(), is_told: false };
+    signals::on_interrupt(move || leaving.interrupt()).context("cannot watch for signals")?;
     eprintln!("listening on {}", receiver.endpoint());
     receiver.serve()?;
     Ok(Exit::Completed)
+}
+
+/// What becomes of the receiver when it is told to end.
+struct Leaving {
+    control: ReceiverControl,
+    is_told: bool,
+}
+
+impl Leaving {
+    /// The first time it ends in order; after that at once, whatever is lost.
+    fn interrupt(&mut self) {
+        if std::mem::replace(&mut self.is_told, true) {
+            let UnderWay { incomplete, missing, remembered, .. } = self.control.under_way();
+            if incomplete > 0 {
+                eprintln!("LOST: {incomplete} guest(s) ran here and needed {missing} that are still at their senders; those guests are gone");
+            } else if remembered > 0 {
+                eprintln!("{remembered} sender(s) may ask how their migration ended, and will get no answer");
+            }
+            std::process::exit(Exit::Failed as i32);
+        }
+        self.control.stop("the receiver is told to end");
+        let UnderWay { sessions, incomplete, missing, remembered } = self.control.under_way();
+        eprintln!("told to end: no guest is taken in any more, and those that have not been handed over stay where they are");
+        if incomplete > 0 {
+            eprintln!("{incomplete} guest(s) run here and still need {missing} from their senders: interrupt again to lose them");
+        } else if sessions + remembered > 0 {
+            eprintln!("{sessions} session(s) are to end, and {remembered} sender(s) may ask how theirs ended");
+        }
+    }
 }
 
 /// Builds the guests that senders describe.
@@ -92,6 +127,10 @@ impl GuestFactory for Factory {
 
     fn turned_away(&self, peer: &str, error: &Error) {
         eprintln!("a connection from {peer} came to nothing: {}", error.in_full());
+    }
+
+    fn passed_over(&self, connections: u64) {
+        eprintln!("{connections} more connections came to nothing before this one");
     }
 }
 

@@ -5,12 +5,12 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam::channel::{Receiver, bounded, never};
 
 use crate::error::Error;
-use crate::transport::{Stream, StreamControl, TransportError};
+use crate::transport::{Deadline, Stream, StreamControl, TransportError};
 use crate::wire::{Message, WireError, decode_message};
 
 /// Writes messages.
@@ -64,16 +64,22 @@ impl MessageReader {
     /// The first message, which must be whole before `timeout` is over, however slowly its bytes trickle in, and of
     /// bounded size, as it may come from anyone.
     pub(crate) fn next_within(&mut self, timeout: Duration) -> Result<Message, Error> {
-        let deadline = Instant::now() + timeout;
+        self.next_before(Deadline::within(timeout))
+    }
+
+    /// The same before a `deadline` that may hold for more than this message.
+    pub(crate) fn next_before(&mut self, deadline: Deadline) -> Result<Message, Error> {
+        let late = || TransportError::Late { limit: deadline.limit() };
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(broken(CONTROL, ErrorKind::TimedOut.into()));
-            }
-            self.set_timeout(Some(left))?;
-            if let Some(message) = self.advance()? {
-                self.set_timeout(None)?;
-                return Ok(message);
+            self.set_timeout(Some(deadline.left().ok_or_else(late)?))?;
+            match self.advance() {
+                Ok(Some(message)) => {
+                    self.set_timeout(None)?;
+                    return Ok(message);
+                }
+                Ok(None) => {}
+                Err(error) if is_timeout(&error) => return Err(late().into()),
+                Err(error) => return Err(error),
             }
             if self.buffer.len() > MAX_OPENING_BYTES {
                 return Err(WireError::Opening { limit: MAX_OPENING_BYTES }.into());
@@ -173,6 +179,11 @@ impl Drop for Connection {
             let _ = reader.join();
         }
     }
+}
+
+/// Whether a read waited for as long as it may.
+fn is_timeout(error: &Error) -> bool {
+    matches!(error, Error::Transport(TransportError::Broken { source, .. }) if matches!(source.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))
 }
 
 fn broken(lane: &str, source: std::io::Error) -> Error {

@@ -31,6 +31,9 @@ pub trait GuestFactory: Send + Sync {
     /// A connection came to nothing before it belonged to a session, as when one end does not trust the other: for the
     /// records. Anyone can cause that, so it is not told of each when there are many.
     fn turned_away(&self, _peer: &str, _error: &Error) {}
+
+    /// Since the last time there were so many more of which it was not told.
+    fn passed_over(&self, _connections: u64) {}
 }
 
 /// A guest that is coming in.

@@ -1,27 +1,33 @@
 //! What the first message of a connection makes of it.
 
+use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use super::bulk;
+use super::door::TurnedAway;
 use super::follow;
-use super::hub::Hub;
+use super::hub::{Counted, Hub};
+use super::registry::Claim;
 use super::session;
 use crate::control::{Connection, MessageReader, MessageWriter};
 use crate::error::Error;
 use crate::protocol::Resumption;
-use crate::transport::{Stream, TransportError};
-use crate::wire::{AnswerStatus, ChannelTotals, Lane, Message, RefuseReason, SessionId, Token, WireError};
+use crate::transport::{Deadline, Stream, TransportError};
+use crate::wire::{AnswerStatus, ChannelTotals, Lane, Message, RefuseReason, WireError};
 
 /// Reads what a connection wants to be, and lets it, once it is as secure as it has to be.
-pub(super) fn handle(hub: &Hub, stream: Stream) -> Result<(), Error> {
-    let (security, timeout) = (&hub.options.security, hub.options.timeouts.handshake);
-    let unheard = |source| TransportError::Broken { lane: "new".to_owned(), source };
-    if security.is_required() && stream.first_byte(timeout).map_err(unheard)? != TLS_HANDSHAKE {
-        return Err(turn_plain_away(hub, stream));
+pub(super) fn handle(counted: &mut Counted, stream: Stream) -> Result<(), Error> {
+    let options = &counted.hub().options;
+    let security = &options.security;
+    // For all that it has to say before it is known: a peer that trickles must not stay for longer than a silent one.
+    let deadline = Deadline::within(options.timeouts.handshake);
+    if security.is_required() && first_byte(&stream, deadline)? != TLS_HANDSHAKE {
+        return Err(turn_plain_away(stream, deadline));
     }
-    let stream = security.accept(stream, timeout)?;
+    let stream = security.accept(stream, deadline)?;
+    let certificate = stream.peer_certificate().cloned();
     let mut reader = MessageReader::new(stream);
-    let first = match reader.next_within(hub.options.timeouts.handshake) {
+    let first = match reader.next_before(deadline) {
         Ok(message) => message,
         Err(error) => {
             if let Error::Wire(wire) = &error {
@@ -30,30 +36,39 @@ pub(super) fn handle(hub: &Hub, stream: Stream) -> Result<(), Error> {
             return Err(if is_tls(&error) { TransportError::TlsPeer.into() } else { error });
         }
     };
+    counted.welcome()?;
+    let hub = counted.hub();
     match first {
-        hello @ Message::Hello(_) => session::run(hub, reader, hello),
-        Message::Attach { session, token, lane, generation } => attach(hub, reader, session, token, lane, generation),
-        Message::Resume { session, token } => resume(hub, reader, session, token),
-        Message::Query { session, token } => answer(hub, reader, session, token),
+        hello @ Message::Hello(_) => session::run(hub, reader, hello, certificate),
+        Message::Attach { session, token, lane, generation } => {
+            let claim = Claim { session, token, certificate };
+            attach(hub, reader, &claim, lane, generation)
+        }
+        Message::Resume { session, token } => resume(hub, reader, &Claim { session, token, certificate }),
+        Message::Query { session, token } => answer(hub, reader, &Claim { session, token, certificate }),
         other => {
             let detail = format!("a connection does not begin with {}", other.name());
-            reader.writer().send(&Message::Refuse { reason: RefuseReason::Other, detail })
+            reader.writer().send(&Message::Refuse { reason: RefuseReason::Other, detail })?;
+            Err(TurnedAway::Stranger("it begins with another message than connections do").into())
         }
     }
 }
 
 /// A connection for pages: this thread becomes its worker.
-fn attach(hub: &Hub, reader: MessageReader, session: SessionId, token: Token, lane: Lane, generation: u32) -> Result<(), Error> {
+fn attach(hub: &Hub, reader: MessageReader, claim: &Claim, lane: Lane, generation: u32) -> Result<(), Error> {
     let mut writer = reader.writer();
-    let refuse = |detail: &str| Message::Refuse { reason: RefuseReason::Authorization, detail: detail.into() };
-    let Some(shared) = hub.registry.find(session) else { return writer.send(&refuse("no such session")) };
-    let Some(arriving) = shared.arrival.get() else { return writer.send(&refuse("the session is not accepted yet")) };
-    let Some(stream) = reader.into_stream() else { return writer.send(&refuse("frames before Attached")) };
+    let mut refuse = |detail| refuse(&mut writer, detail);
+    let Some(shared) = hub.registry.find(claim.session) else { return refuse("no such session") };
+    if !shared.is_of(claim) {
+        return refuse("the certificate is not the one that the session began with");
+    }
+    let Some(arriving) = shared.arrival.get() else { return refuse("the session is not accepted yet") };
+    let Some(stream) = reader.into_stream() else { return refuse("frames before Attached") };
     // Adopted under the machine's lock: should the session end right now, the connection ends with it.
-    let attached = shared.feed(|machine| machine.attach(Instant::now(), token, lane, generation).map(|()| shared.adopt(stream.control())));
+    let attached = shared.feed(|machine| machine.attach(Instant::now(), claim.token, lane, generation).map(|()| shared.adopt(stream.control())));
     let running = match attached {
         Ok(running) => running,
-        Err(error) => return writer.send(&error.refusal()),
+        Err(error) => return writer.send(&error.refusal()).and(Err(TurnedAway::Lane(error).into())),
     };
     let greeted = writer.send(&Message::Attached { lane });
     match (lane, generation) {
@@ -71,21 +86,30 @@ fn attach(hub: &Hub, reader: MessageReader, session: SessionId, token: Token, la
     Ok(())
 }
 
+/// Says no to a connection that is not what it says it is.
+fn refuse(writer: &mut MessageWriter, detail: &'static str) -> Result<(), Error> {
+    writer.send(&Message::Refuse { reason: RefuseReason::Authorization, detail: detail.into() })?;
+    Err(TurnedAway::Stranger(detail).into())
+}
+
 /// A source that comes back in post-copy, or in doubt on the way to it.
-fn resume(hub: &Hub, mut reader: MessageReader, session: SessionId, token: Token) -> Result<(), Error> {
+fn resume(hub: &Hub, mut reader: MessageReader, claim: &Claim) -> Result<(), Error> {
     let mut writer = reader.writer();
     let handshake = hub.options.timeouts.handshake;
-    let Some(shared) = hub.registry.find(session) else {
-        let resumption = hub.registry.resume(session, token);
+    let Some(shared) = hub.registry.find(claim.session) else {
+        let resumption = hub.registry.resume(claim);
         let is_complete = told(&mut writer, resumption)?;
         if is_complete && matches!(reader.next_within(handshake), Ok(Message::Released)) {
-            hub.registry.released(session, token);
+            hub.registry.released(claim);
         }
         return Ok(());
     };
+    if !shared.is_of(claim) {
+        return told(&mut writer, Resumption::Refused).map(drop);
+    }
     let mut connection = Some(Connection::new(reader)?);
     let resumption = shared.feed(|machine| {
-        let resumption = machine.resume(Instant::now(), token);
+        let resumption = machine.resume(Instant::now(), claim.token);
         if let Resumption::Accepted { generation } = resumption {
             shared.keep_newer(generation, connection.take().expect("kept once"));
         }
@@ -93,7 +117,7 @@ fn resume(hub: &Hub, mut reader: MessageReader, session: SessionId, token: Token
     });
     let is_complete = told(&mut writer, resumption)?;
     if is_complete && connection.is_some_and(|connection| says_released(&connection, handshake)) {
-        hub.registry.released(session, token);
+        hub.registry.released(claim);
     }
     Ok(())
 }
@@ -103,6 +127,9 @@ fn told(writer: &mut MessageWriter, resumption: Resumption) -> Result<bool, Erro
     tracing::info!(?resumption, "a source came back");
     if let Some(answer) = resumption.answer() {
         writer.send(&answer)?;
+    }
+    if resumption == Resumption::Refused {
+        return Err(NO_SESSION.into());
     }
     Ok(matches!(resumption, Resumption::Complete { .. }))
 }
@@ -119,22 +146,22 @@ fn says_released(connection: &Connection, timeout: Duration) -> bool {
 }
 
 /// A source in doubt.
-fn answer(hub: &Hub, mut reader: MessageReader, session: SessionId, token: Token) -> Result<(), Error> {
-    let status = hub.registry.answer(session, token);
+fn answer(hub: &Hub, mut reader: MessageReader, claim: &Claim) -> Result<(), Error> {
+    let status = hub.registry.answer(claim);
     tracing::info!(?status, "a source in doubt asked");
     reader.writer().send(&Message::Answer(status))?;
     if status == AnswerStatus::Running
         && let Ok(Message::Released) = reader.next_within(hub.options.timeouts.handshake)
     {
-        hub.registry.released(session, token);
+        hub.registry.released(claim);
     }
     Ok(())
 }
 
 /// Tells a sender that does not know it that only TLS goes here. What others said stands in the error.
-fn turn_plain_away(hub: &Hub, stream: Stream) -> Error {
+fn turn_plain_away(stream: Stream, deadline: Deadline) -> Error {
     let mut reader = MessageReader::new(stream);
-    match reader.next_within(hub.options.timeouts.handshake) {
+    match reader.next_before(deadline) {
         Ok(_) => {
             let detail = "this receiver takes TLS connections only: the sender needs --tls".into();
             // It may be gone already.
@@ -143,6 +170,16 @@ fn turn_plain_away(hub: &Hub, stream: Stream) -> Error {
         }
         Err(error) => error,
     }
+}
+
+/// The first byte of a connection, which stays to be read.
+fn first_byte(stream: &Stream, deadline: Deadline) -> Result<u8, TransportError> {
+    let late = || TransportError::Late { limit: deadline.limit() };
+    let first = stream.first_byte(deadline.left().ok_or_else(late)?);
+    first.map_err(|source| match source.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => late(),
+        _ => TransportError::Broken { lane: "new".to_owned(), source },
+    })
 }
 
 /// Whether it was the beginning of a TLS handshake that made no sense.
@@ -161,5 +198,7 @@ fn turn_away(reader: &MessageReader, error: &WireError) {
     let _ = reader.writer().send(&Message::Refuse { reason, detail: error.to_string() });
 }
 
+/// Another token, or another session's.
+const NO_SESSION: TurnedAway = TurnedAway::Stranger("it wants to resume a session that is not there, or not its own");
 /// The first byte of a TLS connection. No message begins with it.
 const TLS_HANDSHAKE: u8 = 22;

@@ -1,14 +1,17 @@
 //! What all connections of a receiver share.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::admission::GuestFactory;
 use super::budget::Budget;
+use super::door::{Admitted, Door, ReceiverLimits, Ticket, TurnedAway};
 use super::registry::Registry;
+use crate::error::Error;
 use crate::protocol::Timeouts;
-use crate::transport::ServerSecurity;
+use crate::transport::{ServerSecurity, Stream, StreamControl};
 use crate::units::ByteCount;
 
 /// How a receiver behaves.
@@ -18,7 +21,10 @@ pub struct ReceiverOptions {
     pub max_memory: Option<ByteCount>,
     /// Sessions to serve before [`Receiver::serve`](super::Receiver::serve) returns; `None` serves for ever.
     pub max_sessions: Option<u32>,
-    /// How long to wait for what.
+    /// What peers may take up.
+    pub limits: ReceiverLimits,
+    /// How long to wait for what. A connection has said what it wants, TLS included, within the time of
+    /// [`Timeouts::handshake`], or is closed.
     pub timeouts: Timeouts,
     /// How connections are protected.
     pub security: ServerSecurity,
@@ -33,28 +39,45 @@ pub(super) struct Hub {
     /// Sessions begun: offers read, whatever came of them.
     begun: AtomicU32,
     connections: AtomicUsize,
+    /// Connections that have said what they want.
+    welcome: AtomicUsize,
+    entrance: Mutex<Entrance>,
     complaints: Mutex<Complaints>,
+}
+
+/// The door, and how to end those who stand there.
+struct Entrance {
+    door: Door,
+    controls: HashMap<Ticket, StreamControl>,
 }
 
 /// How often the embedder was told of connections that came to nothing.
 struct Complaints {
     since: Instant,
     made: u32,
+    passed_over: u64,
+    in_all: u64,
 }
 
-/// A connection that counts, as long as this lives.
-pub(super) struct Counted(Arc<Hub>);
+/// A connection that counts, as long as this lives: at the door first.
+pub(super) struct Counted {
+    hub: Arc<Hub>,
+    /// Until it is welcome.
+    ticket: Option<Ticket>,
+}
 
 impl Hub {
     pub(super) fn new(options: ReceiverOptions, factory: Arc<dyn GuestFactory>) -> Self {
         Self {
             budget: Budget::new(options.max_memory),
-            registry: Registry::new(&options.timeouts),
+            registry: Registry::new(&options.timeouts, options.limits.sessions),
+            entrance: Mutex::new(Entrance { door: Door::new(options.limits), controls: HashMap::new() }),
             options,
             factory,
             begun: AtomicU32::new(0),
             connections: AtomicUsize::new(0),
-            complaints: Mutex::new(Complaints { since: Instant::now(), made: 0 }),
+            welcome: AtomicUsize::new(0),
+            complaints: Mutex::new(Complaints { since: Instant::now(), made: 0, passed_over: 0, in_all: 0 }),
         }
     }
 
@@ -64,49 +87,104 @@ impl Hub {
         self.begun.fetch_update(Ordering::AcqRel, Ordering::Acquire, |begun| (begun < most).then(|| begun + 1)).is_ok()
     }
 
-    /// Counts a connection; `None` when there are too many.
-    pub(super) fn count(self: &Arc<Self>) -> Option<Counted> {
+    /// Lets a connection stand at the door, and ends another one for it where that is crowded.
+    pub(super) fn count(self: &Arc<Self>, stream: &Stream) -> Result<Counted, TurnedAway> {
+        let most = self.options.limits.connections;
         // AcqRel: see `is_done`. Only the accepting thread counts up, so the limit holds.
-        if self.connections.load(Ordering::Acquire) >= MAX_CONNECTIONS {
-            return None;
+        if self.connections.load(Ordering::Acquire) >= most {
+            return Err(TurnedAway::Connections(most));
         }
+        let mut entrance = self.entrance();
+        let Admitted { ticket, gives_way } = entrance.door.enter(Instant::now(), stream.peer_host())?;
+        if let Some(control) = gives_way.and_then(|other| entrance.controls.remove(&other)) {
+            control.shut_down();
+        }
+        entrance.controls.insert(ticket, stream.control());
         self.connections.fetch_add(1, Ordering::AcqRel);
-        Some(Counted(Arc::clone(self)))
+        Ok(Counted { hub: Arc::clone(self), ticket: Some(ticket) })
     }
 
-    /// Whether the embedder is to be told of one more connection that came to nothing: a few in a while.
-    pub(super) fn may_complain(&self, now: Instant) -> bool {
-        let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
-        if now.saturating_duration_since(complaints.since) >= COMPLAINTS_WITHIN {
-            *complaints = Complaints { since: now, made: 0 };
+    /// Tells the embedder that a connection came to nothing: of a few in a while, and how many there were between.
+    pub(super) fn complain(&self, peer: &str, error: &Error) {
+        let (may, passed_over) = {
+            let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+            complaints.in_all += 1;
+            let now = Instant::now();
+            if now.saturating_duration_since(complaints.since) >= COMPLAINTS_WITHIN {
+                (complaints.since, complaints.made) = (now, 0);
+            }
+            complaints.made += 1;
+            if complaints.made <= MAX_COMPLAINTS {
+                (true, std::mem::take(&mut complaints.passed_over))
+            } else {
+                complaints.passed_over += 1;
+                (false, 0)
+            }
+        };
+        if passed_over > 0 {
+            self.factory.passed_over(passed_over);
         }
-        complaints.made += 1;
-        complaints.made <= MAX_COMPLAINTS
+        if may {
+            tracing::warn!(%peer, error = %error.in_full(), "a connection came to nothing");
+            self.factory.turned_away(peer, error);
+        }
     }
 
-    /// Whether all sessions that were to be served are over, and no source can come back in doubt.
+    /// How many connections came to nothing.
+    pub(super) fn came_to_nothing(&self) -> u64 {
+        self.complaints.lock().unwrap_or_else(PoisonError::into_inner).in_all
+    }
+
+    /// Whether no session is to be begun any more, all are over, and no source can come back in doubt. Those who still
+    /// stand at the door would be told that there is nothing for them.
     pub(super) fn is_done(&self) -> bool {
         // Acquire pairs with the Release of `begin` and of `Counted`'s drop: a session begun is in the registry or over.
-        self.options.max_sessions.is_some_and(|most| self.begun.load(Ordering::Acquire) >= most)
-            && self.connections.load(Ordering::Acquire) == 0
-            && self.registry.is_idle()
+        let is_last = self.options.max_sessions.is_some_and(|most| self.begun.load(Ordering::Acquire) >= most);
+        (is_last || self.registry.is_stopping()) && self.welcome.load(Ordering::Acquire) == 0 && self.registry.is_idle()
+    }
+
+    fn entrance(&self) -> MutexGuard<'_, Entrance> {
+        self.entrance.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Counted {
     pub(super) fn hub(&self) -> &Hub {
-        &self.0
+        &self.hub
+    }
+
+    /// It has said what it wants, and may. Not if it has given way meanwhile.
+    pub(super) fn welcome(&mut self) -> Result<(), TurnedAway> {
+        let Some(ticket) = self.ticket.take() else { return Ok(()) };
+        // AcqRel: see `is_done`; counted before it is gone from the door.
+        self.hub.welcome.fetch_add(1, Ordering::AcqRel);
+        let mut entrance = self.hub.entrance();
+        entrance.controls.remove(&ticket);
+        if entrance.door.leave(ticket) { Ok(()) } else { Err(TurnedAway::GaveWay) }
+    }
+
+    /// Whether its place at the door went to another.
+    pub(super) fn gave_way(&self) -> bool {
+        self.ticket.is_some_and(|ticket| !self.hub.entrance().controls.contains_key(&ticket))
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::AcqRel);
+        match self.ticket {
+            None => {
+                self.hub.welcome.fetch_sub(1, Ordering::AcqRel);
+            }
+            Some(ticket) => {
+                let mut entrance = self.hub.entrance();
+                entrance.controls.remove(&ticket);
+                entrance.door.leave(ticket);
+            }
+        }
+        self.hub.connections.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
-/// Connections at a time, those that have not said anything yet included.
-const MAX_CONNECTIONS: usize = 1024;
 /// Connections that came to nothing the embedder is told of, within which time.
 const MAX_COMPLAINTS: u32 = 20;
 const COMPLAINTS_WITHIN: Duration = Duration::from_secs(10);

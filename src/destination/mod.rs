@@ -14,6 +14,8 @@
 //! In post-copy a lane's thread puts what it reads into a buffer first, and from there under the running guest; see
 //! `follow`, `following` and `faults`.
 //!
+//! Strangers stand at the `door` until they have said what they want, and may.
+//!
 //! Memory is reserved before an offer is accepted; a guest runs only after Commit; what became of a session that
 //! reached Ready is remembered until its source has confirmed, or for the time of [`Timeouts::tombstone`].
 //!
@@ -24,6 +26,8 @@ mod admission;
 mod budget;
 mod bulk;
 mod connection;
+mod control;
+mod door;
 #[cfg(feature = "userfaultfd")]
 pub(crate) mod faults;
 #[cfg(not(feature = "userfaultfd"))]
@@ -38,8 +42,11 @@ mod missing_error;
 mod receiver;
 mod registry;
 mod session;
+mod standstill;
 
 pub use admission::{Arrival, Ending, GuestFactory, MissingMemory, Placed, Refusal};
+pub use control::{ReceiverControl, UnderWay};
+pub use door::{ReceiverLimits, TurnedAway};
 #[cfg(feature = "userfaultfd")]
 pub use faults::{LocalFaults, local_faults};
 pub use hub::ReceiverOptions;

@@ -1,10 +1,12 @@
 //! Listening: a thread for each connection.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::admission::GuestFactory;
 use super::connection;
+use super::control::ReceiverControl;
+use super::door::TurnedAway;
 use super::hub::{Hub, ReceiverOptions};
 use crate::control::MessageWriter;
 use crate::error::Error;
@@ -32,7 +34,14 @@ impl Receiver {
         self.listener.endpoint()
     }
 
-    /// Serves sessions until the last of [`ReceiverOptions::max_sessions`] is over and no source can come back in doubt.
+    /// Ends it, from another thread.
+    #[must_use]
+    pub fn control(&self) -> ReceiverControl {
+        ReceiverControl::new(Arc::clone(&self.hub))
+    }
+
+    /// Serves sessions until the last of [`ReceiverOptions::max_sessions`] is over, or it is [stopped](ReceiverControl::stop)
+    /// and all are, and no source can come back in doubt.
     ///
     /// # Errors
     /// When the system refuses to take connections.
@@ -52,23 +61,24 @@ impl Receiver {
     }
 
     fn spawn(&self, stream: Stream) {
-        let Some(counted) = self.hub.count() else {
-            tracing::warn!("too many connections: one turned away");
-            if self.hub.options.security.is_required() {
-                return; // It would understand nothing else.
+        let mut counted = match self.hub.count(&stream) {
+            Ok(counted) => counted,
+            Err(refusal) => {
+                self.hub.complain(&stream.peer(), &refusal.into());
+                // With TLS it would understand nothing else.
+                if !self.hub.options.security.is_required() {
+                    // A few bytes into a new socket: it takes them at once, or it is gone.
+                    let refuse = Message::Refuse { reason: RefuseReason::Busy, detail: refusal.to_string() };
+                    let _ = MessageWriter::new(stream).send(&refuse);
+                }
+                return;
             }
-            // A few bytes into a new socket: it takes them at once, or it is gone.
-            let refuse = Message::Refuse { reason: RefuseReason::Busy, detail: "this receiver has too many connections".into() };
-            let _ = MessageWriter::new(stream).send(&refuse);
-            return;
         };
         let spawned = std::thread::Builder::new().name("pf-connection".into()).spawn(move || {
             let peer = stream.peer();
-            if let Err(error) = connection::handle(counted.hub(), stream) {
-                tracing::warn!(%peer, error = %error.in_full(), "connection");
-                if counted.hub().may_complain(Instant::now()) {
-                    counted.hub().factory.turned_away(&peer, &error);
-                }
+            if let Err(error) = connection::handle(&mut counted, stream) {
+                let error = if counted.gave_way() { TurnedAway::GaveWay.into() } else { error };
+                counted.hub().complain(&peer, &error);
             }
         });
         if let Err(error) = spawned {

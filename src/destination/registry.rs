@@ -11,6 +11,8 @@ use std::time::Instant;
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 
 use super::bulk::{Arrived, BulkReport};
+use super::control::UnderWay;
+use super::door::TurnedAway;
 use super::faults::Incomplete;
 use super::follow::Followed;
 use crate::control::Connection;
@@ -18,7 +20,8 @@ use crate::error::Error;
 use crate::memory::GuestMemory;
 use crate::page::{Codecs, PageKey};
 use crate::protocol::{Destination, Resumption, Timeouts, Tombstones};
-use crate::transport::StreamControl;
+use crate::transport::{PeerCertificate, StreamControl};
+use crate::units::PageCount;
 use crate::wire::{AnswerStatus, SessionId, Token};
 
 /// What the threads of one session share.
@@ -42,6 +45,8 @@ pub(super) struct Shared {
     lanes: Lanes,
     /// What the lanes brought in post-copy.
     pub(super) followed: Mutex<Followed>,
+    /// Of the source that opened the session, where there is TLS.
+    certificate: Option<PeerCertificate>,
     /// How the control connection was lost, if it was.
     cause: Mutex<Option<Error>>,
 }
@@ -91,7 +96,7 @@ impl Lanes {
 }
 
 impl Shared {
-    pub(super) fn new(timeouts: &Timeouts, reports: Sender<BulkReport>) -> Self {
+    pub(super) fn new(timeouts: &Timeouts, reports: Sender<BulkReport>, certificate: Option<PeerCertificate>) -> Self {
         let (wake, woken) = bounded(1);
         // One for each time that the source comes back, and the pump takes them at once.
         let (replace, newer) = unbounded();
@@ -108,8 +113,15 @@ impl Shared {
             replace,
             lanes: Lanes::default(),
             followed: Mutex::default(),
+            certificate,
             cause: Mutex::default(),
         }
+    }
+
+    /// Whether whoever makes this claim has shown the certificate that the session began with. The machine looks at the
+    /// token.
+    pub(super) fn is_of(&self, claim: &Claim) -> bool {
+        self.certificate == claim.certificate
     }
 
     /// Feeds the machine and has its pump look at what comes of it.
@@ -180,29 +192,89 @@ impl Shared {
     }
 }
 
+/// What a connection says that it belongs to, and with which right.
+pub(super) struct Claim {
+    pub(super) session: SessionId,
+    pub(super) token: Token,
+    /// Where there is TLS.
+    pub(super) certificate: Option<PeerCertificate>,
+}
+
+/// Why a session is not begun.
+pub(super) enum NotBegun {
+    /// Its id is, or was, another's.
+    Taken,
+    /// All that were to be served have begun.
+    Served,
+    /// There are too many.
+    Crowded(TurnedAway),
+    /// The receiver is told to end, for this reason.
+    Stopping(String),
+}
+
 /// All sessions.
 pub(super) struct Registry {
+    /// Side by side.
+    most: usize,
     inner: Mutex<Inner>,
 }
 
 struct Inner {
     live: HashMap<SessionId, Arc<Shared>>,
     tombstones: Tombstones,
+    /// No more are begun.
+    stopping: Option<String>,
 }
 
 impl Registry {
-    pub(super) fn new(timeouts: &Timeouts) -> Self {
-        Self { inner: Mutex::new(Inner { live: HashMap::new(), tombstones: Tombstones::new(timeouts.tombstone) }) }
+    /// None yet, and at most `most` at a time.
+    pub(super) fn new(timeouts: &Timeouts, most: usize) -> Self {
+        let inner = Inner { live: HashMap::new(), tombstones: Tombstones::new(timeouts.tombstone), stopping: None };
+        Self { most, inner: Mutex::new(inner) }
     }
 
-    /// Adds a session; false if its id is taken, which no honest source runs into.
-    pub(super) fn add(&self, session: SessionId, shared: &Arc<Shared>) -> bool {
+    /// Adds a session.
+    pub(super) fn add(&self, session: SessionId, shared: &Arc<Shared>) -> Result<(), NotBegun> {
         let mut inner = self.lock();
+        if let Some(reason) = &inner.stopping {
+            return Err(NotBegun::Stopping(reason.clone()));
+        }
+        if inner.live.len() >= self.most {
+            return Err(NotBegun::Crowded(TurnedAway::Sessions(self.most)));
+        }
         if inner.live.contains_key(&session) || inner.tombstones.contains(session) {
-            return false;
+            return Err(NotBegun::Taken);
         }
         inner.live.insert(session, Arc::clone(shared));
-        true
+        Ok(())
+    }
+
+    /// Adds none from now on, and ends those that have not come to Commit.
+    pub(super) fn stop(&self, reason: &str) {
+        let mut inner = self.lock();
+        inner.stopping.get_or_insert_with(|| reason.to_owned());
+        // Under the registry's lock: a session that is added later finds that it is too late.
+        for shared in inner.live.values() {
+            shared.feed(|machine| machine.stop(Instant::now(), reason.to_owned()));
+        }
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.lock().stopping.is_some()
+    }
+
+    /// What there is still to do.
+    pub(super) fn under_way(&self) -> UnderWay {
+        let inner = self.lock();
+        let mut under_way = UnderWay { sessions: inner.live.len(), remembered: inner.tombstones.count(), ..UnderWay::default() };
+        for shared in inner.live.values() {
+            let lacking = shared.incomplete.get().and_then(Option::as_ref).map_or(PageCount(0), |incomplete| incomplete.outstanding());
+            if lacking > PageCount(0) && shared.machine().may_run() {
+                under_way.incomplete += 1;
+                under_way.missing += lacking;
+            }
+        }
+        under_way
     }
 
     /// A session under way.
@@ -221,25 +293,26 @@ impl Registry {
     }
 
     /// What became of a session.
-    pub(super) fn answer(&self, session: SessionId, token: Token) -> AnswerStatus {
+    pub(super) fn answer(&self, claim: &Claim) -> AnswerStatus {
         let inner = self.lock();
-        match inner.live.get(&session) {
-            Some(shared) => shared.feed(|machine| machine.query(Instant::now(), token)),
-            None => inner.tombstones.answer(session, token),
+        match inner.live.get(&claim.session) {
+            Some(shared) if !shared.is_of(claim) => AnswerStatus::Unknown,
+            Some(shared) => shared.feed(|machine| machine.query(Instant::now(), claim.token)),
+            None => inner.tombstones.answer(claim.session, claim.token),
         }
     }
 
     /// What becomes of a source that comes back to a session that is over.
-    pub(super) fn resume(&self, session: SessionId, token: Token) -> Resumption {
-        self.lock().tombstones.resume(session, token)
+    pub(super) fn resume(&self, claim: &Claim) -> Resumption {
+        self.lock().tombstones.resume(claim.session, claim.token)
     }
 
     /// The source knows the answer now.
-    pub(super) fn released(&self, session: SessionId, token: Token) {
+    pub(super) fn released(&self, claim: &Claim) {
         let mut inner = self.lock();
-        match inner.live.get(&session) {
-            Some(shared) => shared.feed(|machine| machine.released(Instant::now(), token)),
-            None => inner.tombstones.released(session, token),
+        match inner.live.get(&claim.session) {
+            Some(shared) => shared.feed(|machine| machine.released(Instant::now(), claim.token)),
+            None => inner.tombstones.released(claim.session, claim.token),
         }
     }
 

@@ -12,10 +12,12 @@ use crossbeam::channel::{Receiver, Sender, bounded, never, select, unbounded};
 use super::admission::{Arrival, Ending, Placed, Refusal};
 use super::budget::Reservation;
 use super::bulk::BulkReport;
+use super::door::TurnedAway;
 use super::following::{Following, Stale, post_copy_for};
 use super::hub::Hub;
 use super::ledger::Ledger;
-use super::registry::{Arriving, Shared};
+use super::registry::{Arriving, NotBegun, Shared};
+use super::standstill::Standstill;
 use crate::bitmap::PageBitmap;
 use crate::control::{Connection, MessageReader};
 use crate::error::Error;
@@ -23,19 +25,25 @@ use crate::guest::GuestError;
 use crate::page::{Codecs, PageKey};
 use crate::protocol::{Destination, DestinationEnd, DestinationEvent, ProtocolError};
 use crate::stats::{DowntimeParts, GuestOwner, Laps, Outcome, Report};
+use crate::transport::PeerCertificate;
 use crate::wire::{ChannelTotals, Features, MAX_CHANNELS, Message, Offer, RefuseReason};
 
 /// Serves the session that `hello` opens.
-pub(super) fn run(hub: &Hub, reader: MessageReader, hello: Message) -> Result<(), Error> {
+pub(super) fn run(hub: &Hub, reader: MessageReader, hello: Message, certificate: Option<PeerCertificate>) -> Result<(), Error> {
     let started = Instant::now();
     let Message::Hello(offer) = &hello else { unreachable!("called with a Hello") };
     let offer = offer.clone();
     // Read as they come; while the session waits for its lanes to end there is room for what each has to say then.
     let (reports, reported) = bounded(4 * usize::from(MAX_CHANNELS));
-    let shared = Arc::new(Shared::new(&hub.options.timeouts, reports));
-    if !hub.begin() || !hub.registry.add(offer.session, &shared) {
-        let refuse = Message::Refuse { reason: RefuseReason::Busy, detail: "this receiver takes no more sessions".into() };
-        return reader.writer().send(&refuse);
+    let shared = Arc::new(Shared::new(&hub.options.timeouts, reports, certificate));
+    if let Err(not_begun) = begin(hub, &offer, &shared) {
+        let (detail, error) = match not_begun {
+            NotBegun::Crowded(refusal) => (refusal.to_string(), Err(refusal.into())),
+            NotBegun::Stopping(reason) => (reason, Ok(())),
+            NotBegun::Served => ("this receiver takes no more sessions".into(), Ok(())),
+            NotBegun::Taken => (KNOWN.into(), Err(TurnedAway::Stranger(KNOWN).into())),
+        };
+        return reader.writer().send(&Message::Refuse { reason: RefuseReason::Busy, detail }).and(error);
     }
     let connection = Connection::new(reader);
     let result = connection.and_then(|connection| {
@@ -63,6 +71,16 @@ pub(super) fn run(hub: &Hub, reader: MessageReader, hello: Message) -> Result<()
     });
     hub.registry.remove(offer.session, &shared);
     result
+}
+
+/// Enters a session among those under way, and counts it.
+fn begin(hub: &Hub, offer: &Offer, shared: &Arc<Shared>) -> Result<(), NotBegun> {
+    hub.registry.add(offer.session, shared)?;
+    if hub.begin() {
+        return Ok(());
+    }
+    hub.registry.remove(offer.session, shared);
+    Err(NotBegun::Served)
 }
 
 struct Session<'s> {
@@ -153,6 +171,7 @@ impl Session<'_> {
         let mut finish: Option<Finish> = None;
         // A connection that broke: its reason may come on the control connection any moment.
         let mut grace: Option<Instant> = None;
+        let mut standstill = Standstill::new(self.hub.options.limits.standstill);
         loop {
             let wait = grace.map_or(IDLE, |until| until.saturating_duration_since(Instant::now()));
             let events = self.events.clone();
@@ -189,6 +208,11 @@ impl Session<'_> {
                     grace = None;
                     self.fail(fault.as_ref());
                 },
+            }
+            let stuck = standstill.look(Instant::now(), self.shared.arrived.now().0);
+            if let Some(error) = stuck.filter(|_| !self.shared.machine().may_run()) {
+                self.fail(Some(&error));
+                fault.get_or_insert(error);
             }
             self.tell_if_overdue();
             if let Some(stale) = stale.take_if(|stale| fault.is_none() && self.ledger.has_reached(&stale.totals))
@@ -516,6 +540,8 @@ impl Pump {
     }
 }
 
+/// No honest source names a session that is, or was, another's.
+const KNOWN: &str = "a session of this name is known here already";
 /// How long to wait when nothing is due.
 const IDLE: Duration = Duration::from_secs(1);
 /// How long to wait for the source's reason after a connection broke.

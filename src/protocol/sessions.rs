@@ -111,6 +111,12 @@ impl Tombstones {
         self.stones.contains_key(&session)
     }
 
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.stones.len()
+    }
+
     /// Forgets those whose time is over.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.stones.retain(|_, (_, until)| now < *until);

@@ -5,6 +5,7 @@
 //! wakes the owner wherever it waits. A stream is plain or TLS, and its owner need not know which.
 #![forbid(unsafe_code)]
 
+mod deadline;
 mod endpoint;
 mod pace;
 mod pacing;
@@ -17,10 +18,11 @@ mod tls;
 #[path = "no_tls.rs"]
 mod tls;
 
+pub use deadline::Deadline;
 pub use endpoint::{Endpoint, EndpointError};
 pub use pacing::Pacer;
 pub use queue::BulkQueue;
-pub use security::{ClientSecurity, Route, ServerSecurity};
+pub use security::{ClientSecurity, PeerCertificate, Route, ServerSecurity};
 pub use stream::{Listener, SendQueue, Stream, StreamControl};
 #[cfg(all(fuzzing, feature = "tls"))]
 pub use tls::fuzzing;
@@ -74,6 +76,12 @@ pub enum TransportError {
     /// A sender with TLS came to a receiver that has none.
     #[error("the sender uses TLS, and this receiver does not: it needs --tls too, or neither side does")]
     TlsPeer,
+    /// The peer is there, and takes too long for what it has to say.
+    #[error("the peer did not say what it has to within {limit:?}")]
+    Late {
+        /// What was allowed.
+        limit: std::time::Duration,
+    },
     /// The peer closed a connection that was still needed.
     #[error("the peer closed the {lane} connection")]
     Closed {

@@ -1,10 +1,11 @@
 //! Whether connections are plain or TLS: what the two ends are told, whatever is built in.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 #[cfg(feature = "tls")]
 use super::{ClientTls, ServerTls};
-use super::{Endpoint, Stream, TransportError};
+use super::{Deadline, Endpoint, Stream, TransportError};
 
 /// How a sender's connections are protected.
 #[derive(Clone, Debug, Default)]
@@ -39,6 +40,18 @@ pub struct Route {
     pub security: ClientSecurity,
 }
 
+/// The certificate of a peer, to tell whether two connections come from the same one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerCertificate(Arc<[u8]>);
+
+impl PeerCertificate {
+    /// As it crossed the network, in DER.
+    #[cfg(feature = "tls")]
+    pub(super) fn new(der: &[u8]) -> Self {
+        Self(der.into())
+    }
+}
+
 impl Route {
     /// Connects, and shakes hands where there is TLS, each within `timeout`.
     ///
@@ -51,7 +64,7 @@ impl Route {
             #[cfg(feature = "tls")]
             ClientSecurity::Tls(tls) => {
                 let peer = self.endpoint.to_string();
-                tls.secure(stream, &self.endpoint, timeout).map_err(|source| TransportError::Tls { peer, source })
+                tls.secure(stream, &self.endpoint, Deadline::within(timeout)).map_err(|source| TransportError::Tls { peer, source })
             }
         }
     }
@@ -64,20 +77,20 @@ impl ServerSecurity {
         !matches!(self, Self::Plain)
     }
 
-    /// Makes a connection that came in what it has to be, within `timeout`.
+    /// Makes a connection that came in what it has to be, before the `deadline`.
     ///
     /// # Errors
     /// When one end does not trust the other, or the peer does not speak TLS.
-    pub fn accept(&self, stream: Stream, timeout: Duration) -> Result<Stream, TransportError> {
+    pub fn accept(&self, stream: Stream, deadline: Deadline) -> Result<Stream, TransportError> {
         match self {
             Self::Plain => {
-                let _ = timeout;
+                let _ = deadline;
                 Ok(stream)
             }
             #[cfg(feature = "tls")]
             Self::Tls(tls) => {
                 let peer = stream.peer();
-                tls.secure(stream, timeout).map_err(|source| TransportError::Tls { peer, source })
+                tls.secure(stream, deadline).map_err(|source| TransportError::Tls { peer, source })
             }
         }
     }

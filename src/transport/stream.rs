@@ -4,7 +4,7 @@
 //! timeout for one that no longer reads, and the protocol's own heartbeat for one that no longer answers.
 
 use std::io::{self, IoSlice, Read, Write};
-use std::net::Shutdown;
+use std::net::{IpAddr, Shutdown};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
 
 use super::tls::Session;
-use super::{Endpoint, TransportError};
+use super::{Endpoint, PeerCertificate, TransportError};
 use crate::sys::socket_queue::{self, TcpState};
 use crate::units::ByteCount;
 
@@ -263,6 +263,18 @@ impl Stream {
             None => self.socket.send_with_flags(bytes, libc::MSG_EOR | libc::MSG_NOSIGNAL),
             Some(tls) => tls.write(&[IoSlice::new(bytes)]),
         }
+    }
+
+    /// The certificate that the peer of an encrypted stream has shown.
+    #[must_use]
+    pub fn peer_certificate(&self) -> Option<&PeerCertificate> {
+        self.tls.as_ref().and_then(|tls| tls.peer())
+    }
+
+    /// The address of the peer's host; none for a Unix socket.
+    #[must_use]
+    pub fn peer_host(&self) -> Option<IpAddr> {
+        Some(self.socket.peer_addr().ok()?.as_socket()?.ip().to_canonical())
     }
 
     /// The other end, for messages to a person.

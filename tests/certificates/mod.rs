@@ -4,11 +4,15 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SerialNumber};
+
+/// The numbers of the certificates that a CA issues.
+const SERVER_SERIAL: u64 = 1;
+pub(crate) const CLIENT_SERIAL: u64 = 2;
 
 /// A CA.
 pub(crate) struct Authority {
-    issuer: Issuer<'static, KeyPair>,
+    pub(crate) issuer: Issuer<'static, KeyPair>,
     pem: String,
 }
 
@@ -48,6 +52,10 @@ impl Authority {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(says.names.clone()).unwrap();
         (params.not_before, params.not_after) = (in_days(says.from).into(), in_days(says.until).into());
+        params.serial_number = Some(SerialNumber::from(match says.purpose {
+            Purpose::Server => SERVER_SERIAL,
+            Purpose::Client => CLIENT_SERIAL,
+        }));
         params.extended_key_usages = vec![match says.purpose {
             Purpose::Server => ExtendedKeyUsagePurpose::ServerAuth,
             Purpose::Client => ExtendedKeyUsagePurpose::ClientAuth,
@@ -87,7 +95,7 @@ pub(crate) fn set_mode(path: &Path, mode: u32) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
 }
 
-fn in_days(days: i64) -> SystemTime {
+pub(crate) fn in_days(days: i64) -> SystemTime {
     let distance = Duration::from_secs(24 * 60 * 60 * days.unsigned_abs());
     if days < 0 { SystemTime::now() - distance } else { SystemTime::now() + distance }
 }

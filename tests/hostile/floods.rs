@@ -3,40 +3,82 @@
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use pageferry::protocol::Timeouts;
+use pageferry::destination::{ReceiverLimits, ReceiverOptions};
 use pageferry::wire::{Message, RefuseReason};
 
 use crate::forge;
 use crate::honest::{Host, TIMEOUTS};
 use crate::source::{EvilSource, Stage};
+use crate::table::Row;
 use crate::talk::{PATIENCE, Talk};
 
-#[test]
-fn a_hello_that_trickles_in_does_not_keep_a_connection() {
-    let host = Host::new();
-    let mut evil = EvilSource::at(Stage::Connected, &host.endpoint);
-    let hello = forge::message(forge::HELLO, &forge::body(&Message::Hello(evil.offer.clone())));
-    let since = Instant::now();
-    for byte in hello.chunks(1).cycle().take(60) {
-        evil.control.say_bytes(byte);
-        std::thread::sleep(TIMEOUTS.handshake / 40);
-    }
-    assert_eq!(evil.control.last_words(), None);
-    assert!(since.elapsed() < 3 * TIMEOUTS.handshake);
-    assert_eq!(host.sessions(), 0);
-    host.serves_on();
+/// Whoever takes too long, each at a receiver of its own.
+pub(crate) fn slow_ones() -> Vec<Row> {
+    let limits = ReceiverLimits { half_open_per_peer: 8, standstill: Duration::from_secs(3), ..ReceiverLimits::default() };
+    type Act = fn(&mut EvilSource);
+    let row = |what: &str, from, act: Act| {
+        let options = ReceiverOptions { timeouts: TIMEOUTS, limits, ..ReceiverOptions::default() };
+        let host = Host::with_options(&"127.0.0.1:0".parse().unwrap(), options);
+        let mut evil = EvilSource::at(from, &host.endpoint);
+        let since = Instant::now();
+        act(&mut evil);
+        let heard = evil.control.last_words();
+        assert!(since.elapsed() < PATIENCE, "{what}: took {:?}", since.elapsed());
+        let said = if from == Stage::Connected { host.first_said() } else { host.last_session().ending().unwrap() };
+        host.serves_on();
+        let heard = match heard {
+            Some(Message::Failed { reason }) => format!("Failed: {reason}"),
+            None => "the end".to_owned(),
+            other => panic!("{what}: heard {other:?}"),
+        };
+        Row::new(what, heard, said)
+    };
+    vec![
+        row("nothing is said", Stage::Connected, |_| ()),
+        row("a Hello trickles in", Stage::Connected, |evil| {
+            let hello = forge::message(forge::HELLO, &forge::body(&Message::Hello(evil.offer.clone())));
+            for byte in hello.chunks(1).take(60) {
+                evil.control.say_bytes(byte);
+                std::thread::sleep(TIMEOUTS.handshake / 40);
+            }
+        }),
+        row("nine connections say nothing, where eight may", Stage::Connected, |evil| {
+            std::thread::sleep(Duration::from_millis(1200));
+            let crowd: Vec<Talk> = (0..8).map(|_| Talk::to(&evil.endpoint)).collect();
+            let since = Instant::now();
+            assert_eq!(evil.control.last_words(), None, "the one that stood there longest gives way");
+            assert!(since.elapsed() < TIMEOUTS.handshake / 3, "not before its time was over");
+            drop(crowd);
+        }),
+        row("silence before the lanes", Stage::Accepted, |_| ()),
+        row("silence in the middle of a frame", Stage::Attached, |evil| {
+            let frame = evil.frame(0);
+            evil.send(0, &frame[..frame.len() / 2]);
+        }),
+        row("silence after a round", Stage::Copied, |_| ()),
+        row("silence after Ready", Stage::Ready, |_| ()),
+        row("signs of life and nothing else", Stage::Copied, |evil| {
+            for _ in 0..60 {
+                evil.control.say(&Message::Ping);
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }),
+    ]
 }
 
 #[test]
-fn a_flood_of_connections_is_bounded_and_passes() {
-    allow_descriptors();
-    // Patient, so that none of them is given up before the last one comes.
-    let host = Host::with(&"127.0.0.1:0".parse().unwrap(), Timeouts { handshake: PATIENCE, ..TIMEOUTS });
-    let mut flood: Vec<Talk> = (0..1100).map(|_| Talk::to(&host.endpoint)).collect();
-    let turned_away = flood.last_mut().unwrap().last_words();
-    assert!(matches!(turned_away, Some(Message::Refuse { reason: RefuseReason::Busy, .. })), "{turned_away:?}");
-    drop(flood);
-    serves_soon(&host);
+fn more_connections_than_there_may_be_are_turned_away() {
+    let limits = ReceiverLimits { connections: 5, burst_per_peer: 8, rate_per_peer: 1, ..ReceiverLimits::default() };
+    let options = ReceiverOptions { timeouts: TIMEOUTS, limits, ..ReceiverOptions::default() };
+    let host = Host::with_options(&"127.0.0.1:0".parse().unwrap(), options);
+    let mut flood: Vec<Talk> = (0..10).map(|_| Talk::to(&host.endpoint)).collect();
+    let heard: Vec<_> = flood.iter_mut().map(Talk::last_words).collect();
+    let refused = |words: &str| {
+        let says = |heard: &&Option<Message>| matches!(heard, Some(Message::Refuse { reason: RefuseReason::Busy, detail }) if detail.contains(words));
+        heard.iter().filter(says).count()
+    };
+    assert_eq!((heard.iter().filter(|heard| heard.is_none()).count(), refused("5 connections")), (5, 5), "{heard:?}");
+    assert_eq!(host.sessions(), 0);
 }
 
 #[test]

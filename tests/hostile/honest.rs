@@ -6,13 +6,14 @@ use std::sync::{Arc, Mutex, Once};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use pageferry::Error;
 use pageferry::destination::{Arrival, Ending, GuestFactory, Placed, Receiver, ReceiverOptions, Refusal};
 use pageferry::dirty::{self, Choice, Tracked, TrackerKind};
 use pageferry::guest::{Guest, GuestError};
 use pageferry::memory::{GuestMemory, MemoryLayout};
 use pageferry::protocol::Timeouts;
 use pageferry::source::{Completed, Failure, Migration, Outgoing};
-use pageferry::transport::Endpoint;
+use pageferry::transport::{ClientSecurity, Endpoint};
 use pageferry::units::{ByteCount, PageCount};
 use pageferry::wire::{Offer, RefuseReason};
 
@@ -43,7 +44,7 @@ pub(crate) struct Host {
 #[derive(Default)]
 struct Records {
     sessions: Mutex<Vec<Record>>,
-    refusals: Mutex<Vec<Refusal>>,
+    said: Mutex<Vec<String>>,
 }
 
 /// One session that was accepted.
@@ -83,9 +84,13 @@ impl Host {
     }
 
     pub(crate) fn with(endpoint: &Endpoint, timeouts: Timeouts) -> Self {
+        Self::with_options(endpoint, ReceiverOptions { timeouts, ..ReceiverOptions::default() })
+    }
+
+    pub(crate) fn with_options(endpoint: &Endpoint, options: ReceiverOptions) -> Self {
         count_panics();
         let records = Arc::new(Records::default());
-        let options = ReceiverOptions { max_memory: Some(MAX_MEMORY), timeouts, ..ReceiverOptions::default() };
+        let options = ReceiverOptions { max_memory: Some(MAX_MEMORY), ..options };
         let receiver = Receiver::bind(endpoint, options, Arc::new(Reception(Arc::clone(&records)))).unwrap();
         let endpoint = receiver.endpoint().clone();
         // Serves until the process ends.
@@ -102,14 +107,27 @@ impl Host {
         self.records.sessions.lock().unwrap().len()
     }
 
-    pub(crate) fn refusals(&self) -> Vec<Refusal> {
-        self.records.refusals.lock().unwrap().clone()
+    /// The first thing the receiver said of a connection or an offer that came to nothing.
+    pub(crate) fn first_said(&self) -> String {
+        let since = Instant::now();
+        loop {
+            if let Some(first) = self.records.said.lock().unwrap().first() {
+                return first.clone();
+            }
+            assert!(since.elapsed() < PATIENCE, "the receiver says nothing");
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// An honest guest comes in, and no guest of an attacker has run.
     pub(crate) fn serves_on(&self) {
+        self.serves_on_over(ClientSecurity::Plain);
+    }
+
+    /// The same over connections protected like that.
+    pub(crate) fn serves_on_over(&self, security: ClientSecurity) {
         let mut guest = running_guest();
-        migrate(Migration::to(self.endpoint.clone()), &mut guest).unwrap();
+        migrate(Migration::to(self.endpoint.clone()).security(security), &mut guest).unwrap();
         let record = self.last_session();
         assert_eq!(record.ending(), None);
         assert!(!guest.is_running() && record.resumes() == 1, "the guest runs there and only there");
@@ -134,7 +152,11 @@ impl GuestFactory for Reception {
     }
 
     fn refused(&self, _offer: &Offer, refusal: &Refusal) {
-        self.0.refusals.lock().unwrap().push(refusal.clone());
+        self.0.said.lock().unwrap().push(refusal.to_string());
+    }
+
+    fn turned_away(&self, _peer: &str, error: &Error) {
+        self.0.said.lock().unwrap().push(error.in_full());
     }
 }
 

@@ -4,6 +4,12 @@
 //! attack: no thread of the engine has panicked, the guest runs at exactly one end (or is in doubt and paused), each
 //! end knows the reason, and the receiver still serves the next honest source.
 
+#[cfg(feature = "tls")]
+#[path = "../certificates/mod.rs"]
+#[expect(dead_code, reason = "other tests use the rest")]
+mod certificates;
+#[cfg(feature = "tls")]
+mod certified;
 mod destination;
 mod doubt;
 mod floods;
@@ -14,4 +20,5 @@ mod honest;
 mod on_receiver;
 mod on_source;
 mod source;
+mod table;
 mod talk;

@@ -17,6 +17,7 @@ use crate::destination::{EvilDestination, next};
 use crate::forge;
 use crate::guest::{Stamper, filled};
 use crate::honest::{TIMEOUTS, assert_no_panic, migrate, running_guest};
+use crate::table::Row;
 use crate::talk::{PATIENCE, Talk};
 
 /// What the hostile side does; it returns what it heard last.
@@ -206,9 +207,9 @@ fn assert_runs_here(name: &str, failure: &Failure, guest: &Stamper) {
     }
 }
 
-#[test]
-fn whatever_a_destination_does_before_commit_the_guest_runs_on() {
-    for Attack { name, script, source, told } in on_the_way() {
+/// Whatever a destination does before Commit, the guest runs on.
+pub(crate) fn bad_destinations() -> Vec<Row> {
+    let row = |Attack { name, script, source, told }| {
         let (failure, guest, heard) = against(script);
         let reason = failure.error.in_full();
         assert!(reason.contains(source), "{name}: {reason:?} does not say {source:?}");
@@ -217,7 +218,9 @@ fn whatever_a_destination_does_before_commit_the_guest_runs_on() {
         if let Some(told) = told {
             assert!(matches!(&heard, Some(Message::Abort { reason }) if reason.contains(told)), "{name}: told {heard:?}");
         }
-    }
+        Row::new(name, told.map_or_else(|| "the end".to_owned(), |told| format!("Abort: {told}")), source)
+    };
+    on_the_way().into_iter().map(row).collect()
 }
 
 #[test]

@@ -44,17 +44,12 @@ pub(crate) struct EvilSource {
 
 impl EvilSource {
     pub(crate) fn at(stage: Stage, endpoint: &Endpoint) -> Self {
-        static SESSIONS: AtomicU64 = AtomicU64::new(0);
-        let session = SessionId(u128::from(SESSIONS.fetch_add(1, Ordering::SeqCst)).to_le_bytes());
-        let layout = MemoryLayout::flat(PAGES).unwrap();
+        let offer = offer();
+        let (layout, token) = (offer.layout.clone(), offer.token);
         let memory = filled(layout.clone());
-        let token = Token([9; 16]);
         let settings = EncoderSettings { codecs: CODECS, key: PageKey::derive(&token.0), delta_cache: ByteCount(1 << 20) };
         let writer = || FrameWriter::new(Encoder::new(settings.clone(), layout.chunks()));
         let frames = (0..CHANNELS).map(|_| writer()).collect();
-        let features = Features::NONE;
-        let offer =
-            Offer { session, token, channels: CHANNELS, codecs: CODECS, features, layout, guest_kind: "stamper".into(), description: String::new() };
         let mut source = Self { endpoint: endpoint.clone(), offer, control: Talk::to(endpoint), bulk: Vec::new(), frames, memory };
         let steps: [Step; 5] = [
             (Stage::Accepted, Self::say_hello),
@@ -135,6 +130,14 @@ impl EvilSource {
         self.control.say(&COMMIT);
         assert_eq!(self.control.hear(), Some(Message::Running));
     }
+}
+
+/// A session of its own.
+pub(crate) fn offer() -> Offer {
+    static SESSIONS: AtomicU64 = AtomicU64::new(0);
+    let session = SessionId(u128::from(SESSIONS.fetch_add(1, Ordering::SeqCst)).to_le_bytes());
+    let (layout, token, features) = (MemoryLayout::flat(PAGES).unwrap(), Token([9; 16]), Features::NONE);
+    Offer { session, token, channels: CHANNELS, codecs: CODECS, features, layout, guest_kind: "stamper".into(), description: String::new() }
 }
 
 pub(crate) const COMMIT: Message = Message::Commit { paused_for: Duration::ZERO };

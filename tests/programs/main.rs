@@ -20,6 +20,7 @@ mod proxy;
 mod refusals;
 mod report;
 mod reports;
+mod stopping;
 mod strangers;
 mod terminal;
 #[cfg(feature = "tls")]

@@ -61,16 +61,18 @@ fn a_sender_that_is_interrupted_twice_gives_the_memory_up() -> Result<()> {
 }
 
 #[test]
-fn a_receiver_that_is_told_to_end_does_and_the_sender_keeps_the_memory() -> Result<()> {
+fn a_receiver_that_is_told_to_end_twice_says_what_is_lost_and_the_sender_keeps_the_memory() -> Result<()> {
     if !usable() {
         return Ok(());
     }
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
-        let receiver = receiver("")?;
+        let mut receiver = receiver("")?;
         let mut sender = gone(&receiver, "--recover-for 300ms")?;
         receiver.process.signal(signal)?;
-        let received = receiver.process.wait(MOMENT)?;
-        ensure!(received.code.is_none(), "not ended by the signal: {received}");
+        receiver.process.stderr.next_with("interrupt again to lose them", MOMENT)?;
+        receiver.process.signal(signal)?;
+        let received = receiver.process.wait(MOMENT)?.expect(1)?;
+        ensure!(received.stderr.contains("LOST: 1 guest(s)"), "{received}");
         sender.stderr.next_with("STRANDED", MOMENT)?;
         ensure!(sender.is_running()?, "the sender has let go of the memory");
         sender.signal(Signal::SIGTERM)?;

@@ -124,6 +124,12 @@ impl Destination {
         }
     }
 
+    /// This end is to go, for `reason`: a guest that has not come to Commit is dropped, and its source told. From Commit on
+    /// nothing happens. Whether it was still possible.
+    pub fn stop(&mut self, now: Instant, reason: String) -> bool {
+        !self.may_run() && self.fail(now, reason)
+    }
+
     /// It cannot go on here, for `reason`. The guest never runs here after this; so after [`DestinationEvent::Run`] it is
     /// to be called only when the guest could not be resumed and has not run. Whether it was still possible: not once the
     /// guest runs, nor after the end.

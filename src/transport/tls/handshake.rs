@@ -21,7 +21,7 @@ use super::incoming::Incoming;
 use super::outgoing::Outgoing;
 use super::record::{ALERT, HANDSHAKE, HEADER_BYTES, RecordKey};
 use super::session::{Keys, Session};
-use crate::transport::Stream;
+use crate::transport::{Deadline, PeerCertificate, Stream};
 
 /// What rustls's two kinds of connections have in common here.
 pub(super) trait Connection: std::ops::Deref<Target: std::ops::Deref<Target = CommonState>> {
@@ -54,18 +54,10 @@ impl Connection for UnbufferedServerConnection {
     }
 }
 
-/// Shakes hands within `timeout` and gives the stream back, secure.
-pub(super) fn run(connection: impl Connection, stream: Stream, explain: Arc<dyn Explain>, timeout: Duration) -> Result<Stream, TlsError> {
+/// Shakes hands before the `deadline` and gives the stream back, secure.
+pub(super) fn run(connection: impl Connection, stream: Stream, explain: Arc<dyn Explain>, deadline: Deadline) -> Result<Stream, TlsError> {
     let socket = stream.into_socket();
-    let mut shake = Shake {
-        connection,
-        socket: &socket,
-        explain: &*explain,
-        until: Instant::now() + timeout,
-        timeout,
-        incoming: Vec::new(),
-        outgoing: Vec::new(),
-    };
+    let mut shake = Shake { connection, socket: &socket, explain: &*explain, deadline, incoming: Vec::new(), outgoing: Vec::new() };
     if let Err(error) = shake.until_done() {
         if !matches!(error, TlsError::Io(_) | TlsError::Left { .. } | TlsError::Closed { .. }) {
             shake.give_up();
@@ -73,10 +65,11 @@ pub(super) fn run(connection: impl Connection, stream: Stream, explain: Arc<dyn 
         return Err(error);
     }
     socket.set_read_timeout(None).map_err(TlsError::Io)?;
+    let peer = shake.connection.peer_certificates().and_then(|chain| chain.first()).map(|own| PeerCertificate::new(own));
     let (ExtractedSecrets { tx, rx }, keys) = shake.connection.into_keys().map_err(|error| explain.failure(error))?;
     let unknown = || explain.failure(rustls::Error::General("a cipher that is not built in".into()));
     let halves = (Outgoing::new(RecordKey::new(tx).ok_or_else(unknown)?), Incoming::new(RecordKey::new(rx).ok_or_else(unknown)?));
-    let session = Session::new(Arc::clone(&socket), halves, keys, explain);
+    let session = Session::new(Arc::clone(&socket), halves, keys, explain, peer);
     Ok(Stream::with_session(socket, session))
 }
 
@@ -85,8 +78,7 @@ struct Shake<'h, C> {
     connection: C,
     socket: &'h Socket,
     explain: &'h dyn Explain,
-    until: Instant,
-    timeout: Duration,
+    deadline: Deadline,
     /// Whole records that rustls is not done with.
     incoming: Vec<u8>,
     /// What it wants sent.
@@ -160,10 +152,7 @@ impl<C: Connection> Shake<'_, C> {
     fn read_exact(&mut self, mut buffer: &mut [u8]) -> Result<(), TlsError> {
         let peer = self.explain.role().peer();
         while !buffer.is_empty() {
-            let left = self.until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(TlsError::Slow { peer, limit: self.timeout });
-            }
+            let Some(left) = self.deadline.left() else { return Err(TlsError::Slow { peer, limit: self.deadline.limit() }) };
             self.socket.set_read_timeout(Some(left)).map_err(TlsError::Io)?;
             let mut socket = self.socket;
             match socket.read(buffer) {

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustls::client::{Resumption, UnbufferedClientConnection};
 use rustls::crypto::CryptoProvider;
@@ -16,7 +15,7 @@ use super::check::{Explain, Identity};
 use super::credentials::{Credentials, CredentialsError};
 use super::error::{Role, TlsError};
 use super::handshake;
-use crate::transport::{Endpoint, Stream};
+use crate::transport::{Deadline, Endpoint, Stream};
 
 /// TLS at the sender.
 #[derive(Clone)]
@@ -55,11 +54,11 @@ impl ClientTls {
     }
 
     /// Makes a new connection to `endpoint` secure. The receiver's certificate has to be for its host.
-    pub(in crate::transport) fn secure(&self, stream: Stream, endpoint: &Endpoint, timeout: Duration) -> Result<Stream, TlsError> {
+    pub(in crate::transport) fn secure(&self, stream: Stream, endpoint: &Endpoint, deadline: Deadline) -> Result<Stream, TlsError> {
         let name = name(endpoint)?;
         let explain: Arc<dyn Explain> = self.identity.clone();
         let connection = UnbufferedClientConnection::new(Arc::clone(&self.config), name).map_err(|error| explain.failure(error))?;
-        handshake::run(connection, stream, explain, timeout)
+        handshake::run(connection, stream, explain, deadline)
     }
 }
 
@@ -87,10 +86,10 @@ impl ServerTls {
     }
 
     /// Makes a connection that came in secure.
-    pub(in crate::transport) fn secure(&self, stream: Stream, timeout: Duration) -> Result<Stream, TlsError> {
+    pub(in crate::transport) fn secure(&self, stream: Stream, deadline: Deadline) -> Result<Stream, TlsError> {
         let explain: Arc<dyn Explain> = self.identity.clone();
         let connection = UnbufferedServerConnection::new(Arc::clone(&self.config)).map_err(|error| explain.failure(error))?;
-        handshake::run(connection, stream, explain, timeout)
+        handshake::run(connection, stream, explain, deadline)
     }
 }
 

@@ -18,6 +18,7 @@ use super::error::TlsError;
 use super::incoming::{End, Incoming, KEY_UPDATE, Request};
 use super::outgoing::Outgoing;
 use super::record::{ALERT, HANDSHAKE, RecordKey};
+use crate::transport::PeerCertificate;
 
 /// What a [`Stream`](crate::transport::Stream) with TLS has beside its socket.
 pub(in crate::transport) struct Session {
@@ -30,6 +31,7 @@ pub(in crate::transport) struct Session {
     /// Records after which a key is renewed.
     records_per_key: u64,
     explain: Arc<dyn Explain>,
+    peer: Option<PeerCertificate>,
 }
 
 /// Gives the next key of either direction.
@@ -39,10 +41,21 @@ pub(super) enum Keys {
 }
 
 impl Session {
-    pub(super) fn new(socket: Arc<Socket>, halves: (Outgoing, Incoming), keys: Keys, explain: Arc<dyn Explain>) -> Self {
+    pub(super) fn new(
+        socket: Arc<Socket>,
+        halves: (Outgoing, Incoming),
+        keys: Keys,
+        explain: Arc<dyn Explain>,
+        peer: Option<PeerCertificate>,
+    ) -> Self {
         let (outgoing, incoming) = (Mutex::new(halves.0), Mutex::new(halves.1));
         let owes_update = AtomicBool::new(false);
-        Self { socket, incoming, outgoing, keys: Mutex::new(keys), owes_update, records_per_key: RECORDS_PER_KEY, explain }
+        Self { socket, incoming, outgoing, keys: Mutex::new(keys), owes_update, records_per_key: RECORDS_PER_KEY, explain, peer }
+    }
+
+    /// The certificate that the peer has shown.
+    pub(in crate::transport) fn peer(&self) -> Option<&PeerCertificate> {
+        self.peer.as_ref()
     }
 
     /// Renews keys more often than anyone would.

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{ClientTls, ServerTls, TlsError};
-use crate::transport::{Endpoint, Listener, Stream};
+use crate::transport::{Deadline, Endpoint, Listener, Stream};
 
 /// Long, for machines under load.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -28,8 +28,8 @@ fn shake(client: &Path, server: &Path) -> (Result<Stream, TlsError>, Result<Stre
     let (client, server) = (ClientTls::from_directory(client).unwrap(), ServerTls::from_directory(server).unwrap());
     let (to_server, to_client, endpoint) = plain_pair();
     std::thread::scope(|scope| {
-        let server = scope.spawn(|| server.secure(to_client, PATIENCE));
-        let client = client.secure(to_server, &endpoint, PATIENCE);
+        let server = scope.spawn(|| server.secure(to_client, Deadline::within(PATIENCE)));
+        let client = client.secure(to_server, &endpoint, Deadline::within(PATIENCE));
         (client, server.join().unwrap())
     })
 }

@@ -13,7 +13,7 @@ use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 use super::{PATIENCE, certificates, pair};
 use crate::transport::tls::ClientTls;
 use crate::transport::tls::record::{APPLICATION_DATA, Forged, HANDSHAKE, OVERHEAD, Opened, RecordKey};
-use crate::transport::{Endpoint, Stream};
+use crate::transport::{Deadline, Endpoint, Stream};
 
 /// A server that is all rustls, tickets included.
 fn rustls_server(directory: &Path, suite: rustls::SupportedCipherSuite) -> Arc<ServerConfig> {
@@ -45,7 +45,7 @@ fn with_rustls(suite: rustls::SupportedCipherSuite) -> (Stream, StreamOwned<Serv
             StreamOwned::new(connection, socket)
         });
         let stream = Stream::connect(&endpoint, PATIENCE).unwrap();
-        let client = client.secure(stream, &endpoint, PATIENCE).unwrap();
+        let client = client.secure(stream, &endpoint, Deadline::within(PATIENCE)).unwrap();
         (client, server.join().unwrap())
     })
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{PATIENCE, certificates, pair, plain_pair};
 use crate::transport::tls::{ClientTls, ServerTls, TlsError};
-use crate::transport::{BulkQueue, Endpoint, Stream};
+use crate::transport::{BulkQueue, Deadline, Endpoint, Stream};
 
 /// Bytes that do not repeat soon.
 fn pattern(bytes: usize) -> Vec<u8> {
@@ -151,12 +151,12 @@ fn a_peer_that_says_nothing_is_given_up() {
     let directory = certificates::good();
     let limit = Duration::from_millis(100);
     let (mut to_server, to_client, endpoint) = plain_pair();
-    let error = ServerTls::from_directory(directory.path()).unwrap().secure(to_client, limit).unwrap_err();
+    let error = ServerTls::from_directory(directory.path()).unwrap().secure(to_client, Deadline::within(limit)).unwrap_err();
     assert!(matches!(error, TlsError::Slow { .. }), "{error}");
     // A last word comes through: the server waits for its peer to hang up, for a while.
     assert_eq!(to_server.read(&mut [0; 100]).unwrap(), 0);
     let (to_server, _to_client, _) = plain_pair();
-    let error = ClientTls::from_directory(directory.path()).unwrap().secure(to_server, &endpoint, limit).unwrap_err();
+    let error = ClientTls::from_directory(directory.path()).unwrap().secure(to_server, &endpoint, Deadline::within(limit)).unwrap_err();
     assert!(matches!(error, TlsError::Slow { .. }), "{error}");
 }
 
@@ -164,7 +164,7 @@ fn a_peer_that_says_nothing_is_given_up() {
 fn a_name_that_no_certificate_could_have_is_said() {
     let directory = certificates::good();
     let endpoint: Endpoint = "under_the-..-bridge:1".parse().unwrap();
-    let error = ClientTls::from_directory(directory.path()).unwrap().secure(plain_pair().0, &endpoint, PATIENCE).unwrap_err();
+    let error = ClientTls::from_directory(directory.path()).unwrap().secure(plain_pair().0, &endpoint, Deadline::within(PATIENCE)).unwrap_err();
     assert!(matches!(error, TlsError::Name { .. }), "{error}");
 }
 
@@ -174,7 +174,7 @@ fn two_hosts_on_a_unix_socket_are_localhost() {
     let (client, server) = (ClientTls::from_directory(directory.path()).unwrap(), ServerTls::from_directory(directory.path()).unwrap());
     let (near, far) = Stream::pair().unwrap();
     std::thread::scope(|scope| {
-        scope.spawn(|| server.secure(far, PATIENCE).unwrap());
-        client.secure(near, &Endpoint::Unix("/nowhere".into()), PATIENCE).unwrap();
+        scope.spawn(|| server.secure(far, Deadline::within(PATIENCE)).unwrap());
+        client.secure(near, &Endpoint::Unix("/nowhere".into()), Deadline::within(PATIENCE)).unwrap();
     });
 }

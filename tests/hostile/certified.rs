@@ -1,0 +1,151 @@
+//! Sources and receivers with certificates that are not to be trusted, and none at all.
+
+use std::path::Path;
+
+use pageferry::destination::ReceiverOptions;
+use pageferry::source::Migration;
+use pageferry::transport::{ClientSecurity, ClientTls, ServerSecurity, ServerTls};
+use pageferry::wire::{Lane, Message};
+use rcgen::{CertificateRevocationListParams, KeyIdMethod, RevokedCertParams, SerialNumber};
+
+use crate::certificates::{Authority, CLIENT_SERIAL, Purpose, Says, fill, in_days};
+use crate::honest::{Host, TIMEOUTS, migrate, running_guest};
+use crate::table::Row;
+use crate::talk::{PATIENCE, Talk};
+
+fn host(security: ServerSecurity) -> Host {
+    Host::with_options(&"127.0.0.1:0".parse().unwrap(), ReceiverOptions { timeouts: TIMEOUTS, security, ..ReceiverOptions::default() })
+}
+
+fn client(directory: &Path) -> ClientSecurity {
+    ClientSecurity::Tls(ClientTls::from_directory(directory).unwrap())
+}
+
+fn server(directory: &Path) -> ServerSecurity {
+    ServerSecurity::Tls(ServerTls::from_directory(directory).unwrap())
+}
+
+/// Runs a migration that must fail; what each end says.
+fn fails(what: &str, security: ClientSecurity, host: &Host, directory: &Path) -> Row {
+    let mut guest = running_guest();
+    let failure = migrate(Migration::to(host.endpoint.clone()).security(security), &mut guest).expect_err(what);
+    assert!(guest.is_running(), "{what}: the guest runs on");
+    assert_eq!(host.sessions(), 0, "{what}");
+    Row::new(what, plain(&failure.error.in_full(), directory), plain(&host.first_said(), directory))
+}
+
+/// Without what differs from run to run.
+fn plain(text: &str, directory: &Path) -> String {
+    let text = text.replace(&directory.display().to_string(), "DIR");
+    let word = |word: &str| match word.as_bytes() {
+        [_, _, _, _, b'-', _, _, b'-', _, _] => "DATE".to_owned(),
+        [_, _, b':', _, _] => "TIME".to_owned(),
+        _ => match word.split_once("127.0.0.1:") {
+            Some((before, after)) => format!("{before}PEER{}", after.trim_start_matches(|c: char| c.is_ascii_digit())),
+            None => word.to_owned(),
+        },
+    };
+    text.split(' ').map(word).collect::<Vec<_>>().join(" ")
+}
+
+/// Each with an honest guest that comes in over TLS after it.
+pub(crate) fn bad_certificates() -> Vec<Row> {
+    let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
+    let good = [Says::good(Purpose::Server), Says::good(Purpose::Client)];
+    let keys = |authority: &Authority, server: &Says, client: &Says| {
+        let directory = tempfile::tempdir().unwrap();
+        fill(directory.path(), authority, &ours.issue(server), &ours.issue(client));
+        directory
+    };
+    let honest = keys(&ours, &good[0], &good[1]);
+    let mut rows = Vec::new();
+    let expired = |says: &Says| Says { from: -9, until: -1, ..says.clone() };
+    let early = |says: &Says| Says { from: 1, until: 9, ..says.clone() };
+    for (what, client_says) in [
+        ("a source whose certificate has expired", expired(&good[1])),
+        ("a source whose certificate is not valid yet", early(&good[1])),
+        ("a source with a receiver's certificate", Says { purpose: Purpose::Server, ..good[1].clone() }),
+    ] {
+        let (bad, host) = (keys(&ours, &good[0], &client_says), host(server(honest.path())));
+        rows.push(fails(what, client(bad.path()), &host, bad.path()));
+        host.serves_on_over(client(honest.path()));
+    }
+    let stranger = tempfile::tempdir().unwrap();
+    fill(stranger.path(), &ours, &ours.issue(&good[0]), &theirs.issue(&good[1]));
+    let with_host = host(server(honest.path()));
+    rows.push(fails("a source whose certificate another CA issued", client(stranger.path()), &with_host, honest.path()));
+    with_host.serves_on_over(client(honest.path()));
+
+    let listed = keys(&ours, &good[0], &good[1]);
+    std::fs::write(listed.path().join("ca-crl.pem"), revocations(&ours)).unwrap();
+    let with_list = host(server(listed.path()));
+    let mut row = fails("a source whose certificate was revoked", client(honest.path()), &with_list, honest.path());
+    row.heard = row.heard.replace(&listed.path().display().to_string(), "DIR");
+    rows.push(row);
+
+    let with_host = host(server(honest.path()));
+    rows.push(fails("a source without TLS", ClientSecurity::Plain, &with_host, honest.path()));
+    with_host.serves_on_over(client(honest.path()));
+    let without = host(ServerSecurity::Plain);
+    rows.push(fails("a source with TLS where there is none", client(honest.path()), &without, honest.path()));
+    without.serves_on();
+
+    for (what, server_says) in [
+        ("a receiver whose certificate has expired", expired(&good[0])),
+        ("a receiver whose certificate is for another host", Says { names: vec!["far.example".to_owned()], ..good[0].clone() }),
+    ] {
+        let bad = keys(&ours, &server_says, &good[1]);
+        rows.push(fails(what, client(honest.path()), &host(server(bad.path())), bad.path()));
+    }
+    rows.push(another_certificate());
+    rows
+}
+
+fn revocations(authority: &Authority) -> String {
+    let revoked = RevokedCertParams {
+        serial_number: SerialNumber::from(CLIENT_SERIAL),
+        revocation_time: in_days(-1).into(),
+        reason_code: None,
+        invalidity_date: None,
+    };
+    let list = CertificateRevocationListParams {
+        this_update: in_days(-1).into(),
+        next_update: in_days(9).into(),
+        crl_number: SerialNumber::from(1u64),
+        issuing_distribution_point: None,
+        revoked_certs: vec![revoked],
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    list.signed_by(&authority.issuer).unwrap().pem().unwrap()
+}
+
+/// A lane with the right session and token, and the certificate of another host that the CA knows.
+fn another_certificate() -> Row {
+    let authority = Authority::new("CA");
+    let [one, other] = [(); 2].map(|()| {
+        let directory = tempfile::tempdir().unwrap();
+        let [server, client] = [Purpose::Server, Purpose::Client].map(|purpose| authority.issue(&Says::good(purpose)));
+        fill(directory.path(), &authority, &server, &client);
+        directory
+    });
+    let host = host(server(one.path()));
+    let connect = |directory: &Path| {
+        let route = pageferry::transport::Route { endpoint: host.endpoint.clone(), security: client(directory) };
+        Talk::over(route.connect(PATIENCE).unwrap())
+    };
+    let offer = crate::source::offer();
+    let mut control = connect(one.path());
+    control.say(&Message::Hello(offer.clone()));
+    assert!(matches!(control.hear(), Some(Message::Accept { .. })));
+    let attach = Message::Attach { session: offer.session, token: offer.token, lane: Lane::Bulk(0), generation: 0 };
+    let mut thief = connect(other.path());
+    thief.say(&attach);
+    let Some(Message::Refuse { detail, .. }) = thief.last_words() else { panic!("a lane with another certificate was taken in") };
+    let mut own = connect(one.path());
+    own.say(&attach);
+    assert_eq!(own.hear(), Some(Message::Attached { lane: Lane::Bulk(0) }));
+    let row = Row::new("a lane with the token of a session and another certificate", detail, host.first_said());
+    control.say(&Message::Abort { reason: "enough".into() });
+    host.serves_on_over(client(one.path()));
+    row
+}

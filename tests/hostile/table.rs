@@ -1,0 +1,74 @@
+//! The table of hostile peers: what each did, what it got, and what the honest end says. Behind each row an honest guest
+//! came in, or ran on.
+//!
+//! Where a session was opened, the texts are the parts of the reasons that were looked for and found. `TABLE.md` is what
+//! comes of it; with `PAGEFERRY_WRITE_TABLE=1` this writes it, otherwise it must be up to date.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use crate::{floods, on_receiver, on_source};
+
+/// A hostile peer.
+pub(crate) struct Row {
+    pub(crate) what: String,
+    /// The last words that it heard.
+    pub(crate) heard: String,
+    /// At the honest end.
+    pub(crate) said: String,
+}
+
+impl Row {
+    pub(crate) fn new(what: impl Into<String>, heard: impl Into<String>, said: impl Into<String>) -> Self {
+        Self { what: what.into(), heard: heard.into(), said: said.into() }
+    }
+}
+
+const HEAD: &str = "# Hostile peers, and what they got
+
+Made by the test `table` of `tests/hostile`, which fails when this is out of date; `PAGEFERRY_WRITE_TABLE=1 cargo test
+--test hostile table` writes it. After every row of a source the same receiver took an honest guest in, byte for byte;
+after every row of a destination the guest ran on at the source.
+";
+
+#[test]
+fn the_table_of_hostile_peers_is_up_to_date() {
+    let sections = std::thread::scope(|scope| {
+        let sections: Vec<(&str, fn() -> Vec<Row>)> = vec![
+            ("A source before there is a session", on_receiver::bad_beginnings),
+            ("A source that leaves the path in a session", on_receiver::off_the_path),
+            ("A source whose frames make no sense", on_receiver::nonsense),
+            ("A stranger to a session", on_receiver::strangers),
+            ("A source that is slow or silent", floods::slow_ones),
+            #[cfg(feature = "tls")]
+            ("Certificates", crate::certified::bad_certificates),
+            ("A destination", on_source::bad_destinations),
+        ];
+        let running: Vec<_> = sections.into_iter().map(|(title, make)| (title, scope.spawn(make))).collect();
+        running.into_iter().map(|(title, rows)| (title, rows.join().expect("every row holds"))).collect::<Vec<_>>()
+    });
+    let mut table = HEAD.to_owned();
+    for (title, rows) in &sections {
+        write!(table, "\n## {title}\n\n| what it did | what it heard | what the honest end says |\n|---|---|---|\n").unwrap();
+        for Row { what, heard, said } in rows {
+            writeln!(table, "| {} | {} | {} |", cell(what), cell(heard), cell(said)).unwrap();
+        }
+    }
+    if cfg!(not(feature = "tls")) {
+        println!("skipped: the committed table has a section on TLS, which is not built in");
+        return;
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/hostile/TABLE.md");
+    if std::env::var_os("PAGEFERRY_WRITE_TABLE").is_some() {
+        std::fs::write(&path, &table).unwrap();
+    }
+    let committed = std::fs::read_to_string(&path).unwrap_or_default();
+    if let Some((old, new)) = committed.lines().zip(table.lines()).find(|(old, new)| old != new) {
+        panic!("TABLE.md says\n  {old}\nbut now it is\n  {new}");
+    }
+    assert_eq!(committed.lines().count(), table.lines().count(), "TABLE.md has another number of rows");
+}
+
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|").replace(['\n', '\r'], " ")
+}
