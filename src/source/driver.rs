@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use crossbeam::channel::{Receiver, Sender, bounded, select};
 
 use super::dial::Dial;
 use super::event::{Event, Phase};
+use super::fleet::{Allotment, LastRoundPlace, Member, Seat};
 use super::hold::Hold;
 use super::outcome::{Completed, Failure, InDoubt, Stranded};
 use super::post_copy::{Followed, Rest};
@@ -45,6 +47,10 @@ pub(super) struct Driver<'d> {
     pub(super) round_trip: Duration,
     /// Whether the destination can run the guest before its memory is there.
     pub(super) can_post_copy: bool,
+    /// Where it takes turns with others.
+    pub(super) member: Option<Arc<Member>>,
+    /// Among those of them that stand still, while it is there.
+    pub(super) place: Option<LastRoundPlace>,
     dial: Option<Dial>,
     stranded: Option<Stranded>,
 }
@@ -78,7 +84,7 @@ struct Granted {
 
 /// Runs a migration.
 pub(super) fn run(migration: Migration<'_>, outgoing: Outgoing<'_>) -> Result<Completed, Box<Failure>> {
-    let Migration { route, channels, compression, delta_cache, timeouts, steering, observer, at_pause } = migration;
+    let Migration { route, channels, compression, delta_cache, timeouts, steering, fleet, observer, at_pause } = migration;
     let Outgoing { guest, memory, tracker, kind, description } = outgoing;
     let mut report = Report::new();
     report.tracker = Some(tracker.kind().name().to_owned());
@@ -94,6 +100,8 @@ pub(super) fn run(migration: Migration<'_>, outgoing: Outgoing<'_>) -> Result<Co
         timeouts,
         round_trip: Duration::MAX,
         can_post_copy: false,
+        member: fleet.map(|fleet| fleet.enrol()),
+        place: None,
         dial: None,
         stranded: None,
     };
@@ -129,6 +137,9 @@ struct Encoding {
 
 impl Driver<'_> {
     fn migrate(&mut self, route: &Route, wanted: u16, words: GuestWords, encoding: Encoding) -> Result<(), Error> {
+        if self.steering.cancelled().try_recv().is_ok() {
+            return Err(Error::Cancelled);
+        }
         self.phase(Phase::Connecting);
         let (session, token) = (SessionId(random()?), Token(random()?));
         let dial = Dial { route: route.clone(), session, token, timeout: self.timeouts.handshake };
@@ -178,7 +189,8 @@ impl Driver<'_> {
                     Followed::Completed => Ok(()),
                     Followed::TakenBack(error) => Err(error),
                     Followed::Stranded(error) => {
-                        self.stranded = Some(Stranded { pump, rest, steering: self.steering.clone(), started: self.started });
+                        self.stranded =
+                            Some(Stranded { pump, rest, steering: self.steering.clone(), member: self.member.clone(), started: self.started });
                         Err(error)
                     }
                 }
@@ -196,7 +208,7 @@ impl Driver<'_> {
         rest: impl FnOnce(PageBitmap) -> Rest,
     ) -> Result<Moved, Error> {
         let live = Live::default();
-        let (memory, pacer) = (self.memory, self.steering.pacer());
+        let (memory, allotment) = (self.memory, Allotment::new(self.steering.pacer(), self.member.clone()));
         let channels = u16::try_from(streams.len()).expect("made from a u16");
         std::thread::scope(|scope| {
             // Room for one result of each worker: none ever waits to report.
@@ -209,7 +221,8 @@ impl Driver<'_> {
                     channels,
                     stream,
                     memory,
-                    pacer,
+                    allotment: allotment.clone(),
+                    seat: Seat::default(),
                     live: &live,
                     frames: FrameWriter::new(Encoder::new(settings.clone(), memory.layout().chunks())),
                     chooser: Chooser::new(compression),
@@ -268,6 +281,7 @@ impl Driver<'_> {
         if let Err(resume) = self.hold.resume() {
             tracing::error!(error = %resume, "the guest could not be resumed at the source");
         }
+        self.leave_last_round();
         // Relaxed: workers look at it between chunks and while they wait for their turn.
         session.live.halt.store(true, Ordering::Relaxed);
         let error = part(&session.pump, error);

@@ -19,6 +19,7 @@
 mod dial;
 mod driver;
 mod event;
+mod fleet;
 mod handover;
 mod hold;
 mod order;
@@ -28,6 +29,7 @@ mod pump;
 mod push;
 mod rounds;
 mod settle;
+mod standing;
 mod steering;
 mod survey;
 mod watch;
@@ -36,6 +38,7 @@ mod worker;
 use std::time::Duration;
 
 pub use event::{Event, Phase};
+pub use fleet::{Fleet, Place};
 pub use outcome::{Completed, Failure, InDoubt, Stranded};
 pub use push::{Claim, Granule, Piece, Prepaging, PushOrder, Pushed, Remaining, Traffic, widen};
 pub use steering::Steering;
@@ -77,6 +80,7 @@ pub struct Migration<'h> {
     delta_cache: DeltaCache,
     timeouts: Timeouts,
     steering: Steering,
+    fleet: Option<Fleet>,
     observer: Observer<'h>,
     at_pause: Option<AtPause<'h>>,
 }
@@ -92,6 +96,7 @@ impl<'h> Migration<'h> {
             delta_cache: DeltaCache::Auto,
             timeouts: Timeouts::default(),
             steering: Steering::default(),
+            fleet: None,
             observer: Box::new(|_| {}),
             at_pause: None,
         }
@@ -136,6 +141,13 @@ impl<'h> Migration<'h> {
     #[must_use]
     pub fn bandwidth(self, rate: Option<BytesPerSec>) -> Self {
         self.steering.set_bandwidth(rate);
+        self
+    }
+
+    /// Takes turns with the other migrations of `fleet`.
+    #[must_use]
+    pub fn in_fleet(mut self, fleet: &Fleet) -> Self {
+        self.fleet = Some(fleet.clone());
         self
     }
 

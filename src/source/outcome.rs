@@ -1,8 +1,10 @@
 //! How a migration ended, and who holds the guest.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::event::Event;
+use super::fleet::Member;
 use super::post_copy::{Follow, Followed, Rest, Times, Trouble};
 use super::pump::{Command, Pump};
 use super::push::Counters;
@@ -48,6 +50,7 @@ pub struct Stranded {
     pub(super) pump: Pump,
     pub(super) rest: Rest,
     pub(super) steering: Steering,
+    pub(super) member: Option<Arc<Member>>,
     pub(super) started: Instant,
 }
 
@@ -59,7 +62,7 @@ impl Stranded {
     /// When the guest still has not got all of its memory. If the owner is then the source the destination never ran the
     /// guest: it may be resumed here.
     pub fn recover(self, memory: &GuestMemory, mut report: Report, observer: &mut (dyn FnMut(&Event) + Send)) -> Result<Completed, Box<Failure>> {
-        let Self { pump, rest, steering, started } = self;
+        let Self { pump, rest, steering, member, started } = self;
         pump.command(Command::RecoverAgain);
         let began = Instant::now();
         let counters = Counters::default();
@@ -67,6 +70,7 @@ impl Stranded {
         let mut follow = Follow {
             memory,
             steering: &steering,
+            member: member.as_ref(),
             observer: &mut observer,
             report: &mut report,
             counters: &counters,
@@ -89,7 +93,7 @@ impl Stranded {
         };
         report.reason = error.in_full();
         report.guest_owner = owner;
-        let stranded = (owner != GuestOwner::Source).then_some(Self { pump, rest, steering, started });
+        let stranded = (owner != GuestOwner::Source).then_some(Self { pump, rest, steering, member, started });
         Err(Box::new(Failure { error, owner, report, in_doubt: None, stranded }))
     }
 }

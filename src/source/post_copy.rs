@@ -7,6 +7,7 @@
 //! The source keeps the memory, paused, until Complete. When a connection breaks both ends keep what they have: the pump
 //! reconnects, the destination says what has arrived, and a new *generation* of lanes serves what is left.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{never, select, tick};
@@ -14,6 +15,7 @@ use crossbeam::channel::{never, select, tick};
 use super::dial::Dial;
 use super::driver::{Driver, Session, session_error};
 use super::event::{Event, Phase};
+use super::fleet::{Allotment, Member};
 use super::pump::{Command, Ended, Pump};
 use super::push::{Counters, Granule, Lanes, Prepaging, Service, Serving, serve, widen};
 use super::rounds::LastRound;
@@ -70,6 +72,7 @@ impl Driver<'_> {
         parts.plan = laps.end(Instant::now());
         let (state, step) = self.save_state(&mut parts, &mut laps)?;
         let round = self.await_round(session, index, PageCount(0), began, None, Some(verdict))?;
+        self.leave_last_round();
         step.map_err(Error::AtPause)?;
         parts.send = laps.end(Instant::now());
         self.phase(Phase::Handover);
@@ -95,6 +98,7 @@ impl Driver<'_> {
         let mut follow = Follow {
             memory: self.memory,
             steering: self.steering,
+            member: self.member.as_ref(),
             observer: &mut self.observer,
             report: &mut self.report,
             counters: &counters,
@@ -126,6 +130,7 @@ impl Driver<'_> {
 pub(super) struct Follow<'f, 'o> {
     pub(super) memory: &'f GuestMemory,
     pub(super) steering: &'f Steering,
+    pub(super) member: Option<&'f Arc<Member>>,
     pub(super) observer: &'f mut Observer<'o>,
     pub(super) report: &'f mut Report,
     pub(super) counters: &'f Counters,
@@ -195,7 +200,7 @@ impl Follow<'_, '_> {
     fn serve(&mut self, missing: &PageBitmap, lanes: Lanes) -> Next {
         let service = Service {
             memory: self.memory,
-            pacer: self.steering.pacer(),
+            allotment: Allotment::new(self.steering.pacer(), self.member.cloned()),
             compression: self.rest.compression,
             encoder: self.rest.encoder.clone(),
             granule: self.rest.granule,

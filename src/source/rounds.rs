@@ -13,6 +13,7 @@ use super::PROGRESS_EVERY;
 use super::driver::{Driver, Session, session_error};
 use super::event::{Event, Phase};
 use super::order::coldest_first;
+use super::standing::Wait;
 use super::watch::DirtyWatch;
 use super::worker::{Job, Sent, Then};
 use crate::bitmap::PageBitmap;
@@ -62,6 +63,7 @@ impl Driver<'_> {
             return self.glance(session, verdict);
         }
         if !verdict.decision.goes_on() {
+            self.await_last_round(session)?;
             let (paused_at, mut laps) = self.pause()?;
             let mut parts = DowntimeParts { pause: laps.end(Instant::now()), ..DowntimeParts::default() };
             let remainder = self.memory.populated()?;
@@ -81,9 +83,15 @@ impl Driver<'_> {
             index += 1;
             last_verdict = Some(verdict);
             match verdict.decision {
-                Decision::Round | Decision::Throttle => continue,
+                Decision::Round | Decision::Throttle => {
+                    self.leave_last_round();
+                    continue;
+                }
                 Decision::Abort => return Err(Error::Limit(verdict.reason)),
                 Decision::StopAndCopy | Decision::PostCopy => {}
+            }
+            if self.await_last_round(session)? == Wait::Long {
+                continue;
             }
             let (paused_at, mut laps) = self.pause()?;
             let mut parts = DowntimeParts { pause: laps.end(Instant::now()), ..DowntimeParts::default() };
@@ -101,6 +109,7 @@ impl Driver<'_> {
                 return Ok(LastRound { index, kind: RoundKind::StopAndCopy, remainder: pending, hot: Vec::new(), paused_at, parts, laps, verdict });
             }
             self.hold.resume()?;
+            self.leave_last_round();
             (self.observer)(&Event::PauseUndone { remainder: facts.remaining, stalled: paused_at.elapsed() });
         }
     }
@@ -111,6 +120,7 @@ impl Driver<'_> {
         self.tracker.start(&mut remainder)?;
         let mut watch = DirtyWatch::new(self.memory.layout().chunks());
         self.first_look(session, &mut watch)?;
+        self.await_last_round(session)?;
         let (paused_at, mut laps) = self.pause()?;
         let mut parts = DowntimeParts { pause: laps.end(Instant::now()), ..DowntimeParts::default() };
         self.tracker.harvest(&mut remainder)?;

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{at, select};
 
 use super::driver::{Driver, Session, session_error};
+use super::fleet::Allotment;
 use super::pump::Command;
 use crate::error::Error;
 use crate::policy::Bottleneck;
@@ -46,14 +47,14 @@ impl Driver<'_> {
     /// Does not wait for a link that moves nothing: whoever writes next finds that out.
     pub(super) fn settle(&self, session: &Session<'_>) -> Result<Settled, Error> {
         let mut under_way = self.under_way(session);
-        let paced = self.steering.pacer().rate().is_some();
+        let paced = Allotment::new(self.steering.pacer(), self.member.clone()).is_paced();
         let bottleneck = if paced || under_way > FEW_BYTES { Bottleneck::Link } else { Bottleneck::Processor };
         let mut moved_at = Instant::now();
         while under_way > self.little(under_way) && moved_at.elapsed() < STUCK_AFTER && !self.is_late() {
             select! {
                 recv(session.pump.ended()) -> ended => return Err(session_error(ended.ok())),
                 recv(self.steering.cancelled()) -> _ => return Err(Error::Cancelled),
-                default(LOOK_EVERY) => {}
+                default(self.look_every(LOOK_EVERY)) => {}
             }
             let now_under_way = self.under_way(session);
             if now_under_way < under_way {
@@ -85,7 +86,7 @@ impl Driver<'_> {
             if bytes > applied {
                 (applied, moved_at) = (bytes, Instant::now());
             }
-            std::thread::sleep(LOOK_EVERY);
+            std::thread::sleep(self.look_every(LOOK_EVERY));
         }
         Ok(())
     }

@@ -11,12 +11,13 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, Sender};
 use crossbeam::utils::CachePadded;
 
+use super::fleet::{Allotment, Seat};
 use crate::bitmap::{PageBitmap, SharedBitmap};
 use crate::error::Error;
 use crate::memory::GuestMemory;
 use crate::page::{Chooser, Encoded, LinkSample, Work};
 use crate::stats::Encodings;
-use crate::transport::{Pacer, SendQueue, Stream, TransportError};
+use crate::transport::{SendQueue, Stream, TransportError};
 use crate::units::{ByteCount, CHUNK_SIZE, ChunkIndex, PageCount};
 use crate::wire::{ChannelTotals, FrameWriter, channel_of};
 
@@ -71,7 +72,8 @@ pub(super) struct Worker<'d> {
     pub(super) channels: u16,
     pub(super) stream: Stream,
     pub(super) memory: &'d GuestMemory,
-    pub(super) pacer: &'d Pacer,
+    pub(super) allotment: Allotment<'d>,
+    pub(super) seat: Seat,
     pub(super) live: &'d Live,
     pub(super) frames: FrameWriter,
     pub(super) chooser: Chooser,
@@ -101,6 +103,7 @@ impl Worker<'_> {
         let mut encodings = Encodings::default();
         let mut unsent = None;
         let mut skipped = None;
+        let mut turn = None;
         let (channel, channels) = (self.channel, self.channels);
         for chunk in job.order.iter().copied().filter(|&chunk| channel_of(chunk, channels) == channel) {
             let all = job.pages.word(chunk);
@@ -119,6 +122,9 @@ impl Worker<'_> {
                 left.insert_word(chunk, word);
                 continue;
             }
+            if turn.is_none() {
+                turn = self.allotment.work(&self.seat);
+            }
             let method = self.chooser.method(Instant::now());
             let work = Work { round: job.round, chunk, memory: self.memory.chunk(chunk), mask: word, method };
             let Encoded { pages, packed } = self.frames.push_chunk(&mut self.buffer, work);
@@ -127,9 +133,13 @@ impl Worker<'_> {
             // Relaxed: counters for display.
             self.live.pages.fetch_add(u64::from(word.count_ones()), Ordering::Relaxed);
             if self.buffer.len() >= FLUSH_BYTES {
+                // Writing may have to wait for the peer: others work meanwhile.
+                turn = None;
                 self.flush()?;
             }
+            turn = turn.filter(|turn| !turn.is_long());
         }
+        drop(turn);
         match job.then {
             Then::RoundEnd => self.frames.push_round_end(&mut self.buffer, job.round),
             Then::Switch => self.frames.push_switch(&mut self.buffer, job.round),
@@ -148,10 +158,10 @@ impl Worker<'_> {
     }
 
     fn flush(&mut self) -> Result<(), Error> {
-        let slice_bytes = if self.pacer.rate().is_some() { PACED_SLICE } else { self.buffer.len().max(1) };
-        for slice in self.buffer.chunks(slice_bytes) {
+        let is_stopped = || self.live.halt.load(Ordering::Relaxed);
+        for slice in self.buffer.chunks(self.allotment.slice(self.buffer.len())) {
             let ready = Instant::now();
-            self.wait_for_turn(ByteCount(slice.len() as u64));
+            self.allotment.await_link(ByteCount(slice.len() as u64), &self.seat, &is_stopped);
             let began = Instant::now();
             self.stream.write_all(slice).map_err(|error| {
                 // The send timeout shows as "would block": say what it means.
@@ -174,23 +184,9 @@ impl Worker<'_> {
         self.buffer.clear();
         Ok(())
     }
-
-    /// Sleeps until the pacer's turn, in steps, so that a stop is not slept through.
-    fn wait_for_turn(&self, bytes: ByteCount) {
-        let turn = Instant::now() + self.pacer.reserve(Instant::now(), bytes);
-        loop {
-            let left = turn.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.live.halt.load(Ordering::Relaxed) {
-                return;
-            }
-            std::thread::sleep(left.min(Duration::from_millis(20)));
-        }
-    }
 }
 
 /// Bytes of frames from which on they are written: a small packed chunk waits for the next, and the link for neither.
 const FLUSH_BYTES: usize = CHUNK_SIZE / 4;
 /// How often a worker tells what it chooses, in its log.
 const TELL_EVERY: Duration = Duration::from_millis(100);
-/// Bytes written at once under a bandwidth limit.
-const PACED_SLICE: usize = 64 << 10;

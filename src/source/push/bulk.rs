@@ -8,6 +8,7 @@ use std::io::{ErrorKind, Read};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::super::fleet::{Seat, WorkTurn};
 use super::{Claim, Shared, broken, closed};
 use crate::error::Error;
 use crate::page::{Chooser, LinkSample, Work};
@@ -31,7 +32,12 @@ pub(super) struct Pusher<'d> {
     written: u64,
     /// When the pacer lets this lane write again.
     turn: Instant,
-    /// Waited for that since the last write.
+    /// Bytes of the last write, for which the fleet has not given a turn yet.
+    owed: ByteCount,
+    seat: Seat,
+    /// A turn at a processor, until pages are written.
+    work: Option<WorkTurn>,
+    /// Waited for turns at the link since the last write.
     waited: Duration,
     encodings: Encodings,
 }
@@ -47,6 +53,9 @@ impl<'d> Pusher<'d> {
             buffer: Vec::new(),
             written: 0,
             turn: Instant::now(),
+            owed: ByteCount(0),
+            seat: Seat::default(),
+            work: None,
             waited: Duration::ZERO,
             encodings: Encodings::default(),
             shared,
@@ -78,6 +87,7 @@ impl<'d> Pusher<'d> {
     fn step(&mut self) -> Result<bool, Error> {
         let step_bytes = usize::try_from(self.queue.step().0).expect("64-bit host");
         let most = u32::try_from((step_bytes / PAGE_SIZE).clamp(FEWEST, CHUNK_PAGES)).expect("64 at most");
+        self.work = self.shared.service.allotment.work(&self.seat);
         for _ in 0..PIECES {
             let Some(claim) = self.claim(most) else {
                 let any = !self.buffer.is_empty();
@@ -122,6 +132,8 @@ impl<'d> Pusher<'d> {
     }
 
     fn write(&mut self) -> Result<(), Error> {
+        // That may have to wait for the peer.
+        self.work = None;
         if self.buffer.is_empty() {
             return Ok(());
         }
@@ -131,7 +143,8 @@ impl<'d> Pusher<'d> {
         self.shared.service.counters.bulk.wrote(self.buffer.len());
         self.buffer.clear();
         self.written += bytes;
-        self.turn = now + self.shared.service.pacer.reserve(now, ByteCount(bytes));
+        self.owed = ByteCount(bytes);
+        self.turn = now + self.shared.service.allotment.reserve_own(now, self.owed);
         let SendQueue { under_way, peer_window } = self.queue.look(now);
         let waited = std::mem::take(&mut self.waited);
         let peer_window = peer_window.map(|window| window.0);
@@ -139,10 +152,14 @@ impl<'d> Pusher<'d> {
         Ok(())
     }
 
-    /// Waits for the pacer's turn, but not for long at a time.
+    /// Waits for a turn at the link, but not for long at a time where only this migration's own rate counts.
     fn has_turn(&mut self) -> bool {
         let left = self.turn.saturating_duration_since(Instant::now());
         if left.is_zero() {
+            // Paid for afterwards: what goes next is not claimed yet, so how much it is cannot be known.
+            let (asked, owed) = (Instant::now(), std::mem::replace(&mut self.owed, ByteCount(0)));
+            self.shared.service.allotment.await_fleet(owed, &self.seat, &|| self.shared.is_stopped());
+            self.waited += asked.elapsed();
             return true;
         }
         std::thread::sleep(left.min(PATIENCE));

@@ -31,10 +31,11 @@ pub use counters::{Pushed, Traffic};
 pub use prepaging::{Piece, Prepaging, PushOrder};
 pub use remaining::{Claim, Granule, Remaining, widen};
 
+use super::fleet::Allotment;
 use crate::error::Error;
 use crate::memory::GuestMemory;
 use crate::page::{Compression, Encoder, EncoderSettings, Method};
-use crate::transport::{Pacer, Stream, StreamControl, TransportError};
+use crate::transport::{Stream, StreamControl, TransportError};
 use crate::units::{ChunkIndex, PageCount};
 use crate::wire::{FrameWriter, Lane};
 
@@ -44,7 +45,7 @@ pub(super) struct Service<'d> {
     /// The paused guest's.
     pub(super) memory: &'d GuestMemory,
     /// Limits bulk lanes; what is urgent counts and does not wait.
-    pub(super) pacer: &'d Pacer,
+    pub(super) allotment: Allotment<'d>,
     pub(super) compression: Compression,
     pub(super) encoder: EncoderSettings,
     pub(super) granule: Granule,

@@ -7,6 +7,7 @@ use super::*;
 use crate::bitmap::PageBitmap;
 use crate::memory::{Backing, MemoryLayout};
 use crate::page::{Codecs, PageKey};
+use crate::transport::Pacer;
 use crate::units::{ByteCount, PageIndex};
 use crate::wire::{FrameBody, FrameReader, Message};
 
@@ -68,7 +69,7 @@ impl Setup {
     fn service(&self, granule: Granule, prepaging: Prepaging) -> Service<'_> {
         Service {
             memory: &self.memory,
-            pacer: &self.pacer,
+            allotment: Allotment::new(&self.pacer, None),
             compression: Compression::Auto,
             encoder: EncoderSettings { codecs: Codecs::built_in(), key: PageKey::derive(&[7; 16]), delta_cache: ByteCount(0) },
             granule,

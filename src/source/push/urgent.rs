@@ -6,7 +6,6 @@
 
 use std::io::Write;
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::requests::Requests;
 use super::{Granule, Shared, broken};
@@ -102,7 +101,7 @@ impl<'d> Urgent<'d> {
         self.stream.write_all(&self.buffer).map_err(|error| broken(Lane::Urgent, error))?;
         self.shared.service.counters.urgent.wrote(self.buffer.len());
         // It does not wait for a turn; that it was taken makes the bulk lanes wait.
-        let _ = self.shared.service.pacer.reserve(Instant::now(), ByteCount(self.buffer.len() as u64));
+        self.shared.service.allotment.count(ByteCount(self.buffer.len() as u64));
         self.buffer.clear();
         Ok(())
     }

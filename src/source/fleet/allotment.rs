@@ -1,0 +1,109 @@
+//! What a thread that sends pages asks before it works and before it writes.
+//!
+//! A migration by itself has its own bandwidth and nothing else to heed; in a fleet it also takes turns.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Member;
+use super::line::Urgency;
+use super::turns::{Seat, Turn};
+use crate::transport::Pacer;
+use crate::units::ByteCount;
+
+/// A migration's part of processors and link.
+#[derive(Clone, Debug)]
+pub(in crate::source) struct Allotment<'d> {
+    own: &'d Pacer,
+    member: Option<Arc<Member>>,
+}
+
+impl<'d> Allotment<'d> {
+    /// Limited by `own`, and by what the fleet of `member` leaves it.
+    pub(in crate::source) fn new(own: &'d Pacer, member: Option<Arc<Member>>) -> Self {
+        Self { own, member }
+    }
+
+    /// Whether bytes wait for their turn at the link.
+    pub(in crate::source) fn is_paced(&self) -> bool {
+        self.own.rate().is_some() || self.member.as_ref().is_some_and(|member| member.fleet.pacer.rate().is_some())
+    }
+
+    /// How much of `bytes` to write at a turn.
+    pub(in crate::source) fn slice(&self, bytes: usize) -> usize {
+        // The others wait for a guest that stands still, so it need not let them in between.
+        let stands_still = self.member.as_ref().is_some_and(|member| member.urgency() == Urgency::Urgent);
+        if self.is_paced() && !stands_still { PACED_SLICE } else { bytes.max(1) }
+    }
+
+    /// Waits for a turn at a processor, where they are shared out.
+    pub(in crate::source) fn work(&self, seat: &Seat) -> Option<WorkTurn> {
+        let member = self.member.as_ref()?;
+        let turn = member.fleet.processors.take(member.id, member.urgency(), 1, seat, &|| false)?;
+        Some(WorkTurn { _turn: turn, began: Instant::now() })
+    }
+
+    /// Waits until so many bytes may be written, or `is_stopped` says so.
+    pub(in crate::source) fn await_link(&self, bytes: ByteCount, seat: &Seat, is_stopped: &dyn Fn() -> bool) {
+        sleep_until(Instant::now() + self.own.reserve(Instant::now(), bytes), is_stopped);
+        self.await_fleet(bytes, seat, is_stopped);
+    }
+
+    /// The same, for those who wait for the migration's own rate by themselves.
+    pub(in crate::source) fn await_fleet(&self, bytes: ByteCount, seat: &Seat, is_stopped: &dyn Fn() -> bool) {
+        let Some(member) = &self.member else { return };
+        let fleet = &member.fleet;
+        if fleet.pacer.rate().is_some()
+            && let Some(turn) = fleet.link.take(member.id, member.urgency(), bytes.0, seat, is_stopped)
+        {
+            // Held until these bytes go: until then somebody whose guest stands still may come and be next.
+            sleep_until(Instant::now() + fleet.pacer.reserve(Instant::now(), bytes), is_stopped);
+            drop(turn);
+        }
+    }
+
+    /// The migration's own rate: takes the turn of `bytes` and says how long to wait before sending more.
+    pub(in crate::source) fn reserve_own(&self, now: Instant, bytes: ByteCount) -> Duration {
+        self.own.reserve(now, bytes)
+    }
+
+    /// Counts bytes that do not wait, so that others do.
+    pub(in crate::source) fn count(&self, bytes: ByteCount) {
+        let now = Instant::now();
+        let _ = self.own.reserve(now, bytes);
+        if let Some(member) = &self.member {
+            let _ = member.fleet.pacer.reserve(now, bytes);
+        }
+    }
+}
+
+/// A turn at a processor, until it is dropped.
+#[derive(Debug)]
+pub(in crate::source) struct WorkTurn {
+    _turn: Turn,
+    began: Instant,
+}
+
+impl WorkTurn {
+    /// Whether others should have theirs now.
+    pub(in crate::source) fn is_long(&self) -> bool {
+        self.began.elapsed() >= LONG
+    }
+}
+
+/// Sleeps in steps, so that a stop is not slept through.
+fn sleep_until(turn: Instant, is_stopped: &dyn Fn() -> bool) {
+    loop {
+        let left = turn.saturating_duration_since(Instant::now());
+        if left.is_zero() || is_stopped() {
+            return;
+        }
+        std::thread::sleep(left.min(STEP));
+    }
+}
+
+/// Bytes written at once under a bandwidth limit.
+const PACED_SLICE: usize = 64 << 10;
+const STEP: Duration = Duration::from_millis(20);
+/// A turn at a processor ends after the chunk that it was at then.
+const LONG: Duration = Duration::from_micros(500);

@@ -1,0 +1,217 @@
+//! Many guests on their way at the same time, from one process.
+//!
+//! Migrations that know nothing of each other compete: a hundred threads pack pages for guests that run anyway, while the
+//! one guest that stands still waits for a processor, and then for the link. In a fleet they take turns instead, at the
+//! processors and, where the fleet has a bandwidth, at the link: a few threads at a time, guests that stand still first,
+//! the others evenly ([`Line`](mod@line)). And only a few guests stand still at a time ([`LastRounds`](last_rounds)).
+//!
+//! What a migration shares with the others is time alone. Nobody holds a turn while waiting for a peer, so one that fails,
+//! is refused or hangs does not touch the rest.
+
+mod allotment;
+mod last_rounds;
+mod line;
+mod turns;
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread::Builder;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Sender, bounded};
+
+pub(super) use allotment::{Allotment, WorkTurn};
+pub(super) use last_rounds::LastRoundPlace;
+pub(super) use turns::Seat;
+
+use crate::error::Error;
+use crate::transport::Pacer;
+use crate::units::BytesPerSec;
+use last_rounds::LastRounds;
+use line::{MemberId, Urgency};
+use turns::Turns;
+
+/// What migrations of one process share. Clones are the same fleet; hand it to each with
+/// [`Migration::in_fleet`](super::Migration::in_fleet).
+///
+/// A guest that had to wait before it was stopped sends what it has written meanwhile in one round more, its limits
+/// notwithstanding.
+#[derive(Clone, Debug)]
+pub struct Fleet {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    processors: Arc<Turns>,
+    link: Arc<Turns>,
+    /// The link's rate; used by whoever has the turn.
+    pacer: Pacer,
+    last_rounds: Arc<LastRounds>,
+    /// Migrations under way.
+    active: AtomicUsize,
+    /// Migrations so far.
+    enrolled: AtomicU64,
+}
+
+impl Fleet {
+    /// For this host's processors, without a limit on bandwidth.
+    #[must_use]
+    pub fn new() -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        Self {
+            shared: Arc::new(Shared {
+                processors: Turns::new(processors),
+                link: Turns::new(1),
+                pacer: Pacer::new(None),
+                last_rounds: LastRounds::new(STANDING),
+                active: AtomicUsize::new(0),
+                enrolled: AtomicU64::new(0),
+            }),
+        }
+    }
+
+    /// Changes the rate of all migrations together from now on; `None` is unpaced. Each may have a limit of its own
+    /// besides ([`Migration::bandwidth`](super::Migration::bandwidth)).
+    pub fn set_bandwidth(&self, rate: Option<BytesPerSec>) {
+        self.shared.pacer.set_rate(rate);
+    }
+
+    /// Runs `jobs`, one migration each, on threads of their own: started in this order, at most `at_a_time` under way.
+    /// A job counts until it ends or drops its [`Place`]. What each came to, in the same order; an error where the system
+    /// gave no thread.
+    ///
+    /// # Panics
+    /// When a job does, after the others.
+    pub fn run_all<J: Send, R: Send>(at_a_time: NonZeroUsize, jobs: Vec<J>, run: impl Fn(J, Place) -> R + Sync) -> Vec<Result<R, Error>> {
+        let at_a_time = at_a_time.get().min(jobs.len());
+        // As many words as places: giving one back never waits.
+        let (free, places) = bounded(at_a_time);
+        let place = || Place { free: free.clone() };
+        (0..at_a_time).map(|_| place()).for_each(drop);
+        let run = &run;
+        std::thread::scope(|scope| {
+            let start = |job| {
+                places.recv().expect("the other end is here too");
+                let place = place();
+                Builder::new().name("pf-migration".into()).spawn_scoped(scope, move || run(job, place))
+            };
+            // All are started before any is waited for.
+            let threads: Vec<_> = jobs.into_iter().map(start).collect();
+            let ended = threads.into_iter().map(|thread| match thread {
+                Ok(thread) => Ok(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))),
+                Err(source) => Err(Error::System { action: "start a thread", source }),
+            });
+            ended.collect()
+        })
+    }
+
+    /// One more migration.
+    pub(super) fn enrol(&self) -> Arc<Member> {
+        // Relaxed, both: numbers to tell members apart by, and to show.
+        let id = self.shared.enrolled.fetch_add(1, Ordering::Relaxed);
+        self.shared.active.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Member { fleet: Arc::clone(&self.shared), id, stands_still: AtomicBool::new(false) })
+    }
+}
+
+impl Default for Fleet {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// One of those that may be under way at a time; the next is started when it is dropped.
+#[derive(Debug)]
+pub struct Place {
+    free: Sender<()>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // There is room: no more words than places.
+        let _ = self.free.try_send(());
+    }
+}
+
+/// A migration in a fleet, until the last of its threads lets go of it.
+#[derive(Debug)]
+pub(super) struct Member {
+    fleet: Arc<Shared>,
+    id: MemberId,
+    stands_still: AtomicBool,
+}
+
+impl Member {
+    /// Asks to be one of the few whose guest stands still.
+    pub(super) fn ask_for_last_round(&self) -> LastRoundPlace {
+        self.fleet.last_rounds.ask(Instant::now())
+    }
+
+    /// From now on its pages go first, or not any more.
+    pub(super) fn set_urgent(&self, urgent: bool) {
+        // Relaxed: a worker gets its round through a queue after this.
+        self.stands_still.store(urgent, Ordering::Relaxed);
+    }
+
+    /// How often to look at something that changes soon, if a migration by itself would after `alone`: so many threads
+    /// that look often have no time for anything else.
+    pub(super) fn look_every(&self, alone: Duration) -> Duration {
+        let active = u32::try_from(self.fleet.active.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
+        alone.saturating_mul(active.clamp(1, MOST_PATIENCE))
+    }
+
+    fn urgency(&self) -> Urgency {
+        if self.stands_still.load(Ordering::Relaxed) { Urgency::Urgent } else { Urgency::Ordinary }
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.fleet.processors.forget(self.id);
+        self.fleet.link.forget(self.id);
+        self.fleet.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Guests that stand still at a time with pages to send: while one is being harvested the other's go.
+const STANDING: usize = 2;
+/// By this factor at most a migration looks less often.
+const MOST_PATIENCE: u32 = 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_start_in_order_and_no_more_than_so_many_at_a_time() {
+        let (started, now, most) = (std::sync::Mutex::new(Vec::new()), AtomicUsize::new(0), AtomicUsize::new(0));
+        let run = |job: usize, _place: Place| {
+            started.lock().unwrap().push(job);
+            most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(2));
+            now.fetch_sub(1, Ordering::SeqCst);
+            job * 2
+        };
+        let one = |count| NonZeroUsize::new(count).unwrap();
+        let ended: Vec<usize> = Fleet::run_all(one(1), (0..20).collect(), run).into_iter().map(Result::unwrap).collect();
+        assert_eq!(ended, (0..20).map(|job| job * 2).collect::<Vec<_>>());
+        assert_eq!(*started.lock().unwrap(), (0..20).collect::<Vec<_>>());
+        assert_eq!(most.swap(0, Ordering::SeqCst), 1);
+        assert_eq!(Fleet::run_all(one(4), (0..20).collect(), run).len(), 20);
+        assert!(most.load(Ordering::SeqCst) <= 4);
+        assert!(Fleet::run_all(one(usize::MAX), Vec::new(), run).is_empty());
+    }
+
+    #[test]
+    fn one_that_gives_its_place_up_lets_the_next_start() {
+        let (tell, told) = bounded(1);
+        let run = |is_first: bool, place: Place| {
+            drop(place);
+            if is_first { told.recv_timeout(Duration::from_secs(20)).is_ok() } else { tell.send(()).is_ok() }
+        };
+        let ended = Fleet::run_all(NonZeroUsize::MIN, vec![true, false], run);
+        assert!(ended.into_iter().all(|ended| ended.unwrap()), "the first waits for the second");
+    }
+}
