@@ -4,6 +4,7 @@
 //! fields are added, never renamed, and [`SCHEMA`] counts the changes.
 #![forbid(unsafe_code)]
 
+mod batch;
 mod downtime;
 mod metrics;
 mod millis;
@@ -12,6 +13,7 @@ mod post_copy;
 mod report;
 mod throttle;
 
+pub use batch::{BATCH_KIND, BATCH_SCHEMA, BatchReport};
 pub use downtime::DowntimeParts;
 pub(crate) use downtime::Laps;
 pub use metrics::Metrics;

@@ -19,6 +19,9 @@ pub const SCHEMA: u32 = 1;
 pub struct Report {
     /// [`SCHEMA`].
     pub schema: u32,
+    /// Its name, where it was one of many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<String>,
     /// How it ended.
     pub outcome: Outcome,
     /// Completed: why pre-copy ended. Otherwise: what went wrong.
@@ -80,6 +83,7 @@ impl Report {
     pub fn new() -> Self {
         Self {
             schema: SCHEMA,
+            guest: None,
             outcome: Outcome::Failed,
             reason: String::new(),
             total: Duration::ZERO,

@@ -11,6 +11,8 @@ mod migration;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
+use crate::stats::BATCH_KIND;
+
 pub(super) use bench::{Bench, Engine, Figures, Run, Scenario};
 pub(super) use figure::{Figure, Parts};
 pub(super) use migration::{FaultTimes, Migration, PostCopy, Round};
@@ -94,7 +96,7 @@ pub fn read(file: &str, bytes: &[u8]) -> Result<Vec<Document>, ReadError> {
         let start = text.len() - rest.trim_start().len();
         match objects.next() {
             None => break,
-            Some(Ok(_)) => documents.push(Object { file, text, start, end: objects.byte_offset() }.document()?),
+            Some(Ok(_)) => documents.extend(Object { file, text, start, end: objects.byte_offset() }.document()?),
             Some(Err(error)) => return Err(malformed(file, 1, &error)),
         }
     }
@@ -120,7 +122,8 @@ struct Header {
 }
 
 impl Object<'_> {
-    fn document(&self) -> Result<Document, ReadError> {
+    /// None for the sum of a batch, which says nothing that its migrations do not.
+    fn document(&self) -> Result<Option<Document>, ReadError> {
         let Header { schema, kind } = self.parse()?;
         let content = match &kind {
             serde_json::Value::Null => {
@@ -131,11 +134,12 @@ impl Object<'_> {
                 self.check(&schema, bench::SCHEMA)?;
                 Content::Bench(self.parse()?)
             }
+            serde_json::Value::String(kind) if kind == BATCH_KIND => return Ok(None),
             other => return Err(self.unknown("kind", other, format!("{:?}, or none for a migration", bench::KIND))),
         };
         let line = self.line();
         let origin = if line == 1 { self.file.to_owned() } else { format!("{}, line {line}", self.file) };
-        Ok(Document { origin, content })
+        Ok(Some(Document { origin, content }))
     }
 
     fn parse<T: DeserializeOwned>(&self) -> Result<T, ReadError> {

@@ -37,6 +37,12 @@ fn what_the_engine_writes_is_read() {
 }
 
 #[test]
+fn the_sum_of_a_batch_is_passed_over() {
+    let batch = crate::stats::BatchReport::of(&[], std::time::Duration::ZERO).to_json();
+    assert_eq!(read("file.json", format!("{MIGRATION}\n{MIGRATION}\n{batch}\n").as_bytes()).unwrap().len(), 2);
+}
+
+#[test]
 fn what_is_not_known_is_passed_over_and_names_are_open() {
     let later = MIGRATION.replacen('{', r#"{"later":{"a":[1,{}]},"pages_by_encoding":{"zip":3,"raw":4,"none":null},"#, 1);
     let encodings = migration(&later).pages_by_encoding;
