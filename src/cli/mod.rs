@@ -3,6 +3,7 @@
 
 pub mod args;
 pub mod bench;
+mod coming;
 pub mod demo;
 pub mod exit;
 #[cfg(feature = "keys")]

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::args::ReceiveSettings;
+use super::coming::{Coming, OnItsWay};
 use super::exit::Exit;
 use super::output::{ReportSink, create};
 use crate::destination::{Arrival, Ending, GuestFactory, Placed, Receiver, ReceiverOptions, Refusal};
@@ -37,7 +38,8 @@ pub fn run(settings: ReceiveSettings) -> anyhow::Result<Exit> {
         security: settings.security,
         timeouts: Timeouts { recover: settings.recover_for, ..Timeouts::default() },
     };
-    let factory = Factory { sink, allow: settings.allow, backing: settings.backing, hold: settings.hold, dump: settings.dump };
+    let factory =
+        Factory { sink, allow: settings.allow, backing: settings.backing, hold: settings.hold, dump: settings.dump, coming: Arc::default() };
     let receiver = Receiver::bind(&settings.endpoint, options, Arc::new(factory))?;
     eprintln!("listening on {}", receiver.endpoint());
     receiver.serve()?;
@@ -51,6 +53,7 @@ struct Factory {
     backing: Backing,
     hold: bool,
     dump: Option<PathBuf>,
+    coming: Arc<Coming>,
 }
 
 impl GuestFactory for Factory {
@@ -71,7 +74,8 @@ impl GuestFactory for Factory {
             None => None,
         };
         let guest = Incoming { guest, hold: self.hold };
-        Ok(Box::new(Landing { guest, dump, sink: Arc::clone(&self.sink) }))
+        let coming = Arc::clone(&self.coming);
+        Ok(Box::new(Landing { guest, dump, sink: Arc::clone(&self.sink), on_its_way: Some(coming.begin()), coming }))
     }
 
     fn refused(&self, _offer: &Offer, refusal: &Refusal) {
@@ -115,6 +119,8 @@ struct Landing {
     guest: Incoming,
     dump: Option<File>,
     sink: Arc<ReportSink>,
+    on_its_way: Option<OnItsWay>,
+    coming: Arc<Coming>,
 }
 
 impl Arrival for Landing {
@@ -142,6 +148,7 @@ impl Arrival for Landing {
     }
 
     fn ended(mut self: Box<Self>, ending: Ending) {
+        self.on_its_way = None;
         let report = match ending {
             Ending::Completed { mut report } => {
                 self.look_after(&mut report);
@@ -176,6 +183,8 @@ impl Landing {
             }
             report.guest_gap = Some(guest.longest_gap());
         }
+        // A check takes a processor for a while, and others may be standing still.
+        self.coming.await_none(COURTESY);
         report.guest_check = Some(guest.check().map_or_else(|error| error.to_string(), |()| "ok".to_owned()));
     }
 }
@@ -187,5 +196,7 @@ fn in_full(error: &dyn std::error::Error) -> String {
 
 /// How long a guest runs here before it is checked.
 const PROOF: Duration = Duration::from_millis(300);
+/// How long a guest that stands still here waits for others on their way in, before it is checked.
+const COURTESY: Duration = Duration::from_secs(2);
 /// How long to wait for its first write here.
 const PATIENCE: Duration = Duration::from_secs(5);
