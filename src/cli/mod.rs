@@ -2,10 +2,12 @@
 #![forbid(unsafe_code)]
 
 pub mod args;
+pub mod batch;
 pub mod bench;
 mod coming;
 pub mod demo;
 pub mod exit;
+mod interrupts;
 #[cfg(feature = "keys")]
 pub mod keys;
 pub mod output;

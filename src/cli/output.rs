@@ -32,9 +32,14 @@ impl ReportSink {
     /// Writes one report. A report that cannot be written is said on stderr and changes nothing else: the migration is
     /// over.
     pub fn write(&self, report: &Report) {
+        self.write_line(&report.to_json());
+    }
+
+    /// Writes a line that is JSON already.
+    pub fn write_line(&self, json: &str) {
         let Some(file) = &self.file else { return };
         let mut file = file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Err(error) = writeln!(file, "{}", report.to_json()).and_then(|()| file.flush()) {
+        if let Err(error) = writeln!(file, "{json}").and_then(|()| file.flush()) {
             eprintln!("the report could not be written: {error}");
         }
     }

@@ -1,22 +1,22 @@
 //! `pageferry-send`: runs a test guest here and moves it away.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
 
-use super::args::{Output, SendSettings};
+use super::args::{Guests, Output, SendSettings};
+use super::batch;
 use super::exit::Exit;
+use super::interrupts::Interrupts;
 use super::output::{ReportSink, create};
 use super::progress::Progress;
-use super::signals;
-use crate::dirty::{self, Choice, DirtyError};
+use crate::dirty::{self, Choice, DirtyError, DirtyTracker};
 use crate::guests::{self, GuestSpec, TestGuest};
 use crate::memory::GuestMemory;
 use crate::protocol::Timeouts;
-use crate::source::{Completed, Event, Failure, Migration, Outgoing, Phase, Steering};
-use crate::stats::GuestOwner;
+use crate::source::{Completed, Event, Failure, Migration, Outgoing};
+use crate::stats::{GuestOwner, Report};
 use crate::units::HumanTime;
 
 /// Runs the sender.
@@ -24,35 +24,30 @@ use crate::units::HumanTime;
 /// # Errors
 /// What kept it from beginning; how a migration went is the exit code.
 pub fn run(settings: &SendSettings) -> anyhow::Result<Exit> {
-    let spec: GuestSpec = match settings.guest.parse() {
-        Ok(spec) => spec,
-        Err(error) => {
-            eprintln!("--guest {}: {error}", settings.guest);
-            return Ok(Exit::Usage);
-        }
-    };
+    match &settings.guests {
+        Guests::Batch(input) => batch::run(settings, input),
+        Guests::One(spec) => match spec.parse() {
+            Ok(spec) => send_one(settings, &spec),
+            Err(error) => {
+                eprintln!("--guest {spec}: {error}");
+                Ok(Exit::Usage)
+            }
+        },
+    }
+}
+
+fn send_one(settings: &SendSettings, spec: &GuestSpec) -> anyhow::Result<Exit> {
     let sink = ReportSink::open(settings.json.as_ref())?;
     let dump = settings.dump.as_deref().map(|path| create("--dump", path)).transpose()?;
-    let mut migration = Migration::to(settings.endpoint.clone())
-        .security(settings.security.clone())
-        .channels(settings.channels)
-        .compression(settings.compression)
-        .delta_cache(settings.delta_cache)
-        .limits(settings.limits)
-        .bandwidth(settings.bandwidth);
+    let mut migration = migration(settings).bandwidth(settings.bandwidth);
     if let Some(file) = dump {
         migration = migration.at_pause(move |memory| memory.dump(&file).map_err(std::io::Error::other));
     }
-    migration = migration.timeouts(Timeouts { recover: settings.recover_for, ..Timeouts::default() });
-    let steering = migration.steering();
-    let gone = Arc::new(Gone::default());
-    let told = Arc::clone(&gone);
-    signals::on_interrupt(move || told.interrupt(&steering)).context("cannot watch for signals")?;
+    let interrupts = Interrupts::watch([migration.steering()])?;
 
-    let mut guest = guests::build_source(&spec, settings.backing).context("the guest cannot be built")?;
+    let mut guest = guests::build_source(spec, settings.backing).context("the guest cannot be built")?;
     let memory = Arc::clone(guest.memory());
-    let choice = settings.tracker.map_or(Choice::Auto, Choice::Only);
-    let mut tracker = match dirty::open(choice, &guest.tracked()) {
+    let mut tracker = match open_tracker(settings, &*guest) {
         Ok(tracker) => tracker,
         Err(error @ DirtyError::Unusable { .. }) => {
             eprintln!("--tracker: {error}");
@@ -66,7 +61,7 @@ pub fn run(settings: &SendSettings) -> anyhow::Result<Exit> {
     let outgoing =
         Outgoing { guest: &mut *guest, memory: &memory, tracker: &mut *tracker, kind: spec.kind().name().to_owned(), description: spec.keys() };
     let mut show = |event: &Event| {
-        gone.note(event);
+        interrupts.note(0, event);
         progress.show(event);
     };
     let mut result = migration.observe(&mut show).run(outgoing);
@@ -93,47 +88,42 @@ pub fn run(settings: &SendSettings) -> anyhow::Result<Exit> {
     })
 }
 
-/// Whether the guest has gone ahead of its memory: from then on this process must not end.
-#[derive(Default)]
-struct Gone {
-    has_gone: AtomicBool,
-    insisted: AtomicBool,
+/// A migration as the flags have it, but for its bandwidth.
+pub(super) fn migration<'h>(settings: &SendSettings) -> Migration<'h> {
+    Migration::to(settings.endpoint.clone())
+        .security(settings.security.clone())
+        .channels(settings.channels)
+        .compression(settings.compression)
+        .delta_cache(settings.delta_cache)
+        .limits(settings.limits)
+        .timeouts(Timeouts { recover: settings.recover_for, ..Timeouts::default() })
 }
 
-impl Gone {
-    fn note(&self, event: &Event) {
-        if let Event::Phase(Phase::PostCopy) = event {
-            // Relaxed: a signal that comes just now is answered as if it had come before.
-            self.has_gone.store(true, Ordering::Relaxed);
-        }
-    }
+/// The tracker that the flags ask for.
+pub(super) fn open_tracker(settings: &SendSettings, guest: &dyn TestGuest) -> Result<Box<dyn DirtyTracker>, DirtyError> {
+    dirty::open(settings.tracker.map_or(Choice::Auto, Choice::Only), &guest.tracked())
+}
 
-    fn interrupt(&self, steering: &Steering) {
-        if !self.has_gone.load(Ordering::Relaxed) {
-            steering.cancel();
-        } else if self.insisted.swap(true, Ordering::Relaxed) {
-            eprintln!("the memory that the guest lacks at the destination is given up");
-            std::process::exit(Exit::Failed as i32);
-        } else {
-            eprintln!("the guest runs at the destination and needs memory that is still here; interrupt again to give it up");
-        }
+/// The report of a migration that failed; if the guest is here, with a proof that it runs.
+pub(super) fn migration_failed(failure: Failure, guest: &mut dyn TestGuest) -> Report {
+    let Failure { owner, mut report, .. } = failure;
+    if owner == GuestOwner::Source {
+        report.guest_check = Some(prove(guest));
+        report.guest_gap = Some(guest.longest_gap());
     }
+    report
 }
 
 /// Says what went wrong and where the guest is; if it is here, proves that it runs.
 fn failed(failure: Failure, guest: &mut dyn TestGuest, memory: &GuestMemory, sink: &ReportSink) -> Exit {
-    let Failure { error, owner, mut report, .. } = failure;
-    eprintln!("not migrated: {}", error.in_full());
-    match owner {
-        GuestOwner::InDoubt => eprintln!(
+    eprintln!("not migrated: {}", failure.error.in_full());
+    let report = migration_failed(failure, guest);
+    match &report.guest_check {
+        None => eprintln!(
             "IN DOUBT: the guest may be running at the destination. It stays paused here. Make sure that the destination is \
              dead before you resume it."
         ),
-        _ => {
-            let check = prove(guest);
-            eprintln!("the guest runs on here ({check}; {} of memory)", memory.layout().bytes());
-            report.guest_check = Some(check);
-        }
+        Some(check) => eprintln!("the guest runs on here ({check}; {} of memory)", memory.layout().bytes()),
     }
     sink.write(&report);
     report.outcome.into()

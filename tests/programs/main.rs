@@ -6,6 +6,7 @@
 #[expect(dead_code, reason = "the tests that count their own cases use the rest")]
 mod processes;
 
+mod batch;
 #[cfg(feature = "tls")]
 #[path = "../certificates/mod.rs"]
 mod certificates;

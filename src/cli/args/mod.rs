@@ -16,7 +16,7 @@ use clap::ValueEnum;
 
 pub use limits::LimitArgs;
 pub use receive::{ReceiveArgs, ReceiveSettings};
-pub use send::{SendArgs, SendSettings};
+pub use send::{Guests, SendArgs, SendSettings};
 
 use crate::memory::Backing;
 use crate::transport::Endpoint;
@@ -57,6 +57,21 @@ pub enum Output {
 impl From<PathBuf> for Output {
     fn from(path: PathBuf) -> Self {
         if path.as_os_str() == "-" { Self::Stdout } else { Self::File(path) }
+    }
+}
+
+/// Where something is read from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// `-`.
+    Stdin,
+    /// This file.
+    File(PathBuf),
+}
+
+impl From<PathBuf> for Input {
+    fn from(path: PathBuf) -> Self {
+        if path.as_os_str() == "-" { Self::Stdin } else { Self::File(path) }
     }
 }
 

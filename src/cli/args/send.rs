@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
-use super::{BackingFlag, LimitArgs, Output, RECOVER_FOR, SecurityArgs, UsageError};
+use super::{BackingFlag, Input, LimitArgs, Output, RECOVER_FOR, SecurityArgs, UsageError};
 use crate::cli::units::{Exact, number_in, parse_rate, parse_size, parse_time};
 use crate::dirty::TrackerKind;
 use crate::memory::Backing;
@@ -20,10 +20,10 @@ use crate::wire::MAX_CHANNELS;
 #[command(name = "pageferry-send", version, override_usage = USAGE, after_help = EXIT_CODES)]
 pub struct SendArgs {
     /// Where pageferry-receive listens: host:port, tcp:host:port or unix:PATH
-    #[arg(long, value_name = "ADDR", required_unless_present = "batch")]
-    to: Option<Endpoint>,
+    #[arg(long, value_name = "ADDR")]
+    to: Endpoint,
     /// The guest to run and move: KIND:key=value,... such as kvm:memory=1GiB,rate=10000
-    #[arg(long, value_name = "SPEC", required_unless_present = "batch")]
+    #[arg(long, value_name = "SPEC", required_unless_present = "batch", conflicts_with = "batch")]
     guest: Option<String>,
     /// What finds the pages that the guest writes
     #[arg(long, value_enum, value_name = "TRACKER", default_value = "auto")]
@@ -49,8 +49,9 @@ pub struct SendArgs {
     /// How long to keep trying to reach the receiver when the connection breaks in post-copy
     #[arg(long, value_name = "TIME", default_value = RECOVER_FOR, value_parser = parse_time)]
     recover_for: Duration,
-    /// Move many guests, one line of flags each
-    #[arg(long, value_name = "FILE", hide = true)]
+    /// Run and move many guests: a file, or - for standard input, with a line for each such as
+    /// workload:memory=32MiB name=web priority=1, and perhaps one such as concurrency 8
+    #[arg(long, value_name = "FILE|-")]
     batch: Option<PathBuf>,
     /// How long the guest runs before it is moved
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = parse_time)]
@@ -67,6 +68,15 @@ pub struct SendArgs {
     limits: LimitArgs,
 }
 
+/// One guest or many.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Guests {
+    /// In its own words.
+    One(String),
+    /// Those that a file describes.
+    Batch(Input),
+}
+
 /// What the flags of `pageferry-send` come to.
 #[derive(Clone, Debug)]
 pub struct SendSettings {
@@ -74,8 +84,8 @@ pub struct SendSettings {
     pub endpoint: Endpoint,
     /// How connections are protected.
     pub security: ClientSecurity,
-    /// The guest, in its own words.
-    pub guest: String,
+    /// What to move.
+    pub guests: Guests,
     /// What finds dirty pages; `None` lets the host decide.
     pub tracker: Option<TrackerKind>,
     /// Bulk channels.
@@ -108,16 +118,18 @@ impl SendArgs {
     /// or name keys that cannot be used.
     pub fn settings(self) -> Result<SendSettings, UsageError> {
         let limits = self.limits.limits()?;
-        self.check_built_in()?;
+        self.check()?;
         let (compression, delta_cache) = (self.compress.into(), self.delta_cache()?);
-        let (Some(endpoint), Some(guest)) = (self.to, self.guest) else {
-            unreachable!("clap requires --to and --guest unless --batch is there, and that is not built in");
+        let guests = match (self.guest, self.batch) {
+            (Some(guest), None) => Guests::One(guest),
+            (None, Some(file)) => Guests::Batch(file.into()),
+            _ => unreachable!("clap requires one of --guest and --batch, and no more"),
         };
-        let security = self.security.sender(&endpoint)?;
+        let security = self.security.sender(&self.to)?;
         Ok(SendSettings {
-            endpoint,
+            endpoint: self.to,
             security,
-            guest,
+            guests,
             tracker: self.tracker.kind(),
             channels: self.channels,
             compression,
@@ -132,9 +144,10 @@ impl SendArgs {
         })
     }
 
-    fn check_built_in(&self) -> Result<(), UsageError> {
-        if let Some(file) = &self.batch {
-            return Err(UsageError::not_built_in("--batch", &file.display(), "start one sender for each guest"));
+    fn check(&self) -> Result<(), UsageError> {
+        if let (Some(file), Some(_)) = (&self.dump, &self.batch) {
+            let why = "that is one image, and --batch moves many guests; leave one of them out";
+            return Err(UsageError::contradiction("--dump", &file.display(), why));
         }
         if self.compress == CompressFlag::Zstd && !Codecs::built_in().contains(Codecs::ZSTD) {
             return Err(UsageError::not_built_in("--compress", &"zstd", "use auto, none or lz4"));
@@ -209,5 +222,6 @@ enum DeltaFlag {
     Off,
 }
 
-const USAGE: &str = "pageferry-send --to <ADDR> --guest <SPEC> [OPTIONS]";
-const EXIT_CODES: &str = "Exit codes: 0 completed; 1 failed or aborted, the guest ran on here; 2 usage; 3 refused by the receiver; 4 in doubt.";
+const USAGE: &str = "pageferry-send --to <ADDR> <--guest <SPEC>|--batch <FILE>> [OPTIONS]";
+const EXIT_CODES: &str = "Exit codes: 0 completed; 1 failed or aborted, the guest ran on here; 2 usage; 3 refused by the receiver; 4 in doubt. \
+    Of a batch: 0 if all completed, otherwise the highest of its guests.";

@@ -34,7 +34,7 @@ fn the_definitions_are_sound() {
 fn a_sender_needs_only_an_address_and_a_guest() {
     let settings = send("");
     assert_eq!(settings.endpoint.to_string(), "127.0.0.1:7000");
-    assert_eq!(settings.guest, "workload:memory=1GiB");
+    assert_eq!(settings.guests, Guests::One("workload:memory=1GiB".to_owned()));
     assert_eq!((settings.tracker, settings.channels, settings.compression), (None, 2, Compression::Auto));
     assert_eq!(settings.limits, Limits::default(), "the flags' defaults are the policy's");
     assert_eq!(settings.delta_cache, DeltaCache::Auto);
@@ -102,15 +102,13 @@ fn every_flag_of_the_receiver_arrives() {
 }
 
 #[test]
-fn what_is_not_built_in_is_said_with_flag_and_value() {
-    let table = [("--batch guests", "--batch guests: not built in; start one sender for each guest")];
-    for (flags, message) in table {
-        let error = parse::<SendArgs>(&format!("{SEND} {flags}")).unwrap().settings().unwrap_err();
-        assert_eq!(error.to_string(), message);
-    }
-    let row = |flag| *table.iter().find(|(flags, _)| flags.starts_with(flag)).expect("in the table");
-    let batch_alone = parse::<SendArgs>("--batch guests").unwrap().settings().unwrap_err();
-    assert_eq!(batch_alone.to_string(), row("--batch").1);
+fn many_guests_come_from_a_file_and_leave_no_place_for_one() {
+    let batch = |flags: &str| parse::<SendArgs>(&format!("--to 127.0.0.1:1 {flags}"));
+    assert_eq!(batch("--batch guests").unwrap().settings().unwrap().guests, Guests::Batch(Input::File("guests".into())));
+    assert_eq!(batch("--batch -").unwrap().settings().unwrap().guests, Guests::Batch(Input::Stdin));
+    assert!(batch("--batch guests --guest kvm:").is_err() && batch("").is_err() && parse::<SendArgs>("--batch guests").is_err());
+    let error = batch("--batch guests --dump image").unwrap().settings().unwrap_err();
+    assert_eq!(error.to_string(), "--dump image: that is one image, and --batch moves many guests; leave one of them out");
 }
 
 #[test]

@@ -1,0 +1,108 @@
+//! One guest of a batch, from being built to being gone.
+
+use std::sync::Arc;
+
+use super::BatchGuest;
+use super::progress::Progress;
+use crate::cli::args::SendSettings;
+use crate::cli::interrupts::Interrupts;
+use crate::cli::send::{migration_failed, open_tracker};
+use crate::dirty::DirtyTracker;
+use crate::guests::{self, TestGuest};
+use crate::source::{Completed, Event, Migration, Outgoing, Place};
+use crate::stats::Report;
+
+/// A guest that waits for its turn to be moved.
+pub(super) struct Boarding<'b> {
+    index: usize,
+    about: &'b BatchGuest,
+    migration: Migration<'b>,
+    /// Or why there is none.
+    ready: anyhow::Result<Ready>,
+}
+
+/// A running guest.
+struct Ready {
+    guest: Box<dyn TestGuest>,
+    tracker: Box<dyn DirtyTracker>,
+}
+
+/// What became of one.
+pub(super) struct Ended {
+    pub(super) report: Report,
+    /// If it is still here.
+    pub(super) guest: Option<Box<dyn TestGuest>>,
+}
+
+impl<'b> Boarding<'b> {
+    /// Builds the guest and lets it run. One that cannot be built fails when its turn comes.
+    pub(super) fn board(settings: &SendSettings, index: usize, about: &'b BatchGuest, migration: Migration<'b>) -> Self {
+        Self { index, about, migration, ready: Ready::new(settings, about) }
+    }
+
+    /// Moves the guest. It keeps its place until it is gone, has failed, or can only wait for its connection.
+    pub(super) fn depart(self, place: Place, interrupts: &Interrupts, progress: &Progress) -> Ended {
+        let Self { index, about, migration, ready } = self;
+        let name = &about.name;
+        progress.started();
+        let ended = match ready {
+            Ok(ready) => ready.depart(migration, about, place, &mut |event| {
+                interrupts.note(index, event);
+                progress.note(name, event);
+            }),
+            Err(error) => Ended::not_begun(name, format!("{error:#}")),
+        };
+        interrupts.ended(index);
+        progress.ended(name, &ended.report);
+        ended
+    }
+}
+
+impl Ready {
+    fn new(settings: &SendSettings, about: &BatchGuest) -> anyhow::Result<Self> {
+        use anyhow::Context;
+        let mut guest = guests::build_source(&about.spec, settings.backing).context("the guest cannot be built")?;
+        let tracker = open_tracker(settings, &*guest).context("--tracker")?;
+        guest.resume()?;
+        Ok(Self { guest, tracker })
+    }
+
+    fn depart(mut self, migration: Migration<'_>, about: &BatchGuest, place: Place, note: &mut (dyn FnMut(&Event) + Send)) -> Ended {
+        let memory = Arc::clone(self.guest.memory());
+        let (kind, description) = (about.spec.kind().name().to_owned(), about.spec.keys());
+        let outgoing = Outgoing { guest: &mut *self.guest, memory: &memory, tracker: &mut *self.tracker, kind, description };
+        let mut result = migration.observe(&mut *note).run(outgoing);
+        let mut place = Some(place);
+        // The guest needs what is here for as long as it takes; the others need not wait for that.
+        while let Err(failure) = &mut result
+            && let Some(stranded) = failure.stranded.take()
+        {
+            drop(place.take());
+            eprintln!(
+                "{}: STRANDED: {}; its memory is kept and the receiver tried again, until this process is killed",
+                about.name,
+                failure.error.in_full()
+            );
+            result = stranded.recover(&memory, failure.report.clone(), note);
+        }
+        drop(place);
+        let (mut report, guest) = match result {
+            Ok(Completed { report }) => (report, None),
+            Err(failure) => {
+                let report = migration_failed(*failure, &mut *self.guest);
+                (report, Some(self.guest))
+            }
+        };
+        report.guest = Some(about.name.clone());
+        Ended { report, guest }
+    }
+}
+
+impl Ended {
+    /// One whose migration could not even begin.
+    pub(super) fn not_begun(name: &str, reason: String) -> Self {
+        let mut report = Report::new();
+        (report.guest, report.reason) = (Some(name.to_owned()), reason);
+        Self { report, guest: None }
+    }
+}
