@@ -60,7 +60,7 @@ pub struct Report {
     /// Receiver: `ok`, or what is wrong with the guest that arrived.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_check: Option<String>,
-    /// Receiver: downtime as the guest felt it.
+    /// Downtime as the guest felt it; at a sender, of a guest that stayed: its longest gap so far.
     #[serde(rename = "guest_gap_ms", with = "millis::optional", default, skip_serializing_if = "Option::is_none")]
     pub guest_gap: Option<Duration>,
     /// Where downtime went, as far as this end saw it; missing where there was none.

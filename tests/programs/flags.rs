@@ -86,7 +86,6 @@ fn a_receiver_says_which_flag_is_wrong_and_what_is_accepted() -> Result<()> {
 
 #[test]
 fn what_is_not_built_in_is_said() -> Result<()> {
-    is_wrong(SEND, &format!("{TO} {GUEST} --batch guests"), &["--batch guests", "not built in"])?;
     if cfg!(not(feature = "tls")) {
         is_wrong(SEND, &format!("{TO} {GUEST} --tls /keys"), &["--tls /keys", "not built in"])?;
         is_wrong(RECEIVE, &format!("{LISTEN} --tls /keys"), &["--tls /keys", "not built in"])?;

@@ -3,7 +3,7 @@
 //! Migrations that know nothing of each other compete: a hundred threads pack pages for guests that run anyway, while the
 //! one guest that stands still waits for a processor, and then for the link. In a fleet they take turns instead, at the
 //! processors and, where the fleet has a bandwidth, at the link: a few threads at a time, guests that stand still first,
-//! the others evenly ([`Line`](line)). And only a few guests stand still at a time ([`LastRounds`](last_rounds)).
+//! the others evenly ([`Line`](mod@line)). And only a few guests stand still at a time ([`LastRounds`](last_rounds)).
 //!
 //! What a migration shares with the others is time alone. Nobody holds a turn while waiting for a peer, so one that fails,
 //! is refused or hangs does not touch the rest.
