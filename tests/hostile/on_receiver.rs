@@ -394,10 +394,9 @@ fn a_source_that_is_gone_after_ready_is_told_never_started() {
     let evil = EvilSource::at(Stage::Ready, &host.endpoint);
     evil.control.close();
     assert!(host.last_session().ending().unwrap().contains("closed the control connection"));
-    for (query, answer) in [
-        (evil.query(), AnswerStatus::NeverStarted),
-        (Message::Query { session: evil.offer.session, token: Token([0; 16]) }, AnswerStatus::Unknown),
-    ] {
+    for (query, answer) in
+        [(evil.query(), AnswerStatus::NeverStarted), (Message::Query { session: evil.offer.session, token: Token([0; 16]) }, AnswerStatus::Unknown)]
+    {
         let mut doubt = Talk::to(&host.endpoint);
         doubt.say(&query);
         assert_eq!(doubt.last_words(), Some(Message::Answer(answer)));
@@ -414,8 +413,7 @@ fn strangers_do_not_get_into_a_session() {
     let mut evil = EvilSource::at(Stage::Accepted, &host.endpoint);
     let mine = |channel| evil.attach_message(channel);
     let other_token = Message::Attach { session: evil.offer.session, token: Token([0; 16]), lane: Lane::Bulk(0), generation: 0 };
-    let other_session =
-        Message::Attach { session: SessionId([0xee; 16]), token: evil.offer.token, lane: Lane::Bulk(0), generation: 0 };
+    let other_session = Message::Attach { session: SessionId([0xee; 16]), token: evil.offer.token, lane: Lane::Bulk(0), generation: 0 };
     let strangers = [
         (other_token, RefuseReason::Authorization, "token"),
         (other_session, RefuseReason::Authorization, "no such session"),
