@@ -25,6 +25,9 @@ pub(crate) fn slow_ones() -> Vec<Row> {
         let heard = evil.control.last_words();
         assert!(since.elapsed() < PATIENCE, "{what}: took {:?}", since.elapsed());
         let said = if from == Stage::Connected { host.first_said() } else { host.last_session().ending().unwrap() };
+        // Whoever else stands there leaves, and has the time to.
+        evil.bulk.clear();
+        std::thread::sleep(Duration::from_millis(300));
         host.serves_on();
         let heard = match heard {
             Some(Message::Failed { reason }) => format!("Failed: {reason}"),
@@ -44,11 +47,10 @@ pub(crate) fn slow_ones() -> Vec<Row> {
         }),
         row("nine connections say nothing, where eight may", Stage::Connected, |evil| {
             std::thread::sleep(Duration::from_millis(1200));
-            let crowd: Vec<Talk> = (0..8).map(|_| Talk::to(&evil.endpoint)).collect();
+            evil.bulk = (0..8).map(|_| Talk::to(&evil.endpoint).into_stream()).collect();
             let since = Instant::now();
             assert_eq!(evil.control.last_words(), None, "the one that stood there longest gives way");
             assert!(since.elapsed() < TIMEOUTS.handshake / 3, "not before its time was over");
-            drop(crowd);
         }),
         row("silence before the lanes", Stage::Accepted, |_| ()),
         row("silence in the middle of a frame", Stage::Attached, |evil| {
