@@ -244,7 +244,7 @@ impl Case {
             Fault::Delay => vec![(now, Failure::Delay(way, random.up_to(Duration::from_millis(200)))), (long, Failure::Flow)],
             Fault::Trickle => vec![(now, Failure::Trickle(way, random.of(&[500, 5_000, 50_000]))), (long, Failure::Flow)],
             Fault::Flip => {
-                let reach = random.of(&[1 << 9, 1 << 13, 1 << 20, 1 << 24]);
+                let reach = random.of(&[1 << 9, 1 << 10, 1 << 13, 1 << 20]);
                 vec![(now, Failure::Flip(one_way, random.next() % reach))]
             }
             Fault::Overtaken => vec![(now, Failure::Overtake(random.up_to(Duration::from_millis(300))))],

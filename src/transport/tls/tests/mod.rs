@@ -3,6 +3,7 @@
 #[path = "../../../../tests/certificates/mod.rs"]
 mod certificates;
 mod faults;
+mod flips;
 mod peers;
 mod streams;
 
