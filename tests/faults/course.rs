@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 
 use crate::case::{Case, Fault, Side};
@@ -53,7 +53,7 @@ fn is(mark: &AtomicBool) -> bool {
 /// What became of the guest of this seed, or why it could not be tried.
 ///
 /// A host that stands still makes everything late, and two seconds are not much for a busy one: what was only late then, or
-/// failed before anything had happened to it, is tried again.
+/// failed before anything had happened to it, is tried again. Whatever hangs is not.
 ///
 /// # Errors
 /// When it went wrong, with all that both sides said.
@@ -124,7 +124,7 @@ impl Blow {
             if ticks > LIMIT.as_millis() / TICK.as_millis() {
                 let threads = threads(process.pid());
                 let said = process.kill()?;
-                return Err(Slow(format!("{side:?} HANGS: {said}\n{threads}")).into());
+                bail!("{side:?} HANGS: {said}\n{threads}");
             }
             std::thread::sleep(TICK);
         }

@@ -19,7 +19,7 @@ pub(super) struct Way<'s> {
     queue: VecDeque<(Instant, Vec<u8>)>,
     queued: usize,
     /// Bytes that may go by now, where they are counted.
-    allowance: f64,
+    allowance: u64,
     counted: Instant,
     /// Nothing more comes.
     has_ended: bool,
@@ -35,7 +35,7 @@ impl<'s> Way<'s> {
             unread: Vec::new(),
             queue: VecDeque::new(),
             queued: 0,
-            allowance: 0.0,
+            allowance: 0,
             counted: Instant::now(),
             has_ended: false,
             is_closed: false,
@@ -81,11 +81,14 @@ impl<'s> Way<'s> {
     /// Writes what is due, as much of it as goes, with no more than `rate` bytes a second.
     pub(super) fn flush(&mut self, rate: Option<u64>) -> Result<()> {
         let now = Instant::now();
-        let earned = (now - self.counted).as_secs_f64() * rate.unwrap_or(0) as f64;
-        self.allowance = (self.allowance + earned).min(rate.unwrap_or(0) as f64 / 10.0);
-        self.counted = now;
+        let passed_us = u64::try_from((now - self.counted).as_micros()).unwrap_or(u64::MAX);
+        let earned = rate.unwrap_or(0).saturating_mul(passed_us) / 1_000_000;
+        if earned > 0 || rate.is_none() {
+            self.allowance = (self.allowance + earned).min(rate.unwrap_or(0) / 10);
+            self.counted = now;
+        }
         while let Some((due, piece)) = self.queue.front_mut() {
-            let most = if rate.is_some() { (self.allowance as u64).min(piece.len() as u64) as usize } else { piece.len() };
+            let most = rate.map_or(piece.len(), |_| usize::try_from(self.allowance).map_or(piece.len(), |most| most.min(piece.len())));
             if *due > now || most == 0 {
                 break;
             }
@@ -94,7 +97,7 @@ impl<'s> Way<'s> {
                 Ok(count) => {
                     piece.drain(..count);
                     self.queued -= count;
-                    self.allowance -= count as f64;
+                    self.allowance = self.allowance.saturating_sub(count as u64);
                     if piece.is_empty() {
                         self.queue.pop_front();
                     }
