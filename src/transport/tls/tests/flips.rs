@@ -7,7 +7,7 @@ use std::path::Path;
 use super::PATIENCE;
 use super::certificates::good;
 use crate::transport::tls::{ClientTls, ServerTls, TlsError};
-use crate::transport::{Endpoint, Listener, Stream};
+use crate::transport::{Deadline, Endpoint, Listener, Stream};
 
 /// Passes a record on, with one bit of it flipped if it is to be.
 fn pass_record(from: &mut TcpStream, to: &mut TcpStream, flipped: Option<usize>) -> std::io::Result<()> {
@@ -42,8 +42,8 @@ fn shake_with_a_flip(directory: &Path, is_clients: bool, nth: usize, byte: usize
         });
     }
     std::thread::scope(|scope| {
-        let server = scope.spawn(|| server.secure(to_client, PATIENCE));
-        let client = client.secure(to_server, &endpoint, PATIENCE);
+        let server = scope.spawn(|| server.secure(to_client, Deadline::within(PATIENCE)));
+        let client = client.secure(to_server, &endpoint, Deadline::within(PATIENCE));
         [client, server.join().expect("no panic")]
     })
 }
