@@ -53,6 +53,10 @@ pub(crate) fn table(results: &Path) -> Result<String> {
     let mut text = format!("# What becomes of the guest\n\n{} seeds from {first} to {last}. ", seeds.len());
     let counted: Vec<String> = all.iter().map(|(outcome, count)| format!("{count} {outcome}")).collect();
     writeln!(text, "In all: {}.\n", counted.join(", "))?;
+    let others: Vec<String> = (*first..=*last).filter(|seed| !seeds.contains(seed)).map(|seed| seed.to_string()).collect();
+    if !others.is_empty() {
+        writeln!(text, "Not in it, since they failed or were skipped: {}.\n", others.join(", "))?;
+    }
     text.push_str(HEAD);
     let phases: Vec<String> = PHASES.iter().map(|phase| words(&format!("{phase:?}"))).collect();
     writeln!(text, "| fault | {} |\n|---|{}", phases.join(" | "), "---|".repeat(PHASES.len()))?;
