@@ -353,7 +353,10 @@ impl Session<'_> {
 
     /// The connections are of no more use: everything stays as it is until the source comes back.
     fn interrupted(&mut self, error: &ProtocolError) {
-        tracing::warn!(%error, "the connections are lost; the guest's memory is kept as it is");
+        // Why a connection was lost says more than that it was.
+        let cause = if matches!(error, ProtocolError::Closed { .. }) { self.shared.take_cause() } else { None };
+        let error = cause.unwrap_or_else(|| error.clone().into());
+        tracing::warn!(error = error.in_full(), "the connections are lost; the guest's memory is kept as it is");
         if let Some(following) = &mut self.following {
             following.interrupt(self.shared);
         }

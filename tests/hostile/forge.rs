@@ -62,7 +62,7 @@ impl Frame {
         let meta_bytes = self.meta_bytes.unwrap_or_else(|| self.meta.len().try_into().unwrap());
         bytes.extend(meta_bytes.to_le_bytes());
         bytes.extend(self.masks.iter().flat_map(|mask| mask.to_le_bytes()));
-        bytes.extend(if self.kind == 1 { xxh3_64(&payload) } else { 0 }.to_le_bytes());
+        bytes.extend(if matches!(self.kind, 1 | 4) { xxh3_64(&payload) } else { 0 }.to_le_bytes());
         bytes.extend(xxh3_64(&bytes).to_le_bytes());
         assert_eq!(bytes.len(), FRAME_HEADER_BYTES);
         [bytes, payload].concat()
@@ -105,3 +105,4 @@ pub(crate) const HELLO: u16 = 1;
 pub(crate) const ACCEPT: u16 = 2;
 pub(crate) const REFUSE: u16 = 3;
 pub(crate) const FINISH: u16 = 8;
+pub(crate) const MISSING: u16 = 17;

@@ -13,10 +13,13 @@ mod certified;
 mod destination;
 mod doubt;
 mod floods;
+mod following;
 mod forge;
 #[path = "../migration/guest.rs"]
 mod guest;
 mod honest;
+mod in_post_copy;
+mod log;
 mod on_receiver;
 mod on_source;
 mod source;

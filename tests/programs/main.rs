@@ -25,6 +25,8 @@ mod strangers;
 mod terminal;
 #[cfg(feature = "tls")]
 mod tls;
+#[cfg(feature = "tls")]
+mod tls_cuts;
 
 use anyhow::{Result, ensure};
 use pageferry::stats::{GuestOwner, Outcome, Report};

@@ -1,8 +1,8 @@
 //! A stretch of network between a sender and a receiver that can be made to fail at an exact place.
 //!
 //! It passes connections through and looks at each piece of what the sender says. On the control connection pieces are
-//! whole messages; on the others they are what was read. The first connection of a migration is the control connection,
-//! the next ones carry memory, and one that comes after those is a source in doubt.
+//! whole messages, or whole TLS records; on the others they are what was read. The first connection of a migration is
+//! the control connection, the next ones carry memory, and one that comes after those is a source in doubt.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -27,6 +27,11 @@ pub(crate) enum Fate {
 pub(crate) trait Tamper: Send + Sync + 'static {
     /// A message of the sender on its control connection.
     fn message(&self, _message: &Message) -> Fate {
+        Fate::Pass
+    }
+
+    /// A TLS record of so many bytes in its place.
+    fn record(&self, _length: usize) -> Fate {
         Fate::Pass
     }
 
@@ -98,12 +103,21 @@ impl<T: Tamper> Network<T> {
                 return Ok(());
             }
             waiting.extend_from_slice(&bytes[..count]);
-            while let Some((message, length)) = decode_message(&waiting)? {
-                let fate = self.tamper.message(&message);
+            while let Some((fate, length)) = self.judge(&waiting)? {
                 self.pass(fate, &waiting[..length], receiver)?;
                 waiting.drain(..length);
             }
         }
+    }
+
+    /// What becomes of the message or TLS record at the front, once all of it is there, and its length.
+    fn judge(&self, waiting: &[u8]) -> Result<Option<(Fate, usize)>> {
+        if !matches!(waiting.first(), Some(20..=23)) {
+            return Ok(decode_message(waiting)?.map(|(message, length)| (self.tamper.message(&message), length)));
+        }
+        let Some(&[_, _, _, high, low]) = waiting.first_chunk() else { return Ok(None) };
+        let length = 5 + usize::from(u16::from_be_bytes([high, low]));
+        Ok((waiting.len() >= length).then(|| (self.tamper.record(length), length)))
     }
 
     fn pass_memory(&self, mut sender: &TcpStream, receiver: &TcpStream) -> Result<()> {
