@@ -141,6 +141,10 @@ fn post_copy_is_measured_beside_pre_copy_and_against_post_copy() -> Result<()> {
     if !possible(&["qemu-system-x86_64"]) {
         return Ok(());
     }
+    if !cfg!(feature = "userfaultfd") {
+        eprintln!("skipped: built without userfaultfd, and so without post-copy at the destination");
+        return Ok(());
+    }
     let results = results(&bench("post-copy", "bench --quick --qemu --modes post-copy --scenario heavy-1gbit --json -")?.expect(0)?)?;
     let [scenario] = results.scenarios.as_slice() else { anyhow::bail!("{results:?}") };
     let modes: Vec<_> = scenario.engines.iter().map(|engine| (engine.engine.as_str(), engine.mode.as_str(), engine.post_copy)).collect();
