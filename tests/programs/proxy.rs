@@ -17,7 +17,8 @@ use pageferry::wire::{Message, decode_message};
 pub(crate) enum Fate {
     /// It goes on, with whatever was done to it.
     Pass,
-    /// It goes on, and then every connection ends.
+    /// It goes on, and every connection ends: for a message, once its answer is on the way, which is lost. Sooner the
+    /// receiver might see that its other connections have ended before it comes to the message.
     PassThenCut,
     /// It is lost, and every connection ends.
     Cut,
@@ -56,6 +57,8 @@ struct Network<T> {
     receiver: String,
     open: Mutex<Vec<TcpStream>>,
     is_cut: AtomicBool,
+    /// Whatever the receiver says is lost, and then every connection ends.
+    is_deaf: AtomicBool,
 }
 
 impl Proxy {
@@ -63,7 +66,13 @@ impl Proxy {
     pub(crate) fn start(receiver: &str, tamper: impl Tamper) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?.to_string();
-        let network = Arc::new(Network { tamper, receiver: receiver.to_owned(), open: Mutex::new(Vec::new()), is_cut: AtomicBool::new(false) });
+        let network = Arc::new(Network {
+            tamper,
+            receiver: receiver.to_owned(),
+            open: Mutex::new(Vec::new()),
+            is_cut: AtomicBool::new(false),
+            is_deaf: AtomicBool::new(false),
+        });
         std::thread::spawn(move || {
             for (index, sender) in listener.incoming().enumerate() {
                 let Ok(sender) = sender else { break };
@@ -82,9 +91,9 @@ impl<T: Tamper> Network<T> {
         }
         let receiver = TcpStream::connect(&self.receiver)?;
         self.open.lock().unwrap_or_else(PoisonError::into_inner).extend([sender.try_clone()?, receiver.try_clone()?]);
-        let (mut from, mut to) = (receiver.try_clone()?, sender.try_clone()?);
+        let (network, from, to) = (Arc::clone(self), receiver.try_clone()?, sender.try_clone()?);
         std::thread::spawn(move || {
-            let _ = std::io::copy(&mut from, &mut to);
+            let _ = network.pass_back(&from, &to);
             let _ = to.shutdown(Shutdown::Both);
         });
         let network = Arc::clone(self);
@@ -93,6 +102,20 @@ impl<T: Tamper> Network<T> {
             let _ = receiver.shutdown(Shutdown::Both);
         });
         Ok(())
+    }
+
+    fn pass_back(&self, mut receiver: &TcpStream, mut sender: &TcpStream) -> Result<()> {
+        let mut bytes = [0; 1 << 16];
+        loop {
+            let count = receiver.read(&mut bytes)?;
+            if self.is_deaf.swap(false, Ordering::SeqCst) {
+                self.cut();
+            }
+            if count == 0 {
+                return Ok(());
+            }
+            sender.write_all(&bytes[..count])?;
+        }
     }
 
     fn pass_messages(&self, mut sender: &TcpStream, receiver: &TcpStream) -> Result<()> {
@@ -104,7 +127,12 @@ impl<T: Tamper> Network<T> {
             }
             waiting.extend_from_slice(&bytes[..count]);
             while let Some((fate, length)) = self.judge(&waiting)? {
-                self.pass(fate, &waiting[..length], receiver)?;
+                if fate == Fate::PassThenCut {
+                    self.is_deaf.store(true, Ordering::SeqCst);
+                    self.pass(Fate::Pass, &waiting[..length], receiver)?;
+                } else {
+                    self.pass(fate, &waiting[..length], receiver)?;
+                }
                 waiting.drain(..length);
             }
         }
@@ -139,12 +167,16 @@ impl<T: Tamper> Network<T> {
             receiver.write_all(bytes)?;
         }
         if fate != Fate::Pass {
-            // What was written still arrives: the connections end, they are not reset.
-            self.is_cut.store(true, Ordering::SeqCst);
-            for stream in self.open.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-                let _ = stream.shutdown(Shutdown::Both);
-            }
+            self.cut();
         }
         Ok(())
+    }
+
+    /// What was written still arrives: the connections end, they are not reset.
+    fn cut(&self) {
+        self.is_cut.store(true, Ordering::SeqCst);
+        for stream in self.open.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
     }
 }
