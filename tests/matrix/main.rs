@@ -215,8 +215,10 @@ impl Case {
         ensure!(crossed(&source) == crossed(&destination), "sent {:?}, received {:?}", crossed(&source), crossed(&destination));
         let sent = source.pages_by_encoding;
         let no_differences = [Special::Lz4NoDelta, Special::Cold].map(Some).contains(&self.special);
-        // Pages that are rewritten whole with random words have none to make.
-        ensure!(if no_differences { sent.delta.0 == 0 } else { sent.delta.0 > 0 || self.pattern == "rewrite" }, "{sent:?}");
+        // Pages that are rewritten whole with random words have none to make, nor has a guest that hardly got to write.
+        let again: u64 = source.rounds.iter().skip(1).map(|round| round.pages.0).sum();
+        let may_have_none = self.pattern == "rewrite" || again < 100;
+        ensure!(if no_differences { sent.delta.0 == 0 } else { sent.delta.0 > 0 || may_have_none }, "{sent:?}");
         let cold = self.special == Some(Special::Cold);
         ensure!((source.rounds.len() == 1) == cold, "{} rounds", source.rounds.len());
         Ok(source)
