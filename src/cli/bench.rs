@@ -63,6 +63,8 @@ pub fn run(_args: &BenchArgs) -> anyhow::Result<Exit> {
 #[cfg(all(feature = "kvm", target_arch = "x86_64"))]
 mod measuring {
     use std::io::Write;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use anyhow::{Context, bail};
 
@@ -96,7 +98,11 @@ mod measuring {
         };
         let leftovers = Leftovers::default();
         let theirs = leftovers.clone();
+        let interrupted = Arc::new(AtomicBool::new(false));
+        let tell = Arc::clone(&interrupted);
         signals::on_interrupt(move || {
+            // Before anything is removed that is missed below.
+            tell.store(true, Ordering::SeqCst);
             theirs.remove();
             eprintln!("interrupted");
             std::process::exit(130);
@@ -119,6 +125,10 @@ mod measuring {
             }
         };
         let result = bench::run(&plan, &leftovers, &mut |line| eprintln!("{line}"), &mut done);
+        while interrupted.load(Ordering::SeqCst) {
+            // What was measured is worth nothing. The process ends as soon as everything is removed.
+            std::thread::park();
+        }
         leftovers.remove();
         let results = result?;
         write(args, file, &results)?;

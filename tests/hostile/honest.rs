@@ -217,7 +217,8 @@ pub(crate) fn migrate(migration: Migration<'_>, guest: &mut Stamper) -> Result<C
     let tracked = Tracked { memory: Arc::clone(&memory), marks: guest.marks.clone(), marks_complete: true, kvm: None };
     let mut tracker = dirty::open(Choice::Only(TrackerKind::Marked), &tracked).unwrap();
     let outgoing = Outgoing { guest, memory: &memory, tracker: &mut *tracker, kind: "stamper".into(), description: String::new() };
-    migration.timeouts(TIMEOUTS).run(outgoing)
+    // Most hostile destinations show no sign of life, and a busy machine may take its time to come to what they wait for.
+    migration.timeouts(Timeouts { silence: Duration::from_secs(6), ..TIMEOUTS }).run(outgoing)
 }
 
 /// No thread of the engine has panicked so far, in any test.
