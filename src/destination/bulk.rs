@@ -12,6 +12,7 @@ use super::registry::{Arriving, Shared};
 use crate::error::Error;
 use crate::page::Decoder;
 use crate::stats::Encodings;
+use crate::sys::priority;
 use crate::transport::Stream;
 use crate::units::ByteCount;
 use crate::wire::{ChannelTotals, FrameBody, FrameReader, Lane};
@@ -62,6 +63,7 @@ pub(super) fn receive(stream: Stream, channel: u16, arriving: &Arriving, shared:
     let mut lane = LaneReader::new(stream, frames, Arc::clone(memory), format!("bulk {channel}"));
     let mut placement = memory.placement();
     let mut encodings = Encodings::default();
+    priority::take_short_turns();
     let error = loop {
         match lane.next_frame(&mut placement) {
             Ok(header) => {
@@ -69,7 +71,10 @@ pub(super) fn receive(stream: Stream, channel: u16, arriving: &Arriving, shared:
                 arrived.frames.fetch_add(1, Ordering::Relaxed);
                 arrived.bytes.fetch_add(header.frame_bytes() as u64, Ordering::Relaxed);
                 match header.body {
-                    FrameBody::Chunk { pages, .. } => encodings += pages.masks.encodings(),
+                    FrameBody::Chunk { pages, .. } => {
+                        encodings += pages.masks.encodings();
+                        priority::give_way();
+                    }
                     FrameBody::RoundEnd => {
                         let totals = lane.totals();
                         let _ = reports.send(BulkReport::RoundEnd { channel, totals, encodings });

@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::memory::GuestMemory;
 use crate::page::{Chooser, Encoded, LinkSample, Work};
 use crate::stats::Encodings;
+use crate::sys::priority;
 use crate::transport::{SendQueue, Stream, TransportError};
 use crate::units::{ByteCount, CHUNK_SIZE, ChunkIndex, PageCount};
 use crate::wire::{ChannelTotals, FrameWriter, channel_of};
@@ -89,6 +90,7 @@ impl Worker<'_> {
     ///
     /// Both channels are bounded: one job waits at most, and one result for each; the driver always reads results.
     pub(super) fn run(mut self, jobs: &Receiver<Job>, results: &Sender<Result<Sent, Error>>) -> FrameWriter {
+        priority::take_short_turns();
         for job in jobs {
             let sent = self.send_round(&job);
             let failed = sent.is_err();
@@ -139,6 +141,7 @@ impl Worker<'_> {
                 self.flush()?;
             }
             turn = turn.filter(|turn| !turn.is_long());
+            priority::give_way();
         }
         drop(turn);
         match job.then {

@@ -1,12 +1,15 @@
-//! Being run at once when there is something to do, or only when nobody else is.
+//! Being run at once when there is something to do, for moments at a time, or only when nobody else is.
 //!
 //! For threads that a guest waits for and that do little: each microsecond until they run is one in which the guest
-//! stands still. Those that do much at a time get out of their way.
+//! stands still. Those that do much at a time get out of their way. And a guest that shares its processors with those
+//! who copy its memory does not stand still for some ticks of the scheduler (4 ms each, commonly) at a time.
 //!
 //! <https://man7.org/linux/man-pages/man7/sched.7.html>,
-//! <https://man7.org/linux/man-pages/man2/setpriority.2.html> (on Linux the nice value is each thread's own).
+//! <https://man7.org/linux/man-pages/man2/sched_setattr.2.html> (on Linux the nice value is each thread's own),
+//! <https://docs.kernel.org/scheduler/sched-eevdf.html> (the slice; Linux 6.12).
 
 use std::io;
+use std::time::Duration;
 
 /// Puts the calling thread before all ordinary ones, as far as the system allows it to. Threads that it starts are
 /// ordinary ones again.
@@ -22,8 +25,46 @@ pub(crate) fn raise() {
 
 /// Puts the calling thread behind those that do not do this.
 pub(crate) fn lower() {
-    // Never refused, as it asks for less.
-    set_nice(BEHIND);
+    be_ordinary(BEHIND, Duration::ZERO);
+}
+
+/// Has the calling thread run for moments at a time, no less and no more in all than others; it has to
+/// [give way](give_way) in between.
+pub(crate) fn take_short_turns() {
+    // SAFETY: as in `set_nice`; a thread can always read its own.
+    let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+    be_ordinary(nice, MOMENT);
+}
+
+/// Between two pieces of work: lets another thread run that waits for this processor and is due.
+pub(crate) fn give_way() {
+    std::thread::yield_now();
+}
+
+/// Gives the calling thread this nice value and slice (zero: the system's own), unless whoever started the process chose
+/// another class of scheduling than the ordinary one.
+fn be_ordinary(nice: i32, slice: Duration) {
+    // SAFETY: asks about this thread (0), touches no memory.
+    if unsafe { libc::sched_getscheduler(0) } & !libc::SCHED_RESET_ON_FORK != libc::SCHED_OTHER {
+        set_nice(nice);
+        return;
+    }
+    let attributes = libc::sched_attr {
+        size: u32::try_from(size_of::<libc::sched_attr>()).expect("a small struct"),
+        sched_policy: libc::SCHED_OTHER.cast_unsigned(),
+        sched_flags: 0,
+        sched_nice: nice,
+        sched_priority: 0,
+        sched_runtime: u64::try_from(slice.as_nanos()).expect("a moment"),
+        sched_deadline: 0,
+        sched_period: 0,
+    };
+    // SAFETY: sets how this thread (0) is scheduled; the kernel only reads the attributes, which outlive the call.
+    let result = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
+    if result != 0 {
+        // Only a filter of system calls refuses this: it asks for less.
+        set_nice(nice);
+    }
 }
 
 /// Whether the calling thread has this nice value now.
@@ -34,6 +75,8 @@ fn set_nice(nice: i32) -> bool {
 
 const FIRST: i32 = -20;
 const BEHIND: i32 = 5;
+/// About what a chunk takes. The scheduler looks at its ticks only: it is [`give_way`] that makes turns as short as this.
+const MOMENT: Duration = Duration::from_micros(100);
 
 #[cfg(test)]
 mod tests {
@@ -50,5 +93,19 @@ mod tests {
         });
         assert_eq!(there.join().unwrap(), BEHIND);
         assert_eq!(nice(), before);
+    }
+
+    #[test]
+    fn short_turns_leave_the_nice_value_and_a_thread_can_still_step_back() {
+        // SAFETY: as above.
+        let nice = || unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+        let before = nice();
+        let there = std::thread::spawn(move || {
+            take_short_turns();
+            let short = nice();
+            lower();
+            (short, nice())
+        });
+        assert_eq!(there.join().unwrap(), (before, BEHIND));
     }
 }
