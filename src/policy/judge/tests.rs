@@ -36,7 +36,7 @@ fn each_limit_stops_pre_copy_with_its_own_reason() {
     let base = Limits { plateau: Plateau::Ignore, ..Limits::default() };
     let table: [(&str, Limits, &[u64], &str); 8] = [
         ("so few pages are not worth a round", base, &[50], "stop-and-copy: dirty-threshold"),
-        ("2800 pages take 280 ms and 20 more", base, &[2800], "stop-and-copy: downtime-limit"),
+        ("2800 pages fit: they take 280 ms and 20 more", base, &[2800], "round: tightening"),
         ("2801 do not fit", base, &[2801], "round: converging"),
         ("the last round allowed", Limits { max_rounds: 2, ..base }, &[9000, 9000], "stop-and-copy: max-rounds"),
         (
