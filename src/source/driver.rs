@@ -24,7 +24,7 @@ use crate::bitmap::PageBitmap;
 use crate::dirty::DirtyTracker;
 use crate::error::Error;
 use crate::memory::GuestMemory;
-use crate::page::{Chooser, Codecs, Compression, DeltaCache, Encoder, EncoderSettings, PageKey};
+use crate::page::{Codecs, Compression, DeltaCache, Encoder, EncoderSettings, PageKey};
 use crate::policy::{Decision, PostCopy};
 use crate::protocol::{ProtocolError, SourceEnd, SourceEvent, Timeouts};
 use crate::stats::{GuestOwner, Outcome, Report};
@@ -244,7 +244,7 @@ impl Driver<'_> {
                     seat: Seat::default(),
                     live: &live,
                     frames: FrameWriter::new(Encoder::new(settings.clone(), memory.layout().chunks())),
-                    chooser: Chooser::new(compression),
+                    chooser: allotment.chooser(compression),
                     told: Instant::now(),
                     written: 0,
                     buffer: Vec::new(),

@@ -96,6 +96,7 @@ impl Worker<'_> {
                 break;
             }
         }
+        self.allotment.pass_on(&self.chooser);
         self.frames
     }
 

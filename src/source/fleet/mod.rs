@@ -18,8 +18,8 @@ mod line;
 mod turns;
 
 use std::num::NonZeroUsize;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,7 @@ pub(super) use berths::Berth;
 pub(super) use turns::Seat;
 
 use crate::error::Error;
+use crate::page::Chooser;
 use crate::transport::Pacer;
 use crate::units::BytesPerSec;
 use berths::Berths;
@@ -56,6 +57,8 @@ struct Shared {
     senders: Arc<Berths>,
     /// Migrations that send.
     sending: AtomicUsize,
+    /// The last one's that has sent its pages: the next one's are much like them.
+    chooser: Mutex<Option<Chooser>>,
     /// Migrations so far.
     enrolled: AtomicU64,
 }
@@ -73,6 +76,7 @@ impl Fleet {
                 last_rounds: Berths::new(STANDING, STANDING_FOR),
                 senders: Berths::new(processors * SENDING_FOR_EACH_PROCESSOR, SENDING_FOR),
                 sending: AtomicUsize::new(0),
+                chooser: Mutex::new(None),
                 enrolled: AtomicU64::new(0),
             }),
         }
