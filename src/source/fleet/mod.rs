@@ -244,6 +244,22 @@ mod tests {
     }
 
     #[test]
+    fn few_begin_to_send_at_a_time_and_only_those_make_the_others_patient() {
+        let fleet = Fleet::new();
+        let members: Vec<_> = (0..1000).map(|_| fleet.enrol()).collect();
+        let mut berths: Vec<_> = members.iter().map(|member| member.ask_to_send()).collect();
+        let granted = |berths: &[Berth]| berths.iter().filter(|berth| berth.granted().try_recv().is_ok()).count();
+        let few = granted(&berths);
+        assert!((1..members.len()).contains(&few) && granted(&berths) == 0, "{few}");
+        let sending: Vec<_> = members.iter().zip(berths.drain(..few)).map(|(member, berth)| member.begin_to_send(berth)).collect();
+        let alone = Duration::from_micros(200);
+        assert_eq!(members[few].look_every(alone), alone * u32::try_from(few).unwrap().min(MOST_PATIENCE));
+        drop(sending);
+        assert_eq!(members[few].look_every(alone), alone);
+        assert_eq!(granted(&berths), few, "as many as have left");
+    }
+
+    #[test]
     fn one_that_gives_its_place_up_lets_the_next_start() {
         let (tell, told) = bounded(1);
         let run = |is_first: bool, place: Place| {
