@@ -263,9 +263,8 @@ fn a_successor_knows_the_pages_and_learns_the_link() {
     let mut first = Chooser::new(Compression::Auto);
     for _ in 0..50 {
         let method = first.method(now);
-        let (ns, ratio) = TEXT.of(method);
-        let (plain, took) = (CHUNK_SIZE, Duration::from_nanos((CHUNK_SIZE as f64 * ns) as u64));
-        first.encoded(method, plain, (plain as f64 * ratio) as usize, took);
+        let (packed, took) = if method == Method::Raw { (CHUNK_SIZE, Duration::ZERO) } else { (CHUNK_SIZE / 2, Duration::from_micros(400)) };
+        first.encoded(method, CHUNK_SIZE, packed, took);
     }
     let mut second = first.successor(Compression::Auto);
     assert_eq!(second.link.rate(), Link::new().rate());

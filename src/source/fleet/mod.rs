@@ -225,7 +225,7 @@ mod tests {
 
     #[test]
     fn jobs_start_in_order_and_no_more_than_so_many_at_a_time() {
-        let (started, now, most) = (std::sync::Mutex::new(Vec::new()), AtomicUsize::new(0), AtomicUsize::new(0));
+        let (started, now, most) = (Mutex::new(Vec::new()), AtomicUsize::new(0), AtomicUsize::new(0));
         let run = |job: usize, _place: Place| {
             started.lock().unwrap().push(job);
             most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
