@@ -1,13 +1,19 @@
 //! Guests on their way in, for who had better not get in their way.
+//!
+//! A check takes a processor for a while. One that begins waits until no guest is on its way in, or for long enough; and
+//! there is one at a time, behind all that is busy with guests.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
+
+use crate::sys::priority;
 
 /// Counts them.
 #[derive(Debug, Default)]
 pub(super) struct Coming {
     count: Mutex<usize>,
     fewer: Condvar,
+    checks: Mutex<()>,
 }
 
 /// One of them, until it is dropped.
@@ -21,8 +27,16 @@ impl Coming {
         OnItsWay(Arc::clone(self))
     }
 
+    /// Runs a check on this thread, which steps back for good, once there is none or `patience` is over.
+    pub(super) fn check<T>(&self, patience: Duration, check: impl FnOnce() -> T) -> T {
+        self.await_none(patience);
+        priority::lower();
+        let _one_at_a_time = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        check()
+    }
+
     /// Waits until there is none, for `patience` at most.
-    pub(super) fn await_none(&self, patience: Duration) {
+    fn await_none(&self, patience: Duration) {
         let count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
         // Whether they are gone or time is over makes no difference.
         drop(self.fewer.wait_timeout_while(count, patience, |count| *count > 0));
@@ -38,6 +52,8 @@ impl Drop for OnItsWay {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     #[test]
@@ -52,5 +68,16 @@ mod tests {
         });
         let _third = coming.begin();
         coming.await_none(Duration::from_millis(1));
+    }
+
+    #[test]
+    fn checks_run_one_at_a_time_however_many_are_due() {
+        let (coming, now) = (Coming::default(), AtomicUsize::new(0));
+        let check = || {
+            assert_eq!(now.fetch_add(1, Ordering::SeqCst), 0);
+            std::thread::yield_now();
+            now.fetch_sub(1, Ordering::SeqCst);
+        };
+        std::thread::scope(|scope| (0..8).for_each(|_| _ = scope.spawn(|| (0..50).for_each(|_| coming.check(Duration::MAX, check)))));
     }
 }

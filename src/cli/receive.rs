@@ -209,7 +209,8 @@ impl Landing {
         let guest = &mut self.guest.guest;
         if !self.guest.hold {
             let (writes, since) = (guest.writes(), Instant::now());
-            while since.elapsed() < PROOF || (guest.writes() == writes && since.elapsed() < PATIENCE) {
+            std::thread::sleep(PROOF);
+            while guest.writes() == writes && since.elapsed() < PATIENCE {
                 std::thread::sleep(Duration::from_millis(10));
             }
             if let Err(error) = guest.pause() {
@@ -222,9 +223,8 @@ impl Landing {
             }
             report.guest_gap = Some(guest.longest_gap());
         }
-        // A check takes a processor for a while, and others may be standing still.
-        self.coming.await_none(COURTESY);
-        report.guest_check = Some(guest.check().map_or_else(|error| error.to_string(), |()| "ok".to_owned()));
+        let checked = self.coming.check(COURTESY, || guest.check());
+        report.guest_check = Some(checked.map_or_else(|error| error.to_string(), |()| "ok".to_owned()));
     }
 }
 

@@ -11,7 +11,7 @@ use crossbeam::channel::{Receiver, Sender, bounded, select};
 
 use super::dial::Dial;
 use super::event::{Event, Phase};
-use super::fleet::{Allotment, LastRoundPlace, Member, Seat};
+use super::fleet::{Allotment, Berth, Member, Seat, Sending};
 use super::hold::Hold;
 use super::outcome::{Completed, Failure, InDoubt, Stranded};
 use super::post_copy::{Followed, Rest};
@@ -24,7 +24,7 @@ use crate::bitmap::PageBitmap;
 use crate::dirty::DirtyTracker;
 use crate::error::Error;
 use crate::memory::GuestMemory;
-use crate::page::{Chooser, Codecs, Compression, DeltaCache, Encoder, EncoderSettings, PageKey};
+use crate::page::{Codecs, Compression, DeltaCache, Encoder, EncoderSettings, PageKey};
 use crate::policy::{Decision, PostCopy};
 use crate::protocol::{ProtocolError, SourceEnd, SourceEvent, Timeouts};
 use crate::stats::{GuestOwner, Outcome, Report};
@@ -50,7 +50,9 @@ pub(super) struct Driver<'d> {
     /// Where it takes turns with others.
     pub(super) member: Option<Arc<Member>>,
     /// Among those of them that stand still, while it is there.
-    pub(super) place: Option<LastRoundPlace>,
+    pub(super) place: Option<Berth>,
+    /// Among those of them that send, while it is there.
+    pub(super) sending: Option<Sending>,
     /// In which it fills missing memory.
     pub(super) granule: Granule,
     dial: Option<Dial>,
@@ -114,6 +116,7 @@ pub(super) fn run(migration: Migration<'_>, outgoing: Outgoing<'_>) -> Result<Co
         can_post_copy: false,
         member: fleet.map(|fleet| fleet.enrol()),
         place: None,
+        sending: None,
         granule: Granule::Page,
         dial: None,
         stranded: None,
@@ -183,6 +186,7 @@ impl Driver<'_> {
         let streams = self.attach(&dial, &pump, channels).map_err(|error| part(&pump, error))?;
         let urgent = if self.can_post_copy { Some(dial.attach(&pump, Lane::Urgent, 0).map_err(|error| part(&pump, error))?.0) } else { None };
         pump.command(Command::Attached);
+        self.await_departure(&pump).map_err(|error| part(&pump, error))?;
         let cache = encoding.delta_cache.for_guest(self.memory.layout().bytes());
         let settings = EncoderSettings { codecs, key: PageKey::derive(&token.0), delta_cache: ByteCount(cache.0 / u64::from(channels)) };
         let rest = |missing| Rest {
@@ -240,7 +244,7 @@ impl Driver<'_> {
                     seat: Seat::default(),
                     live: &live,
                     frames: FrameWriter::new(Encoder::new(settings.clone(), memory.layout().chunks())),
-                    chooser: Chooser::new(compression),
+                    chooser: allotment.chooser(compression),
                     told: Instant::now(),
                     written: 0,
                     buffer: Vec::new(),

@@ -33,6 +33,7 @@ impl Driver<'_> {
         let (state, step) = self.save_state(&mut parts, &mut laps)?;
         let round = self.await_round(session, index, total, began, None, Some(verdict))?;
         self.leave_last_round();
+        self.sending = None;
         step.map_err(Error::AtPause)?;
         parts.send = laps.end(Instant::now());
         self.record(index, kind, &round, Some(crate::units::PageCount(0)), None);

@@ -1,10 +1,12 @@
-//! Before a guest of a fleet is stopped: waiting until few others stand still.
+//! Where a guest of a fleet waits: until few others begin to send, and before it is stopped until few others stand still.
 
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::select;
 
 use super::driver::{Driver, Session, session_error};
+use super::fleet::Berth;
+use super::pump::Pump;
 use crate::error::Error;
 
 /// How long it took to get a place among those who stand still.
@@ -17,20 +19,25 @@ pub(super) enum Wait {
 }
 
 impl Driver<'_> {
+    /// Waits, connected, until few others have just begun to send, but not for ever. The wait is no part of the migration's
+    /// time: nothing is measured by it, nor is a limit.
+    pub(super) fn await_departure(&mut self, pump: &Pump) -> Result<(), Error> {
+        let Some(member) = &self.member else { return Ok(()) };
+        let asked = Instant::now();
+        let berth = member.ask_to_send();
+        while !self.is_granted(&berth, pump, LOOK_EVERY * 4)? && asked.elapsed() < LONGEST {}
+        self.sending = Some(member.begin_to_send(berth));
+        self.started += asked.elapsed();
+        Ok(())
+    }
+
     /// Waits, with the guest running, until it may be stopped; from then on its pages go first. One that may already, or
     /// that is in no fleet, does not wait.
     pub(super) fn await_last_round(&mut self, session: &Session<'_>) -> Result<Wait, Error> {
         let Some(member) = self.member.as_ref().filter(|_| self.place.is_none()) else { return Ok(Wait::Short) };
         let asked = Instant::now();
         let place = member.ask_for_last_round();
-        loop {
-            select! {
-                recv(place.granted()) -> _ => break,
-                recv(session.pump.ended()) -> ended => return Err(session_error(ended.ok())),
-                recv(self.steering.cancelled()) -> _ => return Err(Error::Cancelled),
-                default(LOOK_EVERY) => place.look(Instant::now()),
-            }
-        }
+        while !self.is_granted(&place, &session.pump, LOOK_EVERY)? {}
         member.set_urgent(true);
         self.place = Some(place);
         Ok(if asked.elapsed() > SHORT { Wait::Long } else { Wait::Short })
@@ -43,6 +50,17 @@ impl Driver<'_> {
         }
     }
 
+    /// Waits for a berth, for so long.
+    fn is_granted(&self, berth: &Berth, pump: &Pump, patience: Duration) -> Result<bool, Error> {
+        select! {
+            recv(berth.granted()) -> _ => return Ok(true),
+            recv(pump.ended()) -> ended => return Err(session_error(ended.ok())),
+            recv(self.steering.cancelled()) -> _ => return Err(Error::Cancelled),
+            default(patience) => berth.look(Instant::now()),
+        }
+        Ok(false)
+    }
+
     /// How often to look at something, if one migration by itself would after `alone`.
     pub(super) fn look_every(&self, alone: Duration) -> Duration {
         match &self.member {
@@ -53,5 +71,7 @@ impl Driver<'_> {
 }
 
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// A guest begins to send after so long, however many do.
+const LONGEST: Duration = Duration::from_secs(10);
 /// A guest that waited for longer sends what it has written meanwhile before it is stopped.
 const SHORT: Duration = Duration::from_millis(5);

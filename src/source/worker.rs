@@ -98,6 +98,7 @@ impl Worker<'_> {
                 break;
             }
         }
+        self.allotment.pass_on(&self.chooser);
         self.frames
     }
 

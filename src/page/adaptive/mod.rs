@@ -61,6 +61,13 @@ impl Chooser {
         Self { setting, costs: PRIORS, link: Link::new(), plan: Plan::only(0), credit: 0.0, chunk_bytes: 65536.0, untried: 0, latest: 0 }
     }
 
+    /// A chooser for another worker, on a connection of its own, that begins with what this one has learned of pages.
+    #[must_use]
+    pub fn successor(&self, setting: Compression) -> Self {
+        let Self { costs, chunk_bytes, latest, .. } = *self;
+        Self { costs, chunk_bytes, latest, ..Self::new(setting) }
+    }
+
     /// The method for the next chunk.
     pub fn method(&mut self, now: Instant) -> Method {
         match self.setting {

@@ -256,3 +256,20 @@ fn fixed_settings_stay_as_they_are() {
         }
     }
 }
+
+#[test]
+fn a_successor_knows_the_pages_and_learns_the_link() {
+    let now = Instant::now();
+    let mut first = Chooser::new(Compression::Auto);
+    for _ in 0..50 {
+        let method = first.method(now);
+        let (packed, took) = if method == Method::Raw { (CHUNK_SIZE, Duration::ZERO) } else { (CHUNK_SIZE / 2, Duration::from_micros(400)) };
+        first.encoded(method, CHUNK_SIZE, packed, took);
+    }
+    let mut second = first.successor(Compression::Auto);
+    assert_eq!(second.link.rate(), Link::new().rate());
+    assert!(FIRST.into_iter().all(|index| second.costs[index].ratio() == first.costs[index].ratio()));
+    second.method(now);
+    assert!(second.plan.time > 0.0, "it plans at once, and tries nothing first");
+    assert_eq!(first.successor(Compression::None).method(now), Method::Raw);
+}

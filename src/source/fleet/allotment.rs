@@ -2,12 +2,13 @@
 //!
 //! A migration by itself has its own bandwidth and nothing else to heed; in a fleet it also takes turns.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Member;
 use super::line::Urgency;
 use super::turns::{Seat, Turn};
+use crate::page::{Chooser, Compression};
 use crate::transport::Pacer;
 use crate::units::ByteCount;
 
@@ -22,6 +23,19 @@ impl<'d> Allotment<'d> {
     /// Limited by `own`, and by what the fleet of `member` leaves it.
     pub(in crate::source) fn new(own: &'d Pacer, member: Option<Arc<Member>>) -> Self {
         Self { own, member }
+    }
+
+    /// Picks the methods of one worker: with what the fleet has learned of pages, if it has.
+    pub(in crate::source) fn chooser(&self, setting: Compression) -> Chooser {
+        let learned = self.member.as_ref().map(|member| member.fleet.chooser.lock().unwrap_or_else(PoisonError::into_inner));
+        learned.and_then(|learned| learned.as_ref().map(|chooser| chooser.successor(setting))).unwrap_or_else(|| Chooser::new(setting))
+    }
+
+    /// A worker that has sent its pages has learned something.
+    pub(in crate::source) fn pass_on(&self, chooser: &Chooser) {
+        if let Some(member) = &self.member {
+            *member.fleet.chooser.lock().unwrap_or_else(PoisonError::into_inner) = Some(chooser.successor(Compression::Auto));
+        }
     }
 
     /// Whether bytes wait for their turn at the link.

@@ -3,32 +3,37 @@
 //! Migrations that know nothing of each other compete: a hundred threads pack pages for guests that run anyway, while the
 //! one guest that stands still waits for a processor, and then for the link. In a fleet they take turns instead, at the
 //! processors and, where the fleet has a bandwidth, at the link: a few threads at a time, guests that stand still first,
-//! the others evenly ([`Line`](mod@line)). And only a few guests stand still at a time ([`LastRounds`](last_rounds)).
+//! the others evenly ([`Line`](mod@line)). Only a few guests stand still at a time ([`Berths`](berths)).
+//!
+//! And only a few begin to send at a time, while the others run, connected and ready. A hundred guests that share a link
+//! all take a hundred times as long as one: each writes to more of its pages meanwhile, which go again, and what is on its
+//! way is spread over so many queues and pages that no cache holds it.
 //!
 //! What a migration shares with the others is time alone. Nobody holds a turn while waiting for a peer, so one that fails,
 //! is refused or hangs does not touch the rest.
 
 mod allotment;
-mod last_rounds;
+mod berths;
 mod line;
 mod turns;
 
 use std::num::NonZeroUsize;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Sender, bounded};
 
 pub(super) use allotment::{Allotment, WorkTurn};
-pub(super) use last_rounds::LastRoundPlace;
+pub(super) use berths::Berth;
 pub(super) use turns::Seat;
 
 use crate::error::Error;
+use crate::page::Chooser;
 use crate::transport::Pacer;
 use crate::units::BytesPerSec;
-use last_rounds::LastRounds;
+use berths::Berths;
 use line::{MemberId, Urgency};
 use turns::Turns;
 
@@ -48,9 +53,12 @@ struct Shared {
     link: Arc<Turns>,
     /// The link's rate; used by whoever has the turn.
     pacer: Pacer,
-    last_rounds: Arc<LastRounds>,
-    /// Migrations under way.
-    active: AtomicUsize,
+    last_rounds: Arc<Berths>,
+    senders: Arc<Berths>,
+    /// Migrations that send.
+    sending: AtomicUsize,
+    /// The last one's that has sent its pages: the next one's are much like them.
+    chooser: Mutex<Option<Chooser>>,
     /// Migrations so far.
     enrolled: AtomicU64,
 }
@@ -65,8 +73,10 @@ impl Fleet {
                 processors: Turns::new(processors),
                 link: Turns::new(1),
                 pacer: Pacer::new(None),
-                last_rounds: LastRounds::new(STANDING),
-                active: AtomicUsize::new(0),
+                last_rounds: Berths::new(STANDING, STANDING_FOR),
+                senders: Berths::new(processors * SENDING_FOR_EACH_PROCESSOR, SENDING_FOR),
+                sending: AtomicUsize::new(0),
+                chooser: Mutex::new(None),
                 enrolled: AtomicU64::new(0),
             }),
         }
@@ -109,9 +119,8 @@ impl Fleet {
 
     /// One more migration.
     pub(super) fn enrol(&self) -> Arc<Member> {
-        // Relaxed, both: numbers to tell members apart by, and to show.
+        // Relaxed: a number to tell members apart by.
         let id = self.shared.enrolled.fetch_add(1, Ordering::Relaxed);
-        self.shared.active.fetch_add(1, Ordering::Relaxed);
         Arc::new(Member { fleet: Arc::clone(&self.shared), id, stands_still: AtomicBool::new(false) })
     }
 }
@@ -143,9 +152,28 @@ pub(super) struct Member {
     stands_still: AtomicBool,
 }
 
+/// Among those of a fleet that send, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Sending {
+    fleet: Arc<Shared>,
+    _berth: Berth,
+}
+
 impl Member {
+    /// Asks to be one of the few who begin to send.
+    pub(super) fn ask_to_send(&self) -> Berth {
+        self.fleet.senders.ask(Instant::now())
+    }
+
+    /// From now on it sends, having asked for `berth` and waited for long enough.
+    pub(super) fn begin_to_send(&self, berth: Berth) -> Sending {
+        // Relaxed: a number to go by, here and below.
+        self.fleet.sending.fetch_add(1, Ordering::Relaxed);
+        Sending { fleet: Arc::clone(&self.fleet), _berth: berth }
+    }
+
     /// Asks to be one of the few whose guest stands still.
-    pub(super) fn ask_for_last_round(&self) -> LastRoundPlace {
+    pub(super) fn ask_for_last_round(&self) -> Berth {
         self.fleet.last_rounds.ask(Instant::now())
     }
 
@@ -158,8 +186,8 @@ impl Member {
     /// How often to look at something that changes soon, if a migration by itself would after `alone`: so many threads
     /// that look often have no time for anything else.
     pub(super) fn look_every(&self, alone: Duration) -> Duration {
-        let active = u32::try_from(self.fleet.active.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
-        alone.saturating_mul(active.clamp(1, MOST_PATIENCE))
+        let sending = u32::try_from(self.fleet.sending.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
+        alone.saturating_mul(sending.clamp(1, MOST_PATIENCE))
     }
 
     fn urgency(&self) -> Urgency {
@@ -171,12 +199,23 @@ impl Drop for Member {
     fn drop(&mut self) {
         self.fleet.processors.forget(self.id);
         self.fleet.link.forget(self.id);
-        self.fleet.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        self.fleet.sending.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// Guests that stand still at a time with pages to send: while one is being harvested the other's go.
 const STANDING: usize = 2;
+/// For how long one of them counts.
+const STANDING_FOR: Duration = Duration::from_millis(500);
+/// Guests that begin to send at a time for each processor: some wait for their peers while others have pages to pack.
+const SENDING_FOR_EACH_PROCESSOR: usize = 2;
+/// For how long one of them counts: small guests are sent by then, and large ones share with those that come.
+const SENDING_FOR: Duration = Duration::from_secs(1);
 /// By this factor at most a migration looks less often.
 const MOST_PATIENCE: u32 = 20;
 
@@ -186,7 +225,7 @@ mod tests {
 
     #[test]
     fn jobs_start_in_order_and_no_more_than_so_many_at_a_time() {
-        let (started, now, most) = (std::sync::Mutex::new(Vec::new()), AtomicUsize::new(0), AtomicUsize::new(0));
+        let (started, now, most) = (Mutex::new(Vec::new()), AtomicUsize::new(0), AtomicUsize::new(0));
         let run = |job: usize, _place: Place| {
             started.lock().unwrap().push(job);
             most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
@@ -202,6 +241,22 @@ mod tests {
         assert_eq!(Fleet::run_all(one(4), (0..20).collect(), run).len(), 20);
         assert!(most.load(Ordering::SeqCst) <= 4);
         assert!(Fleet::run_all(one(usize::MAX), Vec::new(), run).is_empty());
+    }
+
+    #[test]
+    fn few_begin_to_send_at_a_time_and_only_those_make_the_others_patient() {
+        let fleet = Fleet::new();
+        let members: Vec<_> = (0..1000).map(|_| fleet.enrol()).collect();
+        let mut berths: Vec<_> = members.iter().map(|member| member.ask_to_send()).collect();
+        let granted = |berths: &[Berth]| berths.iter().filter(|berth| berth.granted().try_recv().is_ok()).count();
+        let few = granted(&berths);
+        assert!((1..members.len()).contains(&few) && granted(&berths) == 0, "{few}");
+        let sending: Vec<_> = members.iter().zip(berths.drain(..few)).map(|(member, berth)| member.begin_to_send(berth)).collect();
+        let alone = Duration::from_micros(200);
+        assert_eq!(members[few].look_every(alone), alone * u32::try_from(few).unwrap().min(MOST_PATIENCE));
+        drop(sending);
+        assert_eq!(members[few].look_every(alone), alone);
+        assert_eq!(granted(&berths), few, "as many as have left");
     }
 
     #[test]

@@ -52,7 +52,7 @@ impl<'d> Pusher<'d> {
             lane,
             queue: BulkQueue::new(&stream),
             frames: shared.writer(),
-            chooser: Chooser::new(shared.service.compression),
+            chooser: shared.service.allotment.chooser(shared.service.compression),
             stream,
             started,
             buffer: Vec::new(),
@@ -74,6 +74,7 @@ impl<'d> Pusher<'d> {
         let _ = self.started.recv_timeout(HEAD_START);
         let pushed = self.push();
         self.shared.service.counters.encoded(self.encodings);
+        self.shared.service.allotment.pass_on(&self.chooser);
         pushed?;
         self.watch()
     }
