@@ -10,6 +10,8 @@
 //!   writes. QEMU's memory is what QEMU takes by itself; the guest is written into it from outside.
 //! - The clocks: total time and downtime are each engine's own. The guest's longest gap between two writes is the guest's
 //!   own in both. Bytes on the wire are those that came in at the destination's end of the cable, headers and all.
+//! - A machine that is a virtual one itself stands still now and then, which the guest feels whatever engine moves it: how
+//!   long that was is told beside the gaps.
 //! - Processor time: all threads of both processes but the vCPU's, from before the migration until its end.
 //! - QEMU is configured for speed: no limit of bandwidth, and each mode that makes sense (see [`Mode`]).
 //! - Post-copy is compared with post-copy: both from the start, QEMU's with preemption. How well the guest lives with
@@ -44,6 +46,8 @@ pub mod results;
 mod scenario;
 #[cfg(all(feature = "kvm", target_arch = "x86_64"))]
 mod session;
+#[cfg(all(feature = "kvm", target_arch = "x86_64"))]
+mod stopped;
 #[cfg(all(feature = "kvm", target_arch = "x86_64"))]
 mod table;
 #[cfg(all(feature = "kvm", target_arch = "x86_64"))]

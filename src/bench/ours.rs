@@ -111,6 +111,7 @@ fn figures(sent: &Report, received: &Report, seen: &Seen, before: Option<f64>) -
         total_ms: ms(sent.total),
         downtime_ms: ms(sent.downtime),
         guest_gap_ms: received.guest_gap.map(ms),
+        machine_stopped_ms: Some(ms(seen.machine_stopped)),
         wire_bytes: seen.wire_bytes,
         engine_bytes: sent.wire_bytes.0,
         cpu_source_s: seen.cpu_s[0],

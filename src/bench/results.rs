@@ -142,6 +142,9 @@ pub struct Figures {
     pub downtime_ms: f64,
     /// The longest time without a write of the guest, at either end.
     pub guest_gap_ms: Option<f64>,
+    /// The longest time meanwhile in which the machine itself stood still, as far as it was seen: a gap that no engine made.
+    #[serde(default)]
+    pub machine_stopped_ms: Option<f64>,
     /// Bytes that crossed the link towards the destination, headers and all.
     pub wire_bytes: u64,
     /// The same as the engine counts them.

@@ -48,7 +48,21 @@ fn write_block(scenario: &ScenarioResults, out: &mut String) -> fmt::Result {
         let cells = cells.into_iter().chain([None, None, Some(ratios.guest_writes_after)]);
         writeln!(out, "  {:<24}{}", "ratio of post-copy", row(cells.map(ratio)))?;
     }
+    write_stops(engines, out)?;
     bars.iter().try_for_each(|bar| write_bar(bar, out))
+}
+
+/// Where the machine stood still for long enough to be seen in the guest's gaps.
+fn write_stops(engines: &[EngineResults], out: &mut String) -> fmt::Result {
+    let long = |engine: &EngineResults| {
+        let stopped = engine.runs.iter().filter_map(|run| run.figures.machine_stopped_ms).fold(0.0, f64::max);
+        (stopped >= WORTH_TELLING_MS).then(|| format!("{stopped:.1} ms in {} {}", engine.engine, engine.mode))
+    };
+    let stops: Vec<_> = engines.iter().filter_map(long).collect();
+    if stops.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "  the machine itself stood still, at the longest {}: gaps hold that", stops.join(", "))
 }
 
 /// Cells of one width, beside each other.
@@ -104,6 +118,8 @@ const COLUMNS: [&str; 10] =
     ["total ms", "downtime ms", "guest gap ms", "wire MB", "CPU s", "writes/s", "of before", "then, 1st s", "fault p50 us", "fault p99 us"];
 /// Those that are not of post-copy alone.
 const COMMON: usize = 7;
+/// Milliseconds that the machine must have stood still to be worth a word.
+const WORTH_TELLING_MS: f64 = 3.0;
 
 #[cfg(test)]
 mod tests {
@@ -169,6 +185,16 @@ mod tests {
         assert!(ends("ratio of post-copy", "1.00                                      4.00"), "{text}");
         scenario.engines.iter_mut().for_each(|engine| engine.post_copy = false);
         assert!(!block(&scenario).contains("1st s"));
+    }
+
+    #[test]
+    fn a_machine_that_stood_still_is_told_of() {
+        let mut scenario = results().scenarios.remove(0);
+        assert!(!block(&scenario).contains("stood still"));
+        let stopped = |ms| Some(Figures { machine_stopped_ms: Some(ms), ..figures(400.0, 4.0, 60) });
+        scenario.engines = vec![engine(PAGEFERRY, "default", stopped(0.4)), engine(QEMU, "pre-copy", stopped(17.0))];
+        let text = block(&scenario);
+        assert!(text.contains("  the machine itself stood still, at the longest 17.0 ms in qemu pre-copy: gaps hold that\n"), "{text}");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 
 use super::cpu::Meter;
 use super::network::bytes_received;
+use super::stopped::Stopped;
 use super::window::Window;
 use crate::guests::ControlWord;
 
@@ -30,6 +31,7 @@ pub(super) struct Subject {
 pub(super) struct Watch {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Watcher>,
+    stopped: Stopped,
 }
 
 /// What was seen between start and stop.
@@ -43,6 +45,8 @@ pub(super) struct Seen {
     pub(super) at_source: Vec<(Instant, u64)>,
     /// The longest time without a new number at any end.
     pub(super) longest_gap: Duration,
+    /// The longest time in which the machine itself stood still.
+    pub(super) machine_stopped: Duration,
     /// When it was over.
     pub(super) end: Instant,
 }
@@ -68,10 +72,11 @@ impl Watch {
         let base_bytes = bytes_received(subject.pids[1])?;
         let newest = (Instant::now(), 0);
         let watcher = Watcher { subject, meters, base, base_bytes, at_source: Vec::new(), newest, longest_gap: Duration::ZERO };
+        let stopped = Stopped::start()?;
         let stop = Arc::new(AtomicBool::new(false));
         let theirs = Arc::clone(&stop);
         let thread = thread::Builder::new().name("watch".into()).spawn(move || watcher.watch(&theirs)).context("no thread")?;
-        Ok(Self { stop, thread })
+        Ok(Self { stop, thread, stopped })
     }
 
     /// Ends; what was seen.
@@ -86,8 +91,9 @@ impl Watch {
         let end = Instant::now();
         let cpu_s = [0, 1].map(|end| watcher.meters[end].used().saturating_sub(watcher.base[end]).as_secs_f64());
         let wire_bytes = bytes_received(watcher.subject.pids[1])?.saturating_sub(watcher.base_bytes);
+        let machine_stopped = self.stopped.end()?;
         let Watcher { at_source, longest_gap, .. } = watcher;
-        Ok(Seen { cpu_s, wire_bytes, at_source, longest_gap, end })
+        Ok(Seen { cpu_s, wire_bytes, at_source, longest_gap, machine_stopped, end })
     }
 }
 

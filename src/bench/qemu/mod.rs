@@ -103,6 +103,7 @@ fn figures(answer: &Value, seen: &Seen, start: Instant, gap: Option<Duration>, b
         total_ms: number(answer, "total-time")? as f64,
         downtime_ms: number(answer, "downtime")? as f64,
         guest_gap_ms: gap.map(ms),
+        machine_stopped_ms: Some(ms(seen.machine_stopped)),
         wire_bytes: seen.wire_bytes,
         engine_bytes: number(&answer["ram"], "transferred")?,
         cpu_source_s: seen.cpu_s[0],

@@ -4,9 +4,9 @@
 //! trip. Programs touch what lies next to what they just touched, so every fault becomes a *pivot*, and the push goes on
 //! from there in both directions ("bubbling", Hines, Deshpande and Gopalan, "Post-copy live migration of virtual
 //! machines", <https://doi.org/10.1145/1618525.1618528>). Several pivots take turns, one for each place where the guest
-//! is at work. Faults that ascend near a pivot make it a run: it goes on forward, almost only, and farther. A pivot that
-//! sees no more faults has said what it knows after a while, and makes room for what was written lately, and that for the
-//! rest in order.
+//! is at work. Faults that ascend near a pivot make it a run: it goes on forward, almost only, and farther, and
+//! gives that up while the guest waits elsewhere only. A pivot that sees no more faults has said what it knows after a while,
+//! and makes room for what was written lately, and that for the rest in order.
 //!
 //! Pure: no threads, no clock. What has been claimed is looked up in [`Remaining`]; cursors only move away from their
 //! pivots, so nothing is looked at again and again.
@@ -97,6 +97,7 @@ impl PushOrder {
                 Pivot::new(page.0)
             }
         };
+        self.pivots.iter_mut().for_each(Pivot::make_room);
         let behind = u32::try_from(pivot.streak.max(0)).expect("not negative").saturating_mul(4).min(MOST_BEHIND);
         self.pivots.insert(0, pivot);
         behind
@@ -179,6 +180,12 @@ impl Pivot {
         }
     }
 
+    /// Takes note of a fault elsewhere. A run that sees none meanwhile is ahead of the guest, or the guest has left it: what it
+    /// may still push soon is no more than that of any place.
+    fn make_room(&mut self) {
+        self.budget -= self.budget.saturating_sub(REACH).div_ceil(YIELD);
+    }
+
     fn is_run(&self) -> bool {
         self.streak.abs() >= RUN
     }
@@ -256,6 +263,8 @@ const STRIDE: u64 = 64;
 const REACH: u64 = 512;
 /// ... and how many times that is doubled in a run.
 const LONGEST_REACH: u32 = 5;
+/// The part of what a run has beyond that which each fault elsewhere takes away: one in so many.
+const YIELD: u64 = 8;
 /// Faults in a row that make a run.
 const RUN: i32 = 2;
 /// Pages right behind a fault in a run at most.
@@ -345,6 +354,22 @@ mod tests {
         fault(&mut order, &remaining, 2048);
         let near = pieces(&mut order, &remaining, 60).iter().filter(|piece| piece.0.abs_diff(2048) < 700).map(|piece| piece.1).sum::<u32>();
         assert!((512..600).contains(&near), "{near}");
+    }
+
+    #[test]
+    fn a_run_that_the_guest_has_left_makes_room_for_the_next() {
+        let (remaining, mut order) = (remaining(1024), PushOrder::new(Prepaging::Pivots, Vec::new()));
+        (1000..1010).for_each(|page| _ = fault(&mut order, &remaining, page));
+        // From now on it works elsewhere, and waits for each piece.
+        let mut left = 0;
+        let mut at = 40_000;
+        for _ in 0..400 {
+            fault(&mut order, &remaining, at);
+            let pushed = pieces(&mut order, &remaining, 2);
+            left += pushed.iter().filter(|piece| piece.0 < 30_000).map(|piece| piece.1).sum::<u32>();
+            at = pushed.iter().filter(|piece| piece.0 > at).map(|piece| piece.0 + u64::from(piece.1)).max().unwrap_or(at + 1);
+        }
+        assert!((512..1200).contains(&left), "{left} pages of a place that the guest has left");
     }
 
     proptest! {
