@@ -230,6 +230,7 @@ impl Driver<'_> {
             let (done, results) = bounded(streams.len());
             let bulk = streams.iter().map(Stream::control).collect();
             let (mut jobs, mut workers) = (Vec::new(), Vec::new());
+            let path = Arc::default();
             for (channel, stream) in (0..channels).zip(streams) {
                 let worker = Worker {
                     channel,
@@ -240,7 +241,7 @@ impl Driver<'_> {
                     seat: Seat::default(),
                     live: &live,
                     frames: FrameWriter::new(Encoder::new(settings.clone(), memory.layout().chunks())),
-                    chooser: Chooser::new(compression),
+                    chooser: Chooser::new(compression, Arc::clone(&path)),
                     told: Instant::now(),
                     written: 0,
                     buffer: Vec::new(),
