@@ -48,11 +48,14 @@ pub struct Encoded {
     pub packed: Packed,
 }
 
-/// What a [`Method`] made of the pages of a chunk that it was given.
+/// What a [`Method`] made of what it was given of a chunk: pages that have no cheaper form, those in columns and
+/// differences.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Packed {
-    /// Their bytes, those of pages that then went raw included.
+    /// Bytes of those pages, and of the differences.
     pub plain_bytes: usize,
+    /// What they would have become with [`Method::Raw`]: columns cost next to nothing, so they do not count as its work.
+    pub raw_bytes: usize,
     /// What they became.
     pub packed_bytes: usize,
     /// How long that took.
@@ -123,7 +126,7 @@ impl Encoder {
             }
         }
         self.finish_zstd(method, &mut encoded, out);
-        encoded.pages.packing = self.pack_small(method);
+        encoded.pages.packing = self.pack_small(method, &mut encoded.packed);
         let meta = out.len();
         self.parts.append_to(encoded.pages.packing, out);
         encoded.pages.meta_bytes = u32::try_from(out.len() - meta).expect("less than a chunk and a half");
@@ -182,8 +185,8 @@ impl Encoder {
         let columns = &mut self.parts.columns;
         let start = columns.len();
         let limit = match method {
-            Method::Raw => MAX_COLUMNS_BYTES,
-            Method::Lz4 => MAX_COLUMNS_BYTES / 2,
+            // Raw is for links so fast that long columns take longer to make than to save.
+            Method::Raw | Method::Lz4 => MAX_COLUMNS_BYTES / 2,
             Method::Zstd(_) => MAX_COLUMNS_BYTES / 4,
         };
         let made = self.settings.codecs.contains(Codecs::COLUMNS) && columns::encode(page, limit, columns);
@@ -201,20 +204,30 @@ impl Encoder {
                 self.parts.words.push(word);
                 Form::Uniform
             }
-            (PageSummary::Mixed, _) if self.push_columns(page, method) => Form::Columns,
-            (PageSummary::Mixed, Method::Raw) => {
+            (PageSummary::Mixed, method) => {
                 packed.plain_bytes += PAGE_SIZE;
+                if self.push_columns(page, method) {
+                    return Form::Columns;
+                }
+                packed.raw_bytes += PAGE_SIZE;
+                self.pack_page(work, bit, page, method, packed)
+            }
+        }
+    }
+
+    /// The form of a page that nothing but a general compressor is left for.
+    fn pack_page(&mut self, work: &Work<'_>, bit: u32, page: &[u8; PAGE_SIZE], method: Method, packed: &mut Packed) -> Form {
+        match method {
+            Method::Raw => {
                 packed.packed_bytes += PAGE_SIZE;
                 Form::Raw
             }
-            (PageSummary::Mixed, Method::Lz4) => {
-                packed.plain_bytes += PAGE_SIZE;
+            Method::Lz4 => {
                 let length = self.lz4_page(work.chunk, bit, page, &mut packed.took);
                 packed.packed_bytes += length.map_or(PAGE_SIZE, usize::from);
                 if length.is_some() { Form::Lz4 } else { Form::Raw }
             }
-            (PageSummary::Mixed, Method::Zstd(_)) => {
-                packed.plain_bytes += PAGE_SIZE;
+            Method::Zstd(_) => {
                 if looks_random(page) {
                     packed.packed_bytes += PAGE_SIZE;
                     return Form::Raw;
@@ -270,9 +283,19 @@ impl Encoder {
     }
 
     /// Puts the columns after the deltas, and compresses all that as a whole where it pays.
-    fn pack_small(&mut self, method: Method) -> Packing {
-        let Parts { deltas, columns, scratch, .. } = &mut self.parts;
-        deltas.append(columns);
+    fn pack_small(&mut self, method: Method, packed: &mut Packed) -> Packing {
+        packed.plain_bytes += self.parts.deltas.len();
+        self.parts.deltas.append(&mut self.parts.columns);
+        packed.raw_bytes += self.parts.deltas.len();
+        let began = Instant::now();
+        let packing = self.packing_of_small(method);
+        packed.took += began.elapsed();
+        packed.packed_bytes += self.parts.deltas.len();
+        packing
+    }
+
+    fn packing_of_small(&mut self, method: Method) -> Packing {
+        let Parts { deltas, scratch, .. } = &mut self.parts;
         if deltas.len() < LEAST_PACKED || method == Method::Raw || looks_random(deltas) {
             return Packing::Plain;
         }

@@ -32,7 +32,7 @@ mod known;
 mod masks;
 mod pack;
 
-pub use adaptive::{Chooser, LinkSample, Method};
+pub use adaptive::{Chooser, LinkSample, Method, Path};
 pub use codecs::Codecs;
 pub use columns::{MAX_COLUMNS_BYTES, columns_bytes};
 pub use decode::{Decoder, PageError};

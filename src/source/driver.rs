@@ -234,6 +234,7 @@ impl Driver<'_> {
             let (done, results) = bounded(streams.len());
             let bulk = streams.iter().map(Stream::control).collect();
             let (mut jobs, mut workers) = (Vec::new(), Vec::new());
+            let path = Arc::default();
             for (channel, stream) in (0..channels).zip(streams) {
                 let worker = Worker {
                     channel,
@@ -244,7 +245,7 @@ impl Driver<'_> {
                     seat: Seat::default(),
                     live: &live,
                     frames: FrameWriter::new(Encoder::new(settings.clone(), memory.layout().chunks())),
-                    chooser: allotment.chooser(compression),
+                    chooser: allotment.chooser(compression, Arc::clone(&path)),
                     told: Instant::now(),
                     written: 0,
                     buffer: Vec::new(),

@@ -132,7 +132,7 @@ impl Worker<'_> {
             let method = self.chooser.method(Instant::now());
             let work = Work { round: job.round, chunk, memory: self.memory.chunk(chunk), mask: word, method };
             let Encoded { pages, packed } = self.frames.push_chunk(&mut self.buffer, work);
-            self.chooser.encoded(method, packed.plain_bytes, packed.packed_bytes, packed.took);
+            self.chooser.encoded(method, packed);
             encodings += pages.masks.encodings();
             // Relaxed: counters for display.
             self.live.pages.fetch_add(u64::from(word.count_ones()), Ordering::Relaxed);
@@ -150,6 +150,7 @@ impl Worker<'_> {
             Then::Switch => self.frames.push_switch(&mut self.buffer, job.round),
         }
         self.flush()?;
+        self.chooser.rest();
         let totals = self.frames.totals();
         Ok(Sent {
             pages: PageCount(totals.pages.0 - before.pages.0),

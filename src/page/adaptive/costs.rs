@@ -9,27 +9,27 @@ pub(super) struct Costs {
     seconds: f64,
     /// Packed bytes per plain byte.
     ratio: f64,
-    is_known: bool,
+    /// Plain bytes that this rests on, as far as it matters.
+    seen: f64,
     used: Option<Instant>,
 }
 
 impl Costs {
     /// What to assume of a method that was never used.
     pub(super) const fn prior(seconds: f64, ratio: f64) -> Self {
-        Self { seconds, ratio, is_known: false, used: None }
+        Self { seconds, ratio, seen: 0.0, used: None }
     }
 
     /// Takes note of one chunk; by what factor the expected ratio changed.
     pub(super) fn learn(&mut self, plain: f64, packed: f64, took: f64) -> f64 {
-        let (mut seconds, ratio) = (took / plain, packed / plain);
-        let weight = if std::mem::replace(&mut self.is_known, true) {
-            // A thread that lost its processor for a while says nothing about the method.
-            seconds = seconds.min(OUTLIER * self.seconds.max(FREE));
-            WEIGHT * (plain / FULL_WEIGHT_BYTES).min(1.0)
-        } else {
-            (self.seconds, self.ratio) = (seconds, ratio);
-            1.0
-        };
+        let ratio = packed / plain;
+        // A thread that lost its processor for a while says nothing about the method, nor does a first use that has tables
+        // to make.
+        let seconds = (took / plain).min(OUTLIER * self.seconds.max(FREE));
+        // To begin with, all that was seen counts alike, and some more for what was assumed.
+        let at_first = if self.is_known() { 0.0 } else { plain / (PRIOR_BYTES + self.seen + plain) };
+        let weight = at_first.max(WEIGHT * (plain / FULL_WEIGHT_BYTES).min(1.0));
+        self.seen = (self.seen + plain).min(ENOUGH);
         let before = self.ratio;
         self.seconds += (seconds - self.seconds) * weight;
         self.ratio = (self.ratio + (ratio - self.ratio) * weight).max(LEAST_RATIO);
@@ -50,7 +50,7 @@ impl Costs {
     }
 
     pub(super) fn is_known(&self) -> bool {
-        self.is_known
+        self.seen >= ENOUGH
     }
 
     pub(super) fn use_at(&mut self, now: Instant) {
@@ -67,6 +67,10 @@ impl Costs {
 const WEIGHT: f64 = 0.3;
 /// ... if it has so many plain bytes.
 const FULL_WEIGHT_BYTES: f64 = 65536.0;
+/// What was assumed counts for as much as so many plain bytes, ...
+const PRIOR_BYTES: f64 = 16384.0;
+/// ... and no more once so many were seen.
+const ENOUGH: f64 = 65536.0;
 /// What compression leaves at least.
 const LEAST_RATIO: f64 = 1e-3;
 /// A chunk counts for at most so many times the cost expected, ...

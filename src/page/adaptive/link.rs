@@ -3,18 +3,24 @@
 //! Writes alone tell little: the socket's buffer hides a slow link for hundreds of milliseconds. What counts is bytes
 //! acknowledged over time, and only while some were under way all the time; otherwise the link could have taken more, and
 //! how much more is found out by hoping: the rate is taken to be higher, step by step, until there is something under way
-//! all the time again. So a rate that changes is noticed in either direction.
+//! all the time again. So a rate that changes is noticed in either direction. Hope goes only little beyond what was seen of
+//! late: each step has to show in what arrives before the next one is taken.
 //!
 //! Where processors are short, threads of both ends and the network's own wait for their turn, and bytes arrive in bursts
 //! with gaps between. That is no slow link, and compression would widen the gaps. A link is as fast as it was at its best
 //! in the last fraction of a second (as in BBR, <https://queue.acm.org/detail.cfm?id=3022184>); the very best is left
 //! out, because one lost packet lets all that came after it count at once.
 //!
+//! A connection takes the link to be as fast as its fair share of what arrives on all of them ([`path`](super::path)).
+//!
 //! A receiver that is short of processor time looks like a slow link, and compression would make it worse. It shows in
 //! its window, which shrinks as data waits there to be read.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use super::path::{Path, Share};
 
 /// What a worker sees of its connection after a write.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +40,7 @@ pub struct LinkSample {
 /// What is known of a connection.
 #[derive(Debug)]
 pub(super) struct Link {
+    share: Share,
     /// Bytes a second.
     rate: f64,
     /// Whether that was measured, not hoped.
@@ -50,8 +57,6 @@ pub(super) struct Link {
     slowness: f64,
     /// The largest window seen.
     widest: u64,
-    /// Windows judged.
-    judged: u32,
     /// Windows in a row in which bytes were under way all the time.
     saturated: u32,
     last: Option<Last>,
@@ -82,6 +87,8 @@ struct Encoded {
 struct Window {
     elapsed: f64,
     arrived: f64,
+    /// Since all connections began, when it was opened.
+    total_before: Option<u64>,
     busy: f64,
     busy_bytes: f64,
     /// Of the busy time, that in which the receiver was behind, and the work it was given then.
@@ -90,8 +97,9 @@ struct Window {
 }
 
 impl Link {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(path: Arc<Path>) -> Self {
         Self {
+            share: Share::new(path),
             rate: FIRST_HOPE,
             is_measured: false,
             was_measured: false,
@@ -100,7 +108,6 @@ impl Link {
             overhead: 0.3e-9,
             slowness: 1.0,
             widest: 0,
-            judged: 0,
             saturated: 0,
             last: None,
             encoded: Encoded::default(),
@@ -137,12 +144,18 @@ impl Link {
 
     /// Call before work: a sender that had nothing to do says nothing about the link.
     pub(super) fn resume(&mut self, now: Instant) {
+        self.share.work();
         if let Some(last) = self.last
             && now.saturating_duration_since(last.at).as_secs_f64() > PAUSE + 4.0 * self.encoded.took
         {
             self.last = None;
             self.encoded = Encoded::default();
         }
+    }
+
+    /// Call when there is nothing to do for now.
+    pub(super) fn rest(&mut self) {
+        self.share.rest();
     }
 
     /// Takes note of how the connection stands.
@@ -153,7 +166,10 @@ impl Link {
         let Some(last) = self.last.replace(Last { at: now, written, acknowledged }) else { return };
         let elapsed = now.saturating_duration_since(last.at).as_secs_f64();
         let blocked = sample.blocked.as_secs_f64();
-        let (out, arrived) = (written.saturating_sub(last.written) as f64, acknowledged.saturating_sub(last.acknowledged) as f64);
+        let (out, arrived) = (written.saturating_sub(last.written) as f64, acknowledged.saturating_sub(last.acknowledged));
+        self.window.total_before.get_or_insert_with(|| self.share.total());
+        self.share.arrived(arrived);
+        let arrived = arrived as f64;
         self.widest = self.widest.max(sample.peer_window.unwrap_or(0));
 
         self.window.elapsed += elapsed;
@@ -194,14 +210,10 @@ impl Link {
         self.is_measured = self.saturated >= if self.was_measured { IN_A_ROW } else { 2 };
         self.was_measured |= self.is_measured;
         self.seen.rotate_right(1);
-        self.seen[0] = window.arrived / window.elapsed;
-        self.judged = self.judged.saturating_add(1);
+        self.seen[0] = self.share.fair(self.share.total() - window.total_before.unwrap_or_default()) / window.elapsed;
         let known = self.seen_at_best();
-        let hoped = match (self.was_measured, self.judged <= FIRST_WINDOWS) {
-            (true, _) => self.rate * HOPE,
-            (false, true) => (self.rate * FIRST_STEP).min(known * FIRST_LIMIT).max(self.rate),
-            (false, false) => self.rate * FIRST_STEP,
-        };
+        // What nothing speaks for is not hoped for: it would fill the buffers on the way before it shows to be wrong.
+        let hoped = if self.was_measured { (self.rate * HOPE).min(known * LIMIT) } else { (self.rate.min(known) * FIRST_STEP).max(FIRST_HOPE) };
         self.rate = if self.is_measured {
             known
         } else if self.saturated > 0 {
@@ -229,7 +241,7 @@ impl fmt::Display for Link {
 /// Seconds after which the samples are judged, ...
 const WINDOW: f64 = 0.025;
 /// ... and as long as the link has never been the bottleneck.
-const FIRST_WINDOW: f64 = 0.004;
+const FIRST_WINDOW: f64 = 0.002;
 /// Of a window, the part in which bytes must be under way if the link is the bottleneck, ...
 const SATURATED: f64 = 0.9;
 /// ... and of how many windows.
@@ -240,12 +252,10 @@ const WINDOWS: usize = 12;
 const FIRST_HOPE: f64 = 40e6;
 /// By how much more is hoped for at a time to begin with, ...
 const FIRST_STEP: f64 = 2.0;
-/// ... but at most so many times what was seen ...
-const FIRST_LIMIT: f64 = 6.0;
-/// ... in so many windows, because the buffers on the way must fill before a slow link shows, ...
-const FIRST_WINDOWS: u32 = 8;
-/// ... and later.
+/// ... and later, ...
 const HOPE: f64 = 1.15;
+/// ... but at most so many times what arrived of late.
+const LIMIT: f64 = 1.5;
 /// A busy time is judged once so many bytes have arrived in it, ...
 const ENOUGH: f64 = 32768.0;
 /// ... or after so many seconds: a lost packet can hold all others up.

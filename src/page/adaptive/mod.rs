@@ -2,7 +2,7 @@
 //!
 //! Compression pays where the link is the bottleneck and costs where a processor is, and neither is known in advance or
 //! stays as it is. So a [`Chooser`] measures what each method costs and saves on the pages at hand ([`costs`]) and what
-//! the connection takes ([`link`]), and mixes two methods so that neither the processor nor the link waits for the
+//! the connections take ([`link`], [`path`]), and mixes two methods so that neither the processor nor the link waits for the
 //! other ([`plan`]). It does no input or output and has no clock: time comes in as an argument.
 //!
 //! Pages are alike where they are neighbours, and a worker walks memory in order, so the last few chunks say what the
@@ -11,20 +11,23 @@
 
 mod costs;
 mod link;
+mod path;
 mod plan;
 #[cfg(test)]
 mod tests;
 
 use std::cmp::Ordering;
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
-use super::Compression;
+use super::{Compression, Packed};
 use costs::Costs;
 use link::Link;
 use plan::{Demand, Plan};
 
 pub use link::LinkSample;
+pub use path::Path;
 
 /// What to do with the pages of a chunk that have no cheaper form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,17 +58,17 @@ pub struct Chooser {
 }
 
 impl Chooser {
-    /// A chooser for a worker; a fixed setting always answers the same.
+    /// A chooser for a worker whose connection is one of those of `path`; a fixed setting always answers the same.
     #[must_use]
-    pub fn new(setting: Compression) -> Self {
-        Self { setting, costs: PRIORS, link: Link::new(), plan: Plan::only(0), credit: 0.0, chunk_bytes: 65536.0, untried: 0, latest: 0 }
+    pub fn new(setting: Compression, path: Arc<Path>) -> Self {
+        Self { setting, costs: PRIORS, link: Link::new(path), plan: Plan::only(0), credit: 0.0, chunk_bytes: 65536.0, untried: 0, latest: 0 }
     }
 
     /// A chooser for another worker, on a connection of its own, that begins with what this one has learned of pages.
     #[must_use]
-    pub fn successor(&self, setting: Compression) -> Self {
+    pub fn successor(&self, setting: Compression, path: Arc<Path>) -> Self {
         let Self { costs, chunk_bytes, latest, .. } = *self;
-        Self { costs, chunk_bytes, latest, ..Self::new(setting) }
+        Self { costs, chunk_bytes, latest, ..Self::new(setting, path) }
     }
 
     /// The method for the next chunk.
@@ -83,20 +86,28 @@ impl Chooser {
         }
     }
 
-    /// Takes note of what `method` made of the `plain_bytes` that were offered to it, and how long it took.
-    pub fn encoded(&mut self, method: Method, plain_bytes: usize, packed_bytes: usize, took: Duration) {
+    /// Takes note of what `method` made of a chunk.
+    pub fn encoded(&mut self, method: Method, packed: Packed) {
+        let Packed { plain_bytes, raw_bytes, packed_bytes, took } = packed;
         let Some(index) = LADDER.iter().position(|known| *known == method) else { return };
         if plain_bytes == 0 {
             return;
         }
         let (plain, took) = (plain_bytes as f64, took.as_secs_f64());
         self.chunk_bytes += (plain - self.chunk_bytes) / 8.0;
-        let change = self.costs[index].learn(plain, packed_bytes as f64, took);
+        // Every chunk tells what raw would have made of it.
+        self.costs[RAW].learn(plain, raw_bytes as f64, 0.0);
+        let change = if index == RAW { 1.0 } else { self.costs[index].learn(plain, packed_bytes as f64, took) };
         for other in (0..LADDER.len()).filter(|other| *other != index && family(*other) == family(index)) {
             self.costs[other].scale(change);
         }
         self.latest = index;
         self.link.encoded(plain, took, plain * RECEIVER[index]);
+    }
+
+    /// Says that there is nothing to send for now.
+    pub fn rest(&mut self) {
+        self.link.rest();
     }
 
     /// Takes note of how the connection stands after a write.
@@ -128,15 +139,16 @@ impl Chooser {
     fn demand(&self, index: usize) -> Demand {
         let costs = &self.costs[index];
         // What was measured last is of the pages at hand: a tighter method makes no more of them, a faster one no less.
-        let latest = self.costs[self.latest].ratio();
+        let (raw, latest) = (self.costs[RAW].ratio(), self.costs[self.latest].ratio());
         let ratio = match family(index).cmp(&family(self.latest)) {
-            Ordering::Less => costs.ratio().max(latest).min(1.0),
-            Ordering::Equal => costs.ratio(),
+            _ if index == RAW => raw,
+            Ordering::Less => costs.ratio().max(latest).min(raw),
+            Ordering::Equal => costs.ratio().min(raw),
             Ordering::Greater => costs.ratio().min(latest),
         };
         Demand {
             sender: self.link.overhead() + costs.seconds() + ratio * self.link.write_cost(),
-            link: ratio * if index == 0 { BLIND } else { 1.0 } / self.link.rate(),
+            link: ratio * if index == RAW { BLIND } else { 1.0 } / self.link.rate(),
             receiver: RECEIVER[index] * self.link.receiver_slowness(),
         }
     }
@@ -151,7 +163,7 @@ impl Chooser {
             self.costs[index].unused_for(now) / (extra * TRY_EVERY).clamp(SHORTEST_WAIT, LONGEST_WAIT)
         };
         let is_far = |index: usize| index > FIXED_ZSTD_INDEX && self.plan.heavy < FIXED_ZSTD_INDEX;
-        let unused = (1..LADDER.len()).filter(|index| !self.plan.uses(*index) && !is_far(*index));
+        let unused = (RAW + 1..LADDER.len()).filter(|index| !self.plan.uses(*index) && !is_far(*index));
         unused.max_by(|a, b| overdue(*a).total_cmp(&overdue(*b))).filter(|index| overdue(*index) >= 1.0)
     }
 }
@@ -180,6 +192,7 @@ fn family(index: usize) -> u8 {
 
 /// The methods to choose from, from the fastest to the tightest.
 const LADDER: [Method; 5] = [Method::Raw, Method::Lz4, Method::Zstd(1), Method::Zstd(3), Method::Zstd(6)];
+const RAW: usize = 0;
 /// What the methods of [`LADDER`] are taken to cost before they are tried: seconds per plain byte, and what remains.
 const PRIORS: [Costs; LADDER.len()] =
     [Costs::prior(0.0, 1.0), Costs::prior(1.4e-9, 0.5), Costs::prior(3e-9, 0.35), Costs::prior(4e-9, 0.34), Costs::prior(10e-9, 0.32)];

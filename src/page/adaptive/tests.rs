@@ -3,6 +3,7 @@
 //! The link and the receiver each have a buffer in front of them, as sockets do, so a slow one shows late.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use super::*;
 use crate::units::CHUNK_SIZE;
@@ -130,12 +131,21 @@ fn whole(number: f64) -> u64 {
     number.max(0.0) as u64
 }
 
+fn made_of_a_chunk(packed_bytes: f64, took: f64) -> Packed {
+    Packed {
+        plain_bytes: CHUNK_SIZE,
+        raw_bytes: CHUNK_SIZE,
+        packed_bytes: usize::try_from(whole(packed_bytes)).unwrap(),
+        took: Duration::from_secs_f64(took),
+    }
+}
+
 /// When each chunk was encoded, and how.
 type Log = Vec<(f64, Method)>;
 
 /// Sends `chunks` chunks of what `data` says of each; the seconds until the receiver has placed them, and what was done.
 fn migrate(world: &mut World, setting: Option<Method>, chunks: usize, data: impl Fn(usize) -> Data) -> (f64, Log) {
-    let mut chooser = Chooser::new(Compression::Auto);
+    let mut chooser = Chooser::new(Compression::Auto, Arc::default());
     let (mut log, mut buffer, mut work) = (Vec::new(), 0.0, 0.0);
     for number in 0..chunks {
         let method = setting.unwrap_or_else(|| chooser.method(world.instant()));
@@ -145,7 +155,7 @@ fn migrate(world: &mut World, setting: Option<Method>, chunks: usize, data: impl
         let took = plain * cost * 1e-9;
         world.pass(took + plain * OVERHEAD);
         let packed = plain * ratio;
-        chooser.encoded(method, CHUNK_SIZE, usize::try_from(whole(packed)).unwrap(), Duration::from_secs_f64(took));
+        chooser.encoded(method, made_of_a_chunk(packed, took));
         let index = LADDER.iter().position(|known| *known == method).unwrap();
         (buffer, work) = (buffer + packed, work + plain * RECEIVER[index]);
         if buffer >= 65536.0 || number + 1 == chunks {
@@ -249,10 +259,10 @@ fn a_connection_that_does_not_tell_its_window_is_used_as_well() {
 fn fixed_settings_stay_as_they_are() {
     let now = Instant::now();
     for (setting, method) in [(Compression::None, Method::Raw), (Compression::Lz4, Method::Lz4), (Compression::Zstd, FIXED_ZSTD)] {
-        let mut chooser = Chooser::new(setting);
+        let mut chooser = Chooser::new(setting, Arc::default());
         for _ in 0..100 {
             assert_eq!(chooser.method(now), method);
-            chooser.encoded(method, 1 << 18, 1 << 18, Duration::from_millis(5));
+            chooser.encoded(method, made_of_a_chunk(CHUNK_SIZE as f64, 5e-3));
         }
     }
 }
@@ -260,16 +270,16 @@ fn fixed_settings_stay_as_they_are() {
 #[test]
 fn a_successor_knows_the_pages_and_learns_the_link() {
     let now = Instant::now();
-    let mut first = Chooser::new(Compression::Auto);
+    let mut first = Chooser::new(Compression::Auto, Arc::default());
     for _ in 0..50 {
         let method = first.method(now);
-        let (packed, took) = if method == Method::Raw { (CHUNK_SIZE, Duration::ZERO) } else { (CHUNK_SIZE / 2, Duration::from_micros(400)) };
-        first.encoded(method, CHUNK_SIZE, packed, took);
+        let (packed, took) = if method == Method::Raw { (CHUNK_SIZE, 0.0) } else { (CHUNK_SIZE / 2, 400e-6) };
+        first.encoded(method, made_of_a_chunk(packed as f64, took));
     }
-    let mut second = first.successor(Compression::Auto);
-    assert_eq!(second.link.rate(), Link::new().rate());
+    let mut second = first.successor(Compression::Auto, Arc::default());
+    assert_eq!(second.link.rate(), Link::new(Arc::default()).rate());
     assert!(FIRST.into_iter().all(|index| second.costs[index].ratio() == first.costs[index].ratio()));
     second.method(now);
     assert!(second.plan.time > 0.0, "it plans at once, and tries nothing first");
-    assert_eq!(first.successor(Compression::None).method(now), Method::Raw);
+    assert_eq!(first.successor(Compression::None, Arc::default()).method(now), Method::Raw);
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::Member;
 use super::line::Urgency;
 use super::turns::{Seat, Turn};
-use crate::page::{Chooser, Compression};
+use crate::page::{Chooser, Compression, Path};
 use crate::transport::Pacer;
 use crate::units::ByteCount;
 
@@ -25,16 +25,20 @@ impl<'d> Allotment<'d> {
         Self { own, member }
     }
 
-    /// Picks the methods of one worker: with what the fleet has learned of pages, if it has.
-    pub(in crate::source) fn chooser(&self, setting: Compression) -> Chooser {
+    /// Picks the methods of one worker, whose connection is one of those of `path`: with what the fleet has learned of
+    /// pages, if it has.
+    pub(in crate::source) fn chooser(&self, setting: Compression, path: Arc<Path>) -> Chooser {
         let learned = self.member.as_ref().map(|member| member.fleet.chooser.lock().unwrap_or_else(PoisonError::into_inner));
-        learned.and_then(|learned| learned.as_ref().map(|chooser| chooser.successor(setting))).unwrap_or_else(|| Chooser::new(setting))
+        match learned.as_deref() {
+            Some(Some(learned)) => learned.successor(setting, path),
+            _ => Chooser::new(setting, path),
+        }
     }
 
     /// A worker that has sent its pages has learned something.
     pub(in crate::source) fn pass_on(&self, chooser: &Chooser) {
         if let Some(member) = &self.member {
-            *member.fleet.chooser.lock().unwrap_or_else(PoisonError::into_inner) = Some(chooser.successor(Compression::Auto));
+            *member.fleet.chooser.lock().unwrap_or_else(PoisonError::into_inner) = Some(chooser.successor(Compression::Auto, Arc::default()));
         }
     }
 

@@ -52,7 +52,7 @@ impl<'d> Pusher<'d> {
             lane,
             queue: BulkQueue::new(&stream),
             frames: shared.writer(),
-            chooser: shared.service.allotment.chooser(shared.service.compression),
+            chooser: shared.service.allotment.chooser(shared.service.compression, Arc::clone(&shared.path)),
             stream,
             started,
             buffer: Vec::new(),
@@ -132,7 +132,7 @@ impl<'d> Pusher<'d> {
             let method = self.chooser.method(Instant::now());
             let work = Work { round: 0, chunk, memory: shared.service.memory.chunk(chunk), mask, method };
             let encoded = self.frames.push_chunk(&mut self.buffer, work);
-            self.chooser.encoded(method, encoded.packed.plain_bytes, encoded.packed.packed_bytes, encoded.packed.took);
+            self.chooser.encoded(method, encoded.packed);
             self.encodings += encoded.pages.masks.encodings();
             shared.service.counters.bulk.made(&encoded);
         }

@@ -35,7 +35,7 @@ pub use remaining::{Claim, Granule, Remaining, widen};
 use super::fleet::Allotment;
 use crate::error::Error;
 use crate::memory::GuestMemory;
-use crate::page::{Compression, Encoder, EncoderSettings, Method};
+use crate::page::{Compression, Encoder, EncoderSettings, Method, Path};
 use crate::sys::inheriting;
 use crate::transport::{Stream, StreamControl, TransportError};
 use crate::units::{ChunkIndex, PageCount};
@@ -76,6 +76,8 @@ struct Shared<'d> {
     service: Service<'d>,
     remaining: Remaining,
     order: inheriting::Shared<PushOrder>,
+    /// The way that the bulk lanes share.
+    path: Arc<Path>,
     stopped: AtomicBool,
 }
 
@@ -97,7 +99,7 @@ pub(super) fn serve<'scope, 'd: 'scope>(
     let controls = lanes.bulk.iter().chain([&lanes.urgent]).map(Stream::control).collect::<Vec<_>>();
     // Room for what each thread has to say at its end.
     let (failed, broken) = bounded(controls.len());
-    let shared = Arc::new(Shared { service, remaining, order, stopped: AtomicBool::new(false) });
+    let shared = Arc::new(Shared { service, remaining, order, path: Arc::default(), stopped: AtomicBool::new(false) });
     let mut serving = Serving { shared: Arc::clone(&shared), lanes: controls, threads: Vec::new(), broken };
     let urgent = urgent::Urgent::new(Arc::clone(&shared), lanes.urgent);
     serving.start(scope, "pf-urgent".into(), &failed, move || urgent.run())?;
