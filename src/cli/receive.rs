@@ -32,7 +32,7 @@ use crate::wire::{Offer, RefuseReason};
 ///
 /// # Errors
 /// What kept it from listening.
-pub fn run(settings: ReceiveSettings) -> anyhow::Result<Exit> {
+pub fn run(settings: &ReceiveSettings) -> anyhow::Result<Exit> {
     let sink = Arc::new(ReportSink::open(settings.json.as_ref())?);
     if let Some(path) = &settings.dump {
         create("--dump", path)?;
@@ -54,7 +54,7 @@ pub fn run(settings: ReceiveSettings) -> anyhow::Result<Exit> {
     };
     let receiver = Receiver::bind(&settings.endpoint, options, Arc::new(factory))?;
     // All is open by now, and there is no other thread yet.
-    let sandbox = Sandbox::enter(settings.sandbox, &needs(&settings))?;
+    let sandbox = Sandbox::enter(settings.sandbox, &needs(settings))?;
     let mut leaving = Leaving { control: receiver.control(), is_told: false };
     signals::on_interrupt(move || leaving.interrupt()).context("cannot watch for signals")?;
     eprintln!("listening on {}", receiver.endpoint());

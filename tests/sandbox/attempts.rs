@@ -7,7 +7,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{FileExt, symlink};
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -47,7 +47,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    pub(crate) fn new(directory: PathBuf) -> anyhow::Result<Self> {
+    pub(crate) fn new(directory: &Path) -> anyhow::Result<Self> {
         let images = directory.join("images");
         let (image, other, socket) = (images.join("image"), directory.join("other"), directory.join("socket"));
         fs::create_dir(&images)?;

@@ -1,7 +1,7 @@
 //! What the processes do that the tests start: one attempt, or a receiver on a kernel that lacks something.
 
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Command, Output};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -29,7 +29,7 @@ fn helper() -> Result<()> {
         println!("skipped: nobody said what to do");
         return Ok(());
     };
-    let place = Place::new(PathBuf::from(std::env::var_os(DIRECTORY).context("a directory")?))?;
+    let place = Place::new(Path::new(&std::env::var_os(DIRECTORY).context("a directory")?))?;
     match job.as_str() {
         "outside" => attempt(&name, &place),
         "inside" => {

@@ -60,13 +60,18 @@ fn with_arguments(process: u32) -> Vec<(i64, Vec<Vec<Argument>>)> {
     ]
 }
 
-/// Requests of sockets and terminals that only ask, and of the page map.
+/// Requests of sockets and terminals that take nothing apart (include/uapi/asm-generic/ioctls.h), and the page map's.
 const REQUESTS: &[u32] = &[
-    libc::FIONBIO as u32,
-    libc::FIONREAD as u32,
-    libc::TIOCOUTQ as u32,
-    libc::TCGETS as u32,
-    libc::TIOCGWINSZ as u32,
+    // FIONBIO
+    0x5421,
+    // FIONREAD
+    0x541b,
+    // TIOCOUTQ
+    0x5411,
+    // TCGETS
+    0x5401,
+    // TIOCGWINSZ
+    0x5413,
     // PAGEMAP_SCAN
     0xc060_6610,
 ];

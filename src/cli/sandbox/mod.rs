@@ -3,8 +3,8 @@
 //! A receiver reads what strangers send, for as long as it runs. It opened all that it needs before the first of them
 //! came, so whoever might get hold of it should find nothing else to open, to start or to talk to. Two layers, each of
 //! which holds without the other:
-//! - [`files`]: Landlock; which files may still be opened, and how.
-//! - [`calls`]: seccomp; which system calls there are at all.
+//! - `files`: Landlock; which files may still be opened, and how.
+//! - `calls`: seccomp; which system calls there are at all.
 //!
 //! Both bind the thread that enters and those that it starts from then on, and can never be taken off. So
 //! [`Sandbox::enter`] comes after everything has been opened, and before the first thread.
