@@ -7,5 +7,5 @@ use pageferry::cli::{args::ReceiveArgs, receive, start};
 
 fn main() -> ExitCode {
     let args = ReceiveArgs::parse();
-    start::program(|| receive::run(args.settings()?))
+    start::program(|| receive::run(&args.settings()?))
 }

@@ -54,7 +54,7 @@ fn main() -> ExitCode {
             Commands::Plan(args) => Ok(plan::run(&args, &mut out).map(|()| Exit::Completed)?),
             Commands::Probe => Ok(probe::run(&mut out).map(|()| Exit::Completed)?),
             Commands::Send(args) => send::run(&args.settings()?),
-            Commands::Receive(args) => receive::run(args.settings()?),
+            Commands::Receive(args) => receive::run(&args.settings()?),
             Commands::Bench(args) => bench::run(&args),
             Commands::Report(args) => report::run(&args).map(|()| Exit::Completed),
             #[cfg(feature = "keys")]

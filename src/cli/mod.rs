@@ -16,6 +16,7 @@ pub mod probe;
 pub mod progress;
 pub mod receive;
 pub mod report;
+pub mod sandbox;
 pub mod send;
 pub mod signals;
 pub mod start;

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use super::sandbox;
 use crate::dirty::probe;
 
 /// Prints a line for each capability.
@@ -9,5 +10,7 @@ use crate::dirty::probe;
 /// # Errors
 /// When `out` cannot be written to.
 pub fn run(out: &mut impl Write) -> io::Result<()> {
-    write!(out, "{}", probe::probe())
+    let mut capabilities = probe::probe();
+    capabilities.list.extend(sandbox::probe());
+    write!(out, "{capabilities}")
 }

@@ -15,6 +15,7 @@ use super::args::ReceiveSettings;
 use super::coming::{Coming, OnItsWay};
 use super::exit::Exit;
 use super::output::{ReportSink, create};
+use super::sandbox::{Needs, Sandbox};
 use super::signals;
 use crate::destination::{Arrival, Ending, GuestFactory, Placed, Receiver, ReceiverControl, ReceiverLimits, ReceiverOptions, Refusal, UnderWay};
 use crate::error::Error;
@@ -23,6 +24,7 @@ use crate::guests::{self, GuestSpec, TestGuest};
 use crate::memory::{Backing, GuestMemory};
 use crate::protocol::Timeouts;
 use crate::stats::{Outcome, Report};
+use crate::transport::Endpoint;
 use crate::units::PageCount;
 use crate::wire::{Offer, RefuseReason};
 
@@ -30,7 +32,7 @@ use crate::wire::{Offer, RefuseReason};
 ///
 /// # Errors
 /// What kept it from listening.
-pub fn run(settings: ReceiveSettings) -> anyhow::Result<Exit> {
+pub fn run(settings: &ReceiveSettings) -> anyhow::Result<Exit> {
     let sink = Arc::new(ReportSink::open(settings.json.as_ref())?);
     if let Some(path) = &settings.dump {
         create("--dump", path)?;
@@ -39,17 +41,36 @@ pub fn run(settings: ReceiveSettings) -> anyhow::Result<Exit> {
         max_memory: settings.max_memory,
         max_sessions: settings.max_sessions,
         limits: ReceiverLimits::default(),
-        security: settings.security,
+        security: settings.security.clone(),
         timeouts: Timeouts { recover: settings.recover_for, ..Timeouts::with_patience(settings.patience) },
     };
-    let factory =
-        Factory { sink, allow: settings.allow, backing: settings.backing, hold: settings.hold, dump: settings.dump, coming: Arc::default() };
+    let factory = Factory {
+        sink,
+        allow: settings.allow.clone(),
+        backing: settings.backing,
+        hold: settings.hold,
+        dump: settings.dump.clone(),
+        coming: Arc::default(),
+    };
     let receiver = Receiver::bind(&settings.endpoint, options, Arc::new(factory))?;
+    // All is open by now, and there is no other thread yet.
+    let sandbox = Sandbox::enter(settings.sandbox, &needs(settings))?;
     let mut leaving = Leaving { control: receiver.control(), is_told: false };
     signals::on_interrupt(move || leaving.interrupt()).context("cannot watch for signals")?;
     eprintln!("listening on {}", receiver.endpoint());
+    sandbox.missing().iter().for_each(|layer| eprintln!("sandbox: {layer}"));
     receiver.serve()?;
     Ok(Exit::Completed)
+}
+
+/// What is left for it to do once it listens.
+fn needs(settings: &ReceiveSettings) -> Needs<'_> {
+    let socket = match &settings.endpoint {
+        Endpoint::Unix(path) => Some(path.as_path()),
+        Endpoint::Tcp(_) => None,
+    };
+    let kvm = settings.allow.as_ref().is_none_or(|kinds| kinds.iter().any(|kind| kind == "kvm"));
+    Needs { image: settings.dump.as_deref(), socket, kvm }
 }
 
 /// What becomes of the receiver when it is told to end.

@@ -21,6 +21,8 @@ pub(crate) mod meminfo;
 pub(crate) mod missing_pages;
 pub(crate) mod pagemap;
 pub(crate) mod priority;
+#[cfg(feature = "sandbox")]
+pub(crate) mod refused_calls;
 pub(crate) mod socket_queue;
 #[cfg(feature = "userfaultfd")]
 pub(crate) mod write_protection;

@@ -20,6 +20,8 @@ mod proxy;
 mod refusals;
 mod report;
 mod reports;
+#[cfg(feature = "sandbox")]
+mod sandbox;
 mod stopping;
 mod strangers;
 mod terminal;

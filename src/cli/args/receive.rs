@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{BackingFlag, Output, PATIENCE, RECOVER_FOR, SecurityArgs, UsageError, parse_patience};
+use crate::cli::sandbox::Wanted;
 use crate::cli::units::{number_in, parse_size, parse_time};
 use crate::memory::Backing;
 use crate::transport::{Endpoint, ServerSecurity};
@@ -45,6 +46,10 @@ pub struct ReceiveArgs {
     /// How long the peer may say nothing before it counts as lost
     #[arg(long, value_name = "TIME", default_value = PATIENCE, value_parser = parse_patience)]
     patience: Duration,
+    /// Whether to give up, once set up, what a receiver does not need: other files, other programs, connections of its own.
+    /// auto gives up what this kernel has layers for (see `pageferry probe`) and names those that are missing; on needs all
+    #[arg(long, value_enum, value_name = "WHETHER", default_value = "auto")]
+    sandbox: Wanted,
 }
 
 /// What the flags of `pageferry-receive` come to.
@@ -72,6 +77,8 @@ pub struct ReceiveSettings {
     pub recover_for: Duration,
     /// How long the peer may say nothing.
     pub patience: Duration,
+    /// Whether there is to be a sandbox.
+    pub sandbox: Wanted,
 }
 
 impl ReceiveArgs {
@@ -82,6 +89,9 @@ impl ReceiveArgs {
     /// or name keys that cannot be used.
     pub fn settings(self) -> Result<ReceiveSettings, UsageError> {
         let security = self.security.receiver(&self.listen)?;
+        if cfg!(not(feature = "sandbox")) && self.sandbox == Wanted::On {
+            return Err(UsageError::not_built_in("--sandbox", &"on", "auto does without"));
+        }
         Ok(ReceiveSettings {
             security,
             endpoint: self.listen,
@@ -94,6 +104,7 @@ impl ReceiveArgs {
             backing: self.backing.into(),
             recover_for: self.recover_for,
             patience: self.patience,
+            sandbox: self.sandbox,
         })
     }
 }
