@@ -20,6 +20,7 @@
 //! | `Budget` of a receiver | its connections | one lock around look and take | `destination::budget::models` |
 //! | [`Pacer`](crate::transport::Pacer), limits, push order, waiters, the urgent lane's requests, TLS halves, sessions, a fleet's turns, berths and chooser | | a lock around everything there is. Locks nest in one order: registry, machine, connection that waits; a TLS half, then the keys (a half that says farewell only tries the other) | by reading |
 //! | `Live`, `Arrived`, counters of the pusher and of faults | workers and who shows progress | relaxed: a late look shows a little less; before the final reckoning the threads are joined, or the last frame's result has come over a channel | by reading |
+//! | `Path` of a migration's connections | their workers | relaxed: sums for an estimate of the link | by reading |
 //! | halt of a round, stop of `bring`, of the workload's and the bench's threads | | relaxed: a flag that is looked at again soon; what follows it waits for a join or a channel | by reading |
 //! | `stopped` of a generation of lanes | who stops it, its lanes' threads | released before the sockets are shut down, so that an error which that causes is not taken for a broken lane | by reading |
 //! | sessions begun, connections of a receiver | accepting thread, connections | a session is counted while its connection is, and a connection counts off only after what it did is in the registry: acquire and release on both | by reading |
