@@ -12,7 +12,7 @@ use super::registry::{Arriving, Shared};
 use crate::error::Error;
 use crate::page::Decoder;
 use crate::stats::Encodings;
-use crate::sys::priority;
+use crate::sys::priority::ShortTurns;
 use crate::transport::Stream;
 use crate::units::ByteCount;
 use crate::wire::{ChannelTotals, FrameBody, FrameReader, Lane};
@@ -63,7 +63,7 @@ pub(super) fn receive(stream: Stream, channel: u16, arriving: &Arriving, shared:
     let mut lane = LaneReader::new(stream, frames, Arc::clone(memory), format!("bulk {channel}"));
     let mut placement = memory.placement();
     let mut encodings = Encodings::default();
-    priority::take_short_turns();
+    let mut turns = ShortTurns::take();
     let error = loop {
         match lane.next_frame(&mut placement) {
             Ok(header) => {
@@ -73,7 +73,7 @@ pub(super) fn receive(stream: Stream, channel: u16, arriving: &Arriving, shared:
                 match header.body {
                     FrameBody::Chunk { pages, .. } => {
                         encodings += pages.masks.encodings();
-                        priority::give_way();
+                        turns.give_way();
                     }
                     FrameBody::RoundEnd => {
                         let totals = lane.totals();

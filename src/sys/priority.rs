@@ -28,17 +28,29 @@ pub(crate) fn lower() {
     be_ordinary(BEHIND, Duration::ZERO);
 }
 
-/// Has the calling thread run for moments at a time, no less and no more in all than others; it has to
-/// [give way](give_way) in between.
-pub(crate) fn take_short_turns() {
-    // SAFETY: as in `set_nice`; a thread can always read its own.
-    let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
-    be_ordinary(nice, MOMENT);
+/// A thread that runs for moments at a time, no less and no more in all than others.
+#[derive(Debug)]
+pub(crate) struct ShortTurns {
+    chunks: u32,
 }
 
-/// Between two pieces of work: lets another thread run that waits for this processor and is due.
-pub(crate) fn give_way() {
-    std::thread::yield_now();
+impl ShortTurns {
+    /// Makes the calling thread one.
+    pub(crate) fn take() -> Self {
+        // SAFETY: as in `set_nice`; a thread can always read its own.
+        let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+        be_ordinary(nice, MOMENT);
+        Self { chunks: 0 }
+    }
+
+    /// To be called after each chunk: now and then it lets another thread run that waits for this processor and is due.
+    pub(crate) fn give_way(&mut self) {
+        self.chunks += 1;
+        if self.chunks == CHUNKS {
+            self.chunks = 0;
+            std::thread::yield_now();
+        }
+    }
 }
 
 /// Gives the calling thread this nice value and slice (zero: the system's own), unless whoever started the process chose
@@ -75,8 +87,10 @@ fn set_nice(nice: i32) -> bool {
 
 const FIRST: i32 = -20;
 const BEHIND: i32 = 5;
-/// About what a chunk takes. The scheduler looks at its ticks only: it is [`give_way`] that makes turns as short as this.
+/// What a turn is asked to last. The scheduler looks at its ticks only, so it is up to the thread to make it as short.
 const MOMENT: Duration = Duration::from_micros(100);
+/// Chunks of a turn: half a millisecond at most, commonly, and caches do not change hands more often than that.
+const CHUNKS: u32 = 4;
 
 #[cfg(test)]
 mod tests {
@@ -101,7 +115,7 @@ mod tests {
         let nice = || unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
         let before = nice();
         let there = std::thread::spawn(move || {
-            take_short_turns();
+            ShortTurns::take();
             let short = nice();
             lower();
             (short, nice())
