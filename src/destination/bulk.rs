@@ -61,7 +61,8 @@ pub(super) fn receive(stream: Stream, channel: u16, arriving: &Arriving, shared:
         stream.keep_unread_short();
     }
     let mut lane = LaneReader::new(stream, frames, Arc::clone(memory), format!("bulk {channel}"));
-    let mut placement = memory.placement();
+    let placement = memory.placement();
+    let mut placement = if arriving.post_copy { placement } else { placement.with_huge_pages() };
     let mut encodings = Encodings::default();
     let mut turns = ShortTurns::take();
     let error = loop {

@@ -13,6 +13,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::layout::{MemoryLayout, RegionSpec};
 use super::page::Chunk;
+use super::populating::Extents;
 use super::{MemoryError, Placement};
 use crate::units::{CHUNK_SIZE, ChunkIndex, PAGE_SIZE};
 
@@ -105,6 +106,7 @@ impl Region {
 pub struct GuestMemory {
     layout: MemoryLayout,
     regions: Vec<Region>,
+    extents: Extents,
 }
 
 // SAFETY: the pointers are to mappings that live as long as the value (owned, or promised by `from_raw`'s caller), and
@@ -133,7 +135,7 @@ impl GuestMemory {
                 _mapping: Some(mapping),
             });
         }
-        Ok(Self { layout, regions })
+        Ok(Self { extents: Extents::new(&layout), layout, regions })
     }
 
     /// Describes memory that the VMM has mapped, one [`RawRegion`] for each region of `layout`.
@@ -159,7 +161,7 @@ impl GuestMemory {
                 _mapping: None,
             })
             .collect();
-        Self { layout, regions }
+        Self { extents: Extents::new(&layout), layout, regions }
     }
 
     /// The layout.
@@ -186,6 +188,11 @@ impl GuestMemory {
     #[must_use]
     pub fn placement(&self) -> Placement<'_> {
         Placement::new(self)
+    }
+
+    /// How its memory is populated.
+    pub(super) fn extents(&self) -> &Extents {
+        &self.extents
     }
 
     /// First byte of `chunk` in this process and the number of its pages.

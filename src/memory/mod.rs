@@ -15,6 +15,7 @@ mod missing;
 mod page;
 mod placement;
 mod populated;
+mod populating;
 mod sink;
 mod staging;
 

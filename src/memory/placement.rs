@@ -12,6 +12,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{NonNull, null_mut};
 
 use super::GuestMemory;
+use super::populating::HugePages;
 use super::sink::{MAX_RUNS, PageSink, ReadProgress, runs, wanted_bytes};
 use crate::units::{ChunkIndex, PAGE_SIZE};
 
@@ -21,11 +22,12 @@ pub struct Placement<'m> {
     memory: &'m GuestMemory,
     /// Chunks that were populated ahead.
     populated: Vec<bool>,
+    huge: HugePages,
 }
 
 impl<'m> Placement<'m> {
     pub(super) fn new(memory: &'m GuestMemory) -> Self {
-        Self { memory, populated: vec![false; memory.layout().chunks() as usize] }
+        Self { memory, populated: vec![false; memory.layout().chunks() as usize], huge: HugePages::Unwelcome }
     }
 
     /// The memory.
@@ -34,15 +36,10 @@ impl<'m> Placement<'m> {
         self.memory
     }
 
-    /// Has the host put pages under all of `chunk` at once, which costs a fraction of faulting them in one by one. A host
-    /// that does not know how (before Linux 5.14) leaves it to the faults.
-    fn populate(&self, chunk: ChunkIndex) {
-        let (host, pages) = self.memory.locate(chunk);
-        // SAFETY: `locate` gives a pointer to so many mapped pages; putting memory under them changes no contents.
-        let done = unsafe { libc::madvise(host.as_ptr().cast(), pages as usize * PAGE_SIZE, libc::MADV_POPULATE_WRITE) };
-        if done != 0 {
-            tracing::trace!(chunk = chunk.0, error = %io::Error::last_os_error(), "not populated ahead");
-        }
+    /// The same, taking huge pages for memory that is populated from now on where they are cheaper. Not for memory of which
+    /// pages are taken out again one by one, as post-copy does.
+    pub(crate) fn with_huge_pages(self) -> Self {
+        Self { huge: HugePages::Welcome, ..self }
     }
 }
 
@@ -50,7 +47,7 @@ impl PageSink for Placement<'_> {
     /// The first frame that fills most of a chunk has all of it populated.
     fn begin(&mut self, chunk: ChunkIndex, filled: u64) {
         if filled.count_ones() >= DENSE && !std::mem::replace(&mut self.populated[chunk.as_usize()], true) {
-            self.populate(chunk);
+            self.memory.populate(chunk, self.huge);
         }
     }
 

@@ -2,10 +2,13 @@
 //!
 //! <https://man7.org/linux/man-pages/man2/madvise.2.html>, <https://docs.kernel.org/admin-guide/mm/transhuge.html>
 
+#[cfg(feature = "userfaultfd")]
 use std::io;
+#[cfg(feature = "userfaultfd")]
 use std::ops::Range;
 
 /// Makes a huge page of the 2 MiB at `range`, which must be aligned to that (Linux 6.1).
+#[cfg(feature = "userfaultfd")]
 pub(crate) fn collapse(range: &Range<usize>) -> io::Result<()> {
     // SAFETY: whatever is mapped there, this advice leaves its contents and who may access it as they are; for what is not
     // mapped it is an error.
@@ -13,7 +16,13 @@ pub(crate) fn collapse(range: &Range<usize>) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Whether the host puts private memory into huge pages when it is asked to (`MADV_HUGEPAGE`).
+pub(crate) fn on_request() -> bool {
+    chosen_mode(&setting("enabled")).is_some_and(|mode| mode != "never")
+}
+
 /// What memory the host puts into huge pages without being asked.
+#[cfg(feature = "userfaultfd")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ByDefault {
     /// Private memory.
@@ -23,10 +32,15 @@ pub(crate) struct ByDefault {
 }
 
 /// What this host does.
+#[cfg(feature = "userfaultfd")]
 pub(crate) fn by_default() -> ByDefault {
-    let chosen = |file: &str| std::fs::read_to_string(format!("/sys/kernel/mm/transparent_hugepage/{file}")).unwrap_or_default();
     let is = |text: &str, modes: &[&str]| chosen_mode(text).is_some_and(|mode| modes.contains(&mode));
-    ByDefault { private: is(&chosen("enabled"), &["always"]), shared: is(&chosen("shmem_enabled"), &["always", "within_size"]) }
+    ByDefault { private: is(&setting("enabled"), &["always"]), shared: is(&setting("shmem_enabled"), &["always", "within_size"]) }
+}
+
+/// What one of the host's files about huge pages says; nothing where there are none.
+fn setting(file: &str) -> String {
+    std::fs::read_to_string(format!("/sys/kernel/mm/transparent_hugepage/{file}")).unwrap_or_default()
 }
 
 /// The mode in brackets: `always [madvise] never`.

@@ -10,7 +10,6 @@ pub(crate) mod advise;
 pub(crate) mod firmware;
 #[cfg(feature = "userfaultfd")]
 pub(crate) mod gate;
-#[cfg(feature = "userfaultfd")]
 pub(crate) mod huge;
 pub(crate) mod inheriting;
 pub(crate) mod kvm_log;
