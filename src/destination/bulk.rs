@@ -62,7 +62,7 @@ pub(super) fn receive(stream: Stream, channel: u16, arriving: &Arriving, shared:
     }
     let mut lane = LaneReader::new(stream, frames, Arc::clone(memory), format!("bulk {channel}"));
     let placement = memory.placement();
-    let mut placement = if arriving.post_copy { placement } else { placement.with_huge_pages() };
+    let mut placement = if arriving.post_copy { placement } else { placement.with_huge_pages(&arriving.huge) };
     let mut encodings = Encodings::default();
     let mut turns = ShortTurns::take();
     let error = loop {

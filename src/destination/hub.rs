@@ -10,6 +10,7 @@ use super::budget::Budget;
 use super::door::{Admitted, Door, ReceiverLimits, Ticket, TurnedAway};
 use super::registry::Registry;
 use crate::error::Error;
+use crate::memory::HugePages;
 use crate::protocol::Timeouts;
 use crate::transport::{ServerSecurity, Stream, StreamControl};
 use crate::units::ByteCount;
@@ -36,6 +37,7 @@ pub(super) struct Hub {
     pub(super) factory: Arc<dyn GuestFactory>,
     pub(super) budget: Budget,
     pub(super) registry: Registry,
+    pub(super) huge: Arc<HugePages>,
     /// Sessions begun: offers read, whatever came of them.
     begun: AtomicU32,
     connections: AtomicUsize,
@@ -70,6 +72,7 @@ impl Hub {
     pub(super) fn new(options: ReceiverOptions, factory: Arc<dyn GuestFactory>) -> Self {
         Self {
             budget: Budget::new(options.max_memory),
+            huge: Arc::new(HugePages::new()),
             registry: Registry::new(&options.timeouts, options.limits.sessions),
             entrance: Mutex::new(Entrance { door: Door::new(options.limits), controls: HashMap::new() }),
             options,

@@ -22,12 +22,13 @@ pub struct Placement<'m> {
     memory: &'m GuestMemory,
     /// Chunks that were populated ahead.
     populated: Vec<bool>,
-    huge: HugePages,
+    /// Where huge pages are welcome.
+    huge: Option<&'m HugePages>,
 }
 
 impl<'m> Placement<'m> {
     pub(super) fn new(memory: &'m GuestMemory) -> Self {
-        Self { memory, populated: vec![false; memory.layout().chunks() as usize], huge: HugePages::Unwelcome }
+        Self { memory, populated: vec![false; memory.layout().chunks() as usize], huge: None }
     }
 
     /// The memory.
@@ -36,10 +37,10 @@ impl<'m> Placement<'m> {
         self.memory
     }
 
-    /// The same, taking huge pages for memory that is populated from now on where they are cheaper. Not for memory of which
-    /// pages are taken out again one by one, as post-copy does.
-    pub(crate) fn with_huge_pages(self) -> Self {
-        Self { huge: HugePages::Welcome, ..self }
+    /// The same, taking huge pages for what is populated from now on where they are cheaper. Not for memory of which pages
+    /// are taken out again one by one, as post-copy does.
+    pub(crate) fn with_huge_pages(self, huge: &'m HugePages) -> Self {
+        Self { huge: Some(huge), ..self }
     }
 }
 

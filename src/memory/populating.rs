@@ -23,16 +23,13 @@ use super::guest_memory::HUGE_PAGE_SIZE;
 use super::layout::MemoryLayout;
 use super::{Backing, GuestMemory, Region};
 use crate::sys::huge;
-use crate::units::{CHUNK_SIZE, ChunkIndex, PAGE_SIZE};
+use crate::units::{CHUNK_PAGES, CHUNK_SIZE, ChunkIndex, PAGE_SIZE};
 
 /// The aligned 2 MiB stretches of a guest's memory, and how each is populated: shared by all who place pages in it.
 ///
 /// Two workers come to most extents at about the same time, and only one can put a huge page there: the other waits.
 #[derive(Debug)]
-pub(super) struct Extents {
-    extents: Box<[Extent]>,
-    costs: Mutex<Costs>,
-}
+pub(super) struct Extents(Box<[Extent]>);
 
 #[derive(Debug, Default)]
 struct Extent {
@@ -55,14 +52,13 @@ impl Extents {
     pub(super) fn new(layout: &MemoryLayout) -> Self {
         // Regions begin at a chunk, not at an extent, so each may have one more than its share.
         let extents = (layout.chunks() as usize).div_ceil(EXTENT_CHUNKS) + layout.regions().len();
-        let costs = Costs { only_small: !huge::on_request(), ..Costs::default() };
-        Self { extents: (0..extents).map(|_| Extent::default()).collect(), costs: Mutex::new(costs) }
+        Self((0..extents).map(|_| Extent::default()).collect())
     }
 
     /// Whether the extents right before or right after `index` came filled for the most part.
     fn is_amid_dense(&self, index: usize) -> bool {
         let dense = |index: Option<usize>| {
-            let extent = index.and_then(|index| self.extents.get(index));
+            let extent = index.and_then(|index| self.0.get(index));
             // Relaxed: a count that is a little late has a small page more populated, nothing else.
             extent.map_or(0, |extent| usize::from(extent.dense.load(Ordering::Relaxed)))
         };
@@ -72,44 +68,59 @@ impl Extents {
 }
 
 impl GuestMemory {
-    /// Puts memory under all of `chunk`, most of which is about to be filled for the first time. A host that does not know
-    /// how (before Linux 5.14) leaves it to the faults.
-    pub(super) fn populate(&self, chunk: ChunkIndex, huge: HugePages) {
+    /// Puts memory under all of `chunk`, most of which is about to be filled for the first time; in huge pages where they
+    /// are welcome and cheaper, as `huge` knows. A host that does not know how (before Linux 5.14) leaves it to the faults.
+    pub(super) fn populate(&self, chunk: ChunkIndex, huge: Option<&HugePages>) {
         let (region, within) = self.layout().locate(chunk).expect("a chunk of the layout");
-        let region_of_chunk = &self.regions()[region];
         let offset = usize::try_from(within.bytes().0).expect("mapped");
-        if huge == HugePages::Welcome
-            && let Some(range) = region_of_chunk.extent_at(offset)
-        {
-            let index = region_of_chunk.first_chunk().as_usize() / EXTENT_CHUNKS + region + offset / HUGE_PAGE_SIZE;
-            let extent = &self.extents().extents[index];
+        if let Some((huge, start)) = huge.zip(self.regions()[region].extent_at(offset)) {
+            let index = self.regions()[region].first_chunk().as_usize() / EXTENT_CHUNKS + region + offset / HUGE_PAGE_SIZE;
+            let extent = &self.extents().0[index];
             extent.dense.fetch_add(1, Ordering::Relaxed);
-            if *extent.pages.get_or_init(|| self.extents().populate_if_huge(index, range)) == Pages::Huge {
+            let pages = extent.pages.get_or_init(|| {
+                let is_huge = self.extents().is_amid_dense(index) && huge.populate(start);
+                if is_huge { Pages::Huge } else { Pages::Small }
+            });
+            if *pages == Pages::Huge {
                 return;
             }
         }
         let (host, pages) = self.locate(chunk);
         let began = processor_time();
         let populated = populate(host, pages as usize * PAGE_SIZE);
-        if populated.is_ok() && pages as usize * PAGE_SIZE == CHUNK_SIZE {
-            self.extents().costs().learn(Pages::Small, 1.0 / EXTENT_CHUNKS as f64, processor_time().saturating_sub(began));
+        if let Some(huge) = huge.filter(|_| populated.is_ok() && pages as usize == CHUNK_PAGES) {
+            huge.costs().learn(Pages::Small, 1.0 / EXTENT_CHUNKS as f64, processor_time().saturating_sub(began));
         }
     }
 }
 
-impl Extents {
-    fn populate_if_huge(&self, index: usize, start: NonNull<u8>) -> Pages {
-        if !self.is_amid_dense(index) || self.costs().choice() == Pages::Small {
-            return Pages::Small;
+/// When huge pages are taken: what is known of the host is shared by all guests of a receiver.
+#[derive(Debug)]
+pub(crate) struct HugePages {
+    costs: Mutex<Costs>,
+}
+
+impl HugePages {
+    /// Nothing is known but whether there are any.
+    pub(crate) fn new() -> Self {
+        Self { costs: Mutex::new(Costs { only_small: !huge::on_request(), ..Costs::default() }) }
+    }
+
+    /// Populates the extent at `start` with a huge page, if that is the cheaper way.
+    fn populate(&self, start: NonNull<u8>) -> bool {
+        if self.costs().choice() == Pages::Small {
+            return false;
         }
         let began = processor_time();
-        // SAFETY: the range is an extent of guest memory (see `Region::extent_at`), and the advice changes no contents.
-        if unsafe { libc::madvise(start.as_ptr().cast(), HUGE_PAGE_SIZE, libc::MADV_HUGEPAGE) } != 0 || populate(start, HUGE_PAGE_SIZE).is_err() {
-            self.costs().only_small = true;
-            return Pages::Small;
+        // SAFETY: an extent of guest memory (see `Region::extent_at`), and the advice changes no contents.
+        let advised = unsafe { libc::madvise(start.as_ptr().cast(), HUGE_PAGE_SIZE, libc::MADV_HUGEPAGE) } == 0;
+        let populated = advised && populate(start, HUGE_PAGE_SIZE).is_ok();
+        if populated {
+            self.costs().learn(Pages::Huge, 1.0, processor_time().saturating_sub(began));
+        } else {
+            self.costs().fail();
         }
-        self.costs().learn(Pages::Huge, 1.0, processor_time().saturating_sub(began));
-        Pages::Huge
+        populated
     }
 
     fn costs(&self) -> MutexGuard<'_, Costs> {
@@ -146,15 +157,6 @@ fn processor_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
-/// Whether memory may be populated in huge pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum HugePages {
-    /// Where they are cheaper.
-    Welcome,
-    /// Not, for pages will be taken out again one by one.
-    Unwelcome,
-}
-
 /// What populating an extent has cost of late, in seconds, and which way that makes the better one.
 #[derive(Debug, Default)]
 struct Costs {
@@ -181,6 +183,12 @@ impl Costs {
         }
         self.spent = 0.0;
         dearer
+    }
+
+    /// There was none to be had: as bad as it gets, until it is tried again.
+    fn fail(&mut self) {
+        self.huge = self.small.map(|small| small * OUTLIER);
+        self.spent = 0.0;
     }
 
     /// `part` of an extent was populated.
@@ -264,7 +272,8 @@ mod tests {
             eprintln!("skipped: no huge pages on request, or the kernel aligns no mapping to them");
             return None;
         }
-        let placement = || if huge { memory.placement().with_huge_pages() } else { memory.placement() };
+        let known = HugePages::new();
+        let placement = || if huge { memory.placement().with_huge_pages(&known) } else { memory.placement() };
         let mut placements = [placement(), placement()];
         for chunk in chunks {
             let placement = &mut placements[chunk as usize % 2];

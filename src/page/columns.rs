@@ -60,7 +60,7 @@ pub(super) fn decode(bytes: &[u8], page: &mut [u8; PAGE_SIZE]) -> Option<()> {
         let (residuals, after) = rest.split_at_checked(words.len().div_ceil(row) * widths.residual)?;
         rest = after;
         let fill = match widths.residual {
-            0 => fill_column::<0>,
+            0 => fill_exact,
             1 => fill_column::<1>,
             2 => fill_column::<2>,
             3 => fill_column::<3>,
@@ -79,10 +79,19 @@ pub(super) fn decode(bytes: &[u8], page: &mut [u8; PAGE_SIZE]) -> Option<()> {
 /// compiler, each is one load.
 fn fill_column<const WIDTH: usize>(words: &mut [[u8; 8]], row: usize, (base, step): (u64, u64), residuals: &[u8]) {
     let mut value = base;
-    for (index, word) in words.iter_mut().step_by(row).enumerate() {
+    for (word, bytes) in words.iter_mut().step_by(row).zip(residuals.as_chunks::<WIDTH>().0) {
         let mut residual = [0; 8];
-        residual[..WIDTH].copy_from_slice(&residuals[index * WIDTH..(index + 1) * WIDTH]);
+        residual[..WIDTH].copy_from_slice(bytes);
         *word = value.wrapping_add(u64::from_le_bytes(residual)).to_le_bytes();
+        value = value.wrapping_add(step);
+    }
+}
+
+/// The same for a column that has none.
+fn fill_exact(words: &mut [[u8; 8]], row: usize, (base, step): (u64, u64), _: &[u8]) {
+    let mut value = base;
+    for word in words.iter_mut().step_by(row) {
+        *word = value.to_le_bytes();
         value = value.wrapping_add(step);
     }
 }
@@ -161,14 +170,36 @@ fn encode_rows<const ROW: usize>(page: &[u8; PAGE_SIZE], limit: usize, out: &mut
     out.push(u8::try_from(ROW).expect("a short row"));
     for (column, parts) in columns.iter().enumerate() {
         parts.push(out);
-        let mut value = parts.base;
-        for bytes in page.as_chunks::<8>().0[column..].iter().step_by(ROW).take(if parts.residual == 0 { 0 } else { PAGE_WORDS }) {
-            let residual = u64::from_le_bytes(*bytes).wrapping_sub(value);
-            out.extend_from_slice(&residual.to_le_bytes()[..parts.residual]);
-            value = value.wrapping_add(parts.step);
+        let words = &page.as_chunks::<8>().0[column..];
+        match parts.residual {
+            0 => {}
+            1 => push_residuals::<ROW, 1>(words, parts, out),
+            2 => push_residuals::<ROW, 2>(words, parts, out),
+            3 => push_residuals::<ROW, 3>(words, parts, out),
+            4 => push_residuals::<ROW, 4>(words, parts, out),
+            5 => push_residuals::<ROW, 5>(words, parts, out),
+            6 => push_residuals::<ROW, 6>(words, parts, out),
+            7 => push_residuals::<ROW, 7>(words, parts, out),
+            _ => push_residuals::<ROW, 8>(words, parts, out),
         }
     }
     true
+}
+
+/// Appends what is left of every `ROW`th of `words`, from the first on, in `WIDTH` bytes each: known to the compiler, each
+/// is one store.
+fn push_residuals<const ROW: usize, const WIDTH: usize>(words: &[[u8; 8]], column: &Column, out: &mut Vec<u8>) {
+    const { assert!(ROW >= LEAST_ROW) }
+    let mut residuals = [[0; WIDTH]; PAGE_WORDS.div_ceil(LEAST_ROW)];
+    let mut value = column.base;
+    let mut used = 0;
+    for (bytes, to) in words.iter().step_by(ROW).zip(&mut residuals) {
+        let residual = u64::from_le_bytes(*bytes).wrapping_sub(value).to_le_bytes();
+        to.copy_from_slice(&residual[..WIDTH]);
+        value = value.wrapping_add(column.step);
+        used += 1;
+    }
+    out.extend_from_slice(residuals[..used].as_flattened());
 }
 
 /// What the words of a column have in common.
@@ -218,6 +249,8 @@ fn take(bytes: &mut &[u8], width: usize) -> Option<u64> {
     Some(u64::from_le_bytes(number))
 }
 
+/// Words of a row that [`encode`] looks for at least.
+const LEAST_ROW: usize = 5;
 /// Words of a row at most.
 const MAX_ROW: usize = 16;
 /// Words looked at to find the length of a row.
