@@ -111,16 +111,23 @@ pub struct MeasuredGuest {
     pub memory: ByteCount,
     /// Pages that hold something.
     pub pages: PageCount,
-    /// Wire bytes of such a page, on average.
-    pub first_bytes: f64,
+    /// What such a page costs, on average, by each way there is to pack it.
+    pub first: Vec<PageCost>,
     /// Wire bytes of a page that is sent again.
     pub again_bytes: f64,
-    /// Pages a second that the processors manage, all channels together.
-    pub processors: PagesPerSec,
     /// How it dirties pages.
     pub curve: DirtyCurve,
     /// What a round costs besides its pages.
     pub round_cost: Duration,
+}
+
+impl MeasuredGuest {
+    /// What a page costs by the way that is the fastest over a link of `bandwidth`. As it is, if there is no other.
+    #[must_use]
+    pub fn first_over(&self, bandwidth: BytesPerSec) -> PageCost {
+        let pages_per_s = |cost: &PageCost| (bandwidth.0 / cost.bytes).min(cost.processors.0);
+        self.first.iter().copied().max_by(|one, other| pages_per_s(one).total_cmp(&pages_per_s(other))).unwrap_or(PageCost::plain())
+    }
 }
 
 /// Predicts the migration of a guest that was measured, over a link of `bandwidth`.
@@ -128,10 +135,11 @@ pub struct MeasuredGuest {
 pub fn predict_measured(guest: &MeasuredGuest, bandwidth: BytesPerSec, limits: Limits, fixed_cost: Duration) -> Prediction {
     let mut policy = imagined(limits, guest.memory, &guest.curve);
     let verdict = policy.start();
+    let first = guest.first_over(bandwidth);
     let model = Model {
         link: bandwidth,
-        first: PageCost { bytes: guest.first_bytes, processors: guest.processors },
-        again: PageCost { bytes: guest.again_bytes, processors: guest.processors },
+        first,
+        again: PageCost { bytes: guest.again_bytes, ..first },
         dirtying: Dirtying::Along { curve: &guest.curve, most: guest.memory.pages() },
         round_cost: guest.round_cost,
         fixed_cost,
@@ -225,12 +233,12 @@ struct Model<'c> {
 }
 
 /// What moving pages costs.
-#[derive(Clone, Copy)]
-struct PageCost {
+#[derive(Clone, Copy, Debug)]
+pub struct PageCost {
     /// Wire bytes a page.
-    bytes: f64,
-    /// Pages a second through the processors.
-    processors: PagesPerSec,
+    pub bytes: f64,
+    /// Pages a second through the processors, all channels together.
+    pub processors: PagesPerSec,
 }
 
 impl PageCost {

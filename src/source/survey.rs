@@ -1,8 +1,9 @@
 //! A look at a running guest before anything is moved: what would moving it cost?
 //!
 //! Tracks the guest for a while and peeks at times that grow by a factor, as round 0 of a migration does, harvests once,
-//! as is done after it, and packs a sample of its pages: as they are, for what they cost the first time, and against an earlier copy of theirs, for what
-//! they cost again. The guest pays for the tracking while it lasts.
+//! as is done after it, and packs a sample of its chunks: as a migration would, in each way that it chooses from, for what
+//! pages cost the first time, and some of those that get dirty against an earlier copy of theirs, for what they cost again.
+//! The guest pays for the tracking while it lasts.
 
 use std::time::{Duration, Instant};
 
@@ -12,8 +13,10 @@ use crate::dirty::DirtyTracker;
 use crate::error::Error;
 use crate::guest::Guest;
 use crate::memory::GuestMemory;
-use crate::policy::MeasuredGuest;
-use crate::units::{PAGE_SIZE, PageCount, PageIndex, PagesPerSec};
+use crate::page::{Codecs, Encoder, EncoderSettings, Method, PageKey, Work};
+use crate::policy::{MeasuredGuest, PageCost};
+use crate::units::{ByteCount, PAGE_SIZE, PageCount, PageIndex, PagesPerSec};
+use crate::wire::FrameWriter;
 
 /// Watches a running guest for `time`, and samples its memory.
 ///
@@ -45,13 +48,13 @@ fn track(guest: &mut dyn Guest, memory: &GuestMemory, tracker: &mut dyn DirtyTra
     harvest(guest, tracker, &mut pending)?;
     let round_cost = asked.elapsed();
     watch.finish(&mut pending);
-    let first = First::of(memory, &populated.spread(SAMPLE));
+    let sample = populated.spread(SAMPLE);
+    let looks: Vec<First> = METHODS.map(|method| First::of(memory, &sample, method)).into();
     Ok(MeasuredGuest {
         memory: memory.layout().bytes(),
-        pages: first.full_of(populated.count()),
-        first_bytes: first.bytes,
-        again_bytes: resent.bytes().unwrap_or(first.bytes),
-        processors: first.rate,
+        pages: looks[0].full_of(populated.count()),
+        again_bytes: resent.bytes().unwrap_or(looks[0].cost.bytes),
+        first: looks.into_iter().map(|look| look.cost).collect(),
         curve: watch.into_curve(),
         round_cost,
     })
@@ -68,33 +71,36 @@ fn harvest(guest: &mut dyn Guest, tracker: &mut dyn DirtyTracker, into: &mut Pag
     Ok(harvested?)
 }
 
-/// What pages cost the first time.
+/// What pages cost the first time, by one way to pack them.
 struct First {
     /// Pages that are not all zeros, of those looked at.
     full_share: f64,
     /// A page, those left out.
-    bytes: f64,
-    rate: PagesPerSec,
+    cost: PageCost,
 }
 
 impl First {
-    fn of(memory: &GuestMemory, sample: &PageBitmap) -> Self {
-        let mut packer = Packer::default();
-        let (mut all, mut full, mut bytes) = (0u64, 0u64, 0);
+    fn of(memory: &GuestMemory, sample: &PageBitmap, method: Method) -> Self {
+        let settings = EncoderSettings { codecs: Codecs::built_in(), key: PageKey::derive(&NO_TOKEN), delta_cache: ByteCount(0) };
+        let mut frames = FrameWriter::new(Encoder::new(settings, memory.layout().chunks()));
+        let (mut all, mut full, mut bytes) = (0, 0, 0);
+        let mut buffer = Vec::new();
         let began = Instant::now();
-        for page in pages(sample) {
-            let content = copy(memory, page);
-            all += 1;
-            if content.iter().any(|&byte| byte != 0) {
-                full += 1;
-                bytes += packer.pack(&*content);
-            }
+        for (chunk, mask) in sample.occupied() {
+            let work = Work { round: 0, chunk, memory: memory.chunk(chunk), mask, method };
+            let masks = frames.push_chunk(&mut buffer, work).pages.masks;
+            all += masks.all().count_ones();
+            full += (masks.all() & !masks.zero).count_ones();
+            bytes += buffer.len();
+            buffer.clear();
         }
         let seconds = began.elapsed().as_secs_f64().max(1e-9);
         Self {
-            full_share: full as f64 / all.max(1) as f64,
-            bytes: if full > 0 { bytes as f64 / full as f64 } else { MASK_BYTES },
-            rate: PagesPerSec(all.max(1) as f64 / seconds * workers()),
+            full_share: f64::from(full) / f64::from(all.max(1)),
+            cost: PageCost {
+                bytes: if full > 0 { bytes as f64 / f64::from(full) } else { MASK_BYTES },
+                processors: PagesPerSec(f64::from(all.max(1)) / seconds * workers()),
+            },
         }
     }
 
@@ -137,7 +143,7 @@ impl Resent {
     }
 }
 
-/// Packs one page after the other.
+/// Packs one difference after the other.
 struct Packer {
     room: Vec<u8>,
 }
@@ -171,6 +177,10 @@ fn workers() -> f64 {
     std::thread::available_parallelism().map_or(1.0, |cores| cores.get().min(2) as f64)
 }
 
+/// What a migration chooses from, but for the tightest, which pay on the slowest links only.
+const METHODS: [Method; 3] = [Method::Raw, Method::Lz4, Method::Zstd(1)];
+/// Nothing leaves this process.
+const NO_TOKEN: [u8; 16] = [0; 16];
 const SAMPLE: PageCount = PageCount(4096);
 const COPIES: PageCount = PageCount(256);
 /// Of a page that costs no bytes of its own.

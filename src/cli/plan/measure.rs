@@ -41,11 +41,12 @@ impl Measured {
     pub(super) fn plan(&self, bandwidth: BytesPerSec, limits: Limits, fixed_cost: Option<Duration>) -> (ModelInput, Prediction) {
         let guest = &self.guest;
         let fixed_cost = fixed_cost.unwrap_or(FIXED_COST);
-        let by_link = bandwidth.0 / guest.first_bytes;
+        let first = guest.first_over(bandwidth);
+        let by_link = bandwidth.0 / first.bytes;
         let input = ModelInput {
             memory: guest.pages.bytes(),
             dirty_rate: guest.curve.first_rate(),
-            bandwidth: BytesPerSec(by_link.min(guest.processors.0) * PAGE_SIZE as f64),
+            bandwidth: BytesPerSec(by_link.min(first.processors.0) * PAGE_SIZE as f64),
             working_set: Some(guest.curve.most()),
             fixed_cost,
             limits,
@@ -53,10 +54,10 @@ impl Measured {
         (input, predict_measured(guest, bandwidth, limits, fixed_cost))
     }
 
-    /// Wire bytes of everything once.
-    pub(super) fn wire_bytes(&self) -> ByteCount {
+    /// Wire bytes of everything once, over a link of `bandwidth`.
+    pub(super) fn wire_bytes(&self, bandwidth: BytesPerSec) -> ByteCount {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a float to integer cast saturates")]
-        ByteCount((self.guest.pages.0 as f64 * self.guest.first_bytes) as u64)
+        ByteCount((self.guest.pages.0 as f64 * self.guest.first_over(bandwidth).bytes) as u64)
     }
 }
 

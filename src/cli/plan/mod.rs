@@ -90,11 +90,11 @@ pub fn run(args: &PlanArgs, out: &mut impl Write) -> Result<(), PlanError> {
         }
     };
     if args.json {
-        let plan = Plan::new(&prediction, input.bounds(), measured.as_ref());
+        let plan = Plan::new(&prediction, input.bounds(), measured.as_ref().map(|measured| (measured, args.bandwidth)));
         writeln!(out, "{}", serde_json::to_string(&plan).expect("numbers and names have a JSON form"))?;
     } else {
         if let Some(measured) = &measured {
-            show::print_measured(measured, out)?;
+            show::print_measured(measured, args.bandwidth, out)?;
         }
         print(&input, &prediction, out)?;
     }

@@ -9,13 +9,14 @@ use serde::Serialize;
 use super::measure::Measured;
 use crate::cli::units::Exact;
 use crate::policy::{Bounds, Decision, ModelInput, PredictedRound, Prediction, Reason};
-use crate::units::{ByteCount, HumanTime, PageCount};
+use crate::units::{ByteCount, BytesPerSec, HumanTime, PageCount};
 
 /// What was measured.
-pub(super) fn print_measured(measured: &Measured, out: &mut impl Write) -> io::Result<()> {
+pub(super) fn print_measured(measured: &Measured, bandwidth: BytesPerSec, out: &mut impl Write) -> io::Result<()> {
     let guest = &measured.guest;
     writeln!(out, "measured with the {} tracker:", measured.tracker)?;
-    writeln!(out, "in use    {:>10}  pages, {:.0} bytes each on the wire, {} in all", guest.pages.0, guest.first_bytes, measured.wire_bytes())?;
+    let (bytes, all) = (guest.first_over(bandwidth).bytes, measured.wire_bytes(bandwidth));
+    writeln!(out, "in use    {:>10}  pages, {bytes:.0} bytes each on the wire, {all} in all", guest.pages.0)?;
     writeln!(
         out,
         "dirtied   {:>10}  pages/s at first, {} seen; {:.0} bytes each when sent again",
@@ -138,7 +139,7 @@ struct PlannedBounds {
 }
 
 impl Plan {
-    pub(super) fn new(plan: &Prediction, bounds: Bounds, measured: Option<&Measured>) -> Self {
+    pub(super) fn new(plan: &Prediction, bounds: Bounds, measured: Option<(&Measured, BytesPerSec)>) -> Self {
         let round = |round: &PredictedRound| PlannedRound {
             index: round.index,
             pages: round.pages,
@@ -161,14 +162,14 @@ impl Plan {
                 total_ms: [bounds.least_total, bounds.most_total].map(millis),
                 downtime_ms: [bounds.least_downtime, bounds.most_downtime].map(millis),
             },
-            measured: measured.map(|Measured { guest, tracker }| MeasuredFigures {
+            measured: measured.map(|(Measured { guest, tracker }, bandwidth)| MeasuredFigures {
                 tracker,
                 pages: guest.pages,
-                first_bytes_per_page: guest.first_bytes.round(),
+                first_bytes_per_page: guest.first_over(bandwidth).bytes.round(),
                 again_bytes_per_page: guest.again_bytes.round(),
                 dirty_pages_per_s: guest.curve.first_rate().0.round(),
                 distinct_dirty_pages: guest.curve.most(),
-                processor_pages_per_s: guest.processors.0.round(),
+                processor_pages_per_s: guest.first_over(bandwidth).processors.0.round(),
             }),
         }
     }

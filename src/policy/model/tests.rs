@@ -216,9 +216,12 @@ fn a_measured_guest_is_predicted_by_what_its_pages_cost() {
     let guest = MeasuredGuest {
         memory: ByteCount(1024 * MIB),
         pages: PageCount(65_536),
-        first_bytes: 2500.0,
+        first: vec![
+            PageCost { bytes: 4000.0, processors: PagesPerSec(900_000.0) },
+            PageCost { bytes: 2500.0, processors: PagesPerSec(500_000.0) },
+            PageCost { bytes: 2400.0, processors: PagesPerSec(40_000.0) },
+        ],
         again_bytes: 25.0,
-        processors: PagesPerSec(500_000.0),
         curve: DirtyCurve::sweep(PagesPerSec(10_000.0), PageCount(16_384)),
         round_cost: Duration::from_millis(1),
     };
@@ -228,6 +231,9 @@ fn a_measured_guest_is_predicted_by_what_its_pages_cost() {
     assert!((1.34..1.36).contains(&plan.total.as_secs_f64()), "{plan:?}");
     assert!(plan.downtime < Duration::from_millis(3), "{plan:?}");
     assert_eq!(plan.stopped_by, Reason::DirtyThreshold);
+    // A link that is faster than the processors pack takes pages as they are.
+    let over = |bytes_per_s| guest.first_over(BytesPerSec(bytes_per_s)).bytes;
+    assert!([(1e6, 2400.0), (125e6, 2500.0), (1e10, 4000.0)].iter().all(|&(link, bytes)| (over(link) - bytes).abs() < 1e-9));
 }
 
 #[test]
@@ -317,9 +323,8 @@ fn a_measured_guest_pays_full_price_for_pages_that_follow_it() {
     let guest = MeasuredGuest {
         memory: ByteCount(1024 * MIB),
         pages: PageCount(131_072),
-        first_bytes: 4096.0,
+        first: vec![PageCost { bytes: 4096.0, processors: PagesPerSec(1e9) }],
         again_bytes: 1000.0,
-        processors: PagesPerSec(1e9),
         curve: DirtyCurve::sweep(PagesPerSec(1e6), PageCount(65_536)),
         round_cost: Duration::ZERO,
     };
