@@ -1,6 +1,7 @@
 //! All scenarios, one after the other, and in each all engines by turns.
 
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -16,6 +17,7 @@ use super::qemu::{self, Mode};
 use super::results::{BenchResults, COMPLETED, EngineResults, FAILED, KIND, LinkResults, PAGEFERRY, QEMU, Run, SCHEMA, ScenarioResults};
 use super::scenario::Scenario;
 use crate::guests::{GuestImage, GuestSpec};
+use crate::units::ByteCount;
 
 /// What is to be measured.
 #[derive(Clone, Debug)]
@@ -32,6 +34,8 @@ pub struct Plan {
     pub quick: bool,
     /// How long one migration may take.
     pub cap: Duration,
+    /// How long the machine rests before each; none for what fits the guest.
+    pub rest: Option<Duration>,
     /// Flags for our sender beside the defaults.
     pub flags: Vec<String>,
     /// The command line, for the results.
@@ -180,6 +184,7 @@ impl Session<'_> {
     }
 
     fn migrate(&self, job: &Job<'_>, mode: EngineMode) -> Result<Ended> {
+        thread::sleep(self.rest(job.guest.memory()));
         match mode {
             EngineMode::Ours(mode) => ours::run(job, mode, &self.plan.flags),
             EngineMode::Qemu(mode) => qemu::run(job, mode, self.directory),
@@ -188,6 +193,12 @@ impl Session<'_> {
 
     fn job<'j>(&'j self, network: &'j Network, guest: &'j GuestSpec, image: &'j GuestImage) -> Job<'j> {
         Job { network, guest, image, leftovers: self.leftovers, warm_up: self.warm_up(), cap: self.plan.cap }
+    }
+
+    /// How long the memory of the last run is given to be taken back.
+    fn rest(&self, memory: ByteCount) -> Duration {
+        let fits = REST + REST_A_GIB.mul_f64(memory.0 as f64 / f64::from(1 << 30));
+        self.plan.rest.unwrap_or(if self.plan.quick { Duration::ZERO } else { fits })
     }
 
     fn warm_up(&self) -> Duration {
@@ -218,4 +229,8 @@ fn failure(error: &anyhow::Error) -> String {
     format!("{FAILED}: {error:#}")
 }
 
+/// A kernel reports what has been free for two seconds (`page_reporting`), ...
+const REST: Duration = Duration::from_secs(2);
+/// ... a part of it at a time.
+const REST_A_GIB: Duration = Duration::from_millis(500);
 const QUICK_WARM_UP: Duration = Duration::from_millis(400);

@@ -30,6 +30,10 @@ pub struct BenchArgs {
     /// Give up on a migration that takes longer than this
     #[arg(long, value_name = "TIME", default_value = "40s", value_parser = parse_time)]
     pub cap: Duration,
+    /// How long the machine rests before each run, so that its own host can take back the memory of the last [default: 2s,
+    /// and half a second for each GiB of the guest]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub rest: Option<Duration>,
     /// A flag for our sender beside its defaults, such as --with=--channels=4; may be repeated
     #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
     pub with: Vec<String>,
@@ -115,6 +119,7 @@ mod measuring {
             modes,
             quick: args.quick,
             cap: args.cap,
+            rest: args.rest,
             flags: args.with.clone(),
             command: std::env::args().collect::<Vec<_>>().join(" "),
         };
