@@ -195,10 +195,11 @@ impl Session<'_> {
         Job { network, guest, image, leftovers: self.leftovers, warm_up: self.warm_up(), cap: self.plan.cap }
     }
 
-    /// How long the memory of the last run is given to be taken back.
+    /// How long the memory of the last run is given to be taken back: where the link decides how long a migration takes. Where
+    /// memory does, it is better found at hand.
     fn rest(&self, memory: ByteCount) -> Duration {
         let fits = REST + REST_A_GIB.mul_f64(memory.0 as f64 / f64::from(1 << 30));
-        self.plan.rest.unwrap_or(if self.plan.quick { Duration::ZERO } else { fits })
+        self.plan.rest.unwrap_or(if self.plan.quick || self.scenario.link.is_none() { Duration::ZERO } else { fits })
     }
 
     fn warm_up(&self) -> Duration {

@@ -30,8 +30,8 @@ pub struct BenchArgs {
     /// Give up on a migration that takes longer than this
     #[arg(long, value_name = "TIME", default_value = "40s", value_parser = parse_time)]
     pub cap: Duration,
-    /// How long the machine rests before each run, so that its own host can take back the memory of the last [default: 2s,
-    /// and half a second for each GiB of the guest]
+    /// How long the machine rests before each run, so that its own host can take back the memory of the last [default: on a
+    /// shaped link 2s and half a second for each GiB of the guest]
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     pub rest: Option<Duration>,
     /// A flag for our sender beside its defaults, such as --with=--channels=4; may be repeated

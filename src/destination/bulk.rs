@@ -12,7 +12,7 @@ use super::registry::{Arriving, Shared};
 use crate::error::Error;
 use crate::page::Decoder;
 use crate::stats::Encodings;
-use crate::sys::priority::GivesWay;
+use crate::sys::priority::ShortTurns;
 use crate::transport::Stream;
 use crate::units::ByteCount;
 use crate::wire::{ChannelTotals, FrameBody, FrameReader, Lane};
@@ -62,9 +62,12 @@ pub(super) fn receive(stream: Stream, channel: u16, arriving: &Arriving, shared:
     }
     let mut lane = LaneReader::new(stream, frames, Arc::clone(memory), format!("bulk {channel}"));
     let placement = memory.placement();
-    let mut placement = if arriving.post_copy { placement } else { placement.with_huge_pages(&arriving.huge) };
+    let mut placement = match &arriving.huge {
+        Some(huge) => placement.with_huge_pages(huge),
+        None => placement,
+    };
     let mut encodings = Encodings::default();
-    let mut turns = GivesWay::take();
+    let mut turns = ShortTurns::take();
     let error = loop {
         match lane.next_frame(&mut placement) {
             Ok(header) => {

@@ -59,7 +59,7 @@ pub struct Region {
     backing: Backing,
     file: Option<(OwnedFd, u64)>,
     /// Unmaps on drop, when the memory was allocated here.
-    _mapping: Option<MmapRaw>,
+    own: Option<MmapRaw>,
 }
 
 impl Region {
@@ -86,6 +86,11 @@ impl Region {
     #[expect(clippy::len_without_is_empty, reason = "a region has at least one page")]
     pub fn len(&self) -> usize {
         usize::try_from(self.spec.pages.bytes().0).expect("mapped, so it fits the address space")
+    }
+
+    /// Whether it was allocated here, and no VMM has a say in it.
+    pub(super) fn is_own(&self) -> bool {
+        self.own.is_some()
     }
 
     /// What it is made of.
@@ -126,14 +131,7 @@ impl GuestMemory {
             let (mapping, file) =
                 map(spec, backing).map_err(|source| MemoryError::Map { start: spec.start, bytes: spec.pages.bytes(), backing, source })?;
             let host = NonNull::new(mapping.as_mut_ptr()).expect("mmap never returns null");
-            regions.push(Region {
-                spec,
-                first_chunk: layout.first_chunk(index),
-                host,
-                backing,
-                file: file.map(|fd| (fd, 0)),
-                _mapping: Some(mapping),
-            });
+            regions.push(Region { spec, first_chunk: layout.first_chunk(index), host, backing, file: file.map(|fd| (fd, 0)), own: Some(mapping) });
         }
         Ok(Self { extents: Extents::new(&layout), layout, regions })
     }
@@ -158,7 +156,7 @@ impl GuestMemory {
                 host,
                 backing,
                 file,
-                _mapping: None,
+                own: None,
             })
             .collect();
         Self { extents: Extents::new(&layout), layout, regions }

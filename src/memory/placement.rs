@@ -20,15 +20,15 @@ use crate::units::{ChunkIndex, PAGE_SIZE};
 #[derive(Debug)]
 pub struct Placement<'m> {
     memory: &'m GuestMemory,
-    /// Chunks that were populated ahead.
-    populated: Vec<bool>,
+    /// What has come of each chunk.
+    begun: Vec<Begun>,
     /// Where huge pages are welcome.
     huge: Option<&'m HugePages>,
 }
 
 impl<'m> Placement<'m> {
     pub(super) fn new(memory: &'m GuestMemory) -> Self {
-        Self { memory, populated: vec![false; memory.layout().chunks() as usize], huge: None }
+        Self { memory, begun: vec![Begun::Not; memory.layout().chunks() as usize], huge: None }
     }
 
     /// The memory.
@@ -47,8 +47,13 @@ impl<'m> Placement<'m> {
 impl PageSink for Placement<'_> {
     /// The first frame that fills most of a chunk has all of it populated.
     fn begin(&mut self, chunk: ChunkIndex, filled: u64) {
-        if filled.count_ones() >= DENSE && !std::mem::replace(&mut self.populated[chunk.as_usize()], true) {
-            self.memory.populate(chunk, self.huge);
+        let begun = &mut self.begun[chunk.as_usize()];
+        if filled.count_ones() >= DENSE && *begun != Begun::Populated {
+            self.memory.populate(chunk, *begun == Begun::Not, self.huge);
+            *begun = Begun::Populated;
+        } else if filled != 0 && *begun == Begun::Not {
+            self.memory.fill_thinly(chunk);
+            *begun = Begun::Thinly;
         }
     }
 
@@ -114,6 +119,16 @@ impl PageSink for Placement<'_> {
         let read = usize::try_from(read).map_err(|_| io::Error::last_os_error())?;
         Ok(ReadProgress::new(read, wanted))
     }
+}
+
+/// What has come of a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Begun {
+    Not,
+    /// A few pages, at a time.
+    Thinly,
+    /// Most of it at once: it was populated ahead.
+    Populated,
 }
 
 /// Where a vectored read goes: the runs of a chunk's pages and the tail.

@@ -76,7 +76,7 @@ pub(super) fn decode(bytes: &[u8], page: &mut [u8; PAGE_SIZE]) -> Option<()> {
 }
 
 /// Fills every `row`th of `words`, from the first on, with a column that has residuals of `WIDTH` bytes: known to the
-/// compiler, each is one load.
+/// compiler, each is a load or two.
 fn fill_column<const WIDTH: usize>(words: &mut [[u8; 8]], row: usize, (base, step): (u64, u64), residuals: &[u8]) {
     let mut value = base;
     for (word, bytes) in words.iter_mut().step_by(row).zip(residuals.as_chunks::<WIDTH>().0) {
@@ -187,7 +187,7 @@ fn encode_rows<const ROW: usize>(page: &[u8; PAGE_SIZE], limit: usize, out: &mut
 }
 
 /// Appends what is left of every `ROW`th of `words`, from the first on, in `WIDTH` bytes each: known to the compiler, each
-/// is one store.
+/// is a store or two.
 fn push_residuals<const ROW: usize, const WIDTH: usize>(words: &[[u8; 8]], column: &Column, out: &mut Vec<u8>) {
     const { assert!(ROW >= LEAST_ROW) }
     let mut residuals = [[0; WIDTH]; PAGE_WORDS.div_ceil(LEAST_ROW)];

@@ -49,11 +49,13 @@ fn track(guest: &mut dyn Guest, memory: &GuestMemory, tracker: &mut dyn DirtyTra
     let round_cost = asked.elapsed();
     watch.finish(&mut pending);
     let sample = populated.spread(SAMPLE);
+    // The first look finds the memory in no cache, whatever the method.
+    First::of(memory, &sample, METHODS[0]);
     let looks: Vec<First> = METHODS.map(|method| First::of(memory, &sample, method)).into();
     Ok(MeasuredGuest {
         memory: memory.layout().bytes(),
         pages: looks[0].full_of(populated.count()),
-        again_bytes: resent.bytes().unwrap_or(looks[0].cost.bytes),
+        again_bytes: resent.bytes().unwrap_or_else(|| looks.iter().map(|look| look.cost.bytes).fold(PAGE_SIZE as f64, f64::min)),
         first: looks.into_iter().map(|look| look.cost).collect(),
         curve: watch.into_curve(),
         round_cost,
@@ -99,7 +101,7 @@ impl First {
             full_share: f64::from(full) / f64::from(all.max(1)),
             cost: PageCost {
                 bytes: if full > 0 { bytes as f64 / f64::from(full) } else { MASK_BYTES },
-                processors: PagesPerSec(f64::from(all.max(1)) / seconds * workers()),
+                processors: PagesPerSec(f64::from(full.max(1)) / seconds * workers()),
             },
         }
     }

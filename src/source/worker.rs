@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::memory::GuestMemory;
 use crate::page::{Chooser, Encoded, LinkSample, Work};
 use crate::stats::Encodings;
-use crate::sys::priority::GivesWay;
+use crate::sys::priority::ShortTurns;
 use crate::transport::{SendQueue, Stream, TransportError};
 use crate::units::{ByteCount, CHUNK_SIZE, ChunkIndex, PageCount};
 use crate::wire::{ChannelTotals, FrameWriter, channel_of};
@@ -90,7 +90,7 @@ impl Worker<'_> {
     ///
     /// Both channels are bounded: one job waits at most, and one result for each; the driver always reads results.
     pub(super) fn run(mut self, jobs: &Receiver<Job>, results: &Sender<Result<Sent, Error>>) -> FrameWriter {
-        let mut turns = GivesWay::take();
+        let mut turns = ShortTurns::take();
         for job in jobs {
             let sent = self.send_round(&job, &mut turns);
             let failed = sent.is_err();
@@ -102,7 +102,7 @@ impl Worker<'_> {
         self.frames
     }
 
-    fn send_round(&mut self, job: &Job, turns: &mut GivesWay) -> Result<Sent, Error> {
+    fn send_round(&mut self, job: &Job, turns: &mut ShortTurns) -> Result<Sent, Error> {
         let before = self.frames.totals();
         let mut encodings = Encodings::default();
         let mut unsent = None;

@@ -16,9 +16,9 @@ pub(crate) fn collapse(range: &Range<usize>) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Whether the host puts private memory into huge pages when it is asked to (`MADV_HUGEPAGE`).
+/// Whether the host puts private memory into huge pages when it is asked to (`MADV_HUGEPAGE`), and only then.
 pub(crate) fn on_request() -> bool {
-    chosen_mode(&setting("enabled")).is_some_and(|mode| mode != "never")
+    chosen_mode(&setting("enabled")) == Some("madvise")
 }
 
 /// What memory the host puts into huge pages without being asked.

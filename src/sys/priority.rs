@@ -1,4 +1,4 @@
-//! Being run at once when there is something to do, after those who are due, or only when nobody else is.
+//! Being run at once when there is something to do, for moments at a time, or only when nobody else is.
 //!
 //! For threads that a guest waits for and that do little: each microsecond until they run is one in which the guest
 //! stands still. Those that do much at a time get out of their way. And a guest that shares its processors with those
@@ -28,22 +28,18 @@ pub(crate) fn lower() {
     be_ordinary(BEHIND, Duration::ZERO);
 }
 
-/// A thread that gets no less and no more in all than others, and lets those go first who are due.
-///
-/// The scheduler runs whoever's slice would end first, among those who had less than their share. One who asks for a
-/// longer slice than a guest's vCPU has does not take the processor from it on waking up, and comes after it when both
-/// wait. (To ask for a short slice is to be served first: a guest's longest gap was half as long again with one.)
+/// A thread that runs for moments at a time, no less and no more in all than others.
 #[derive(Debug)]
-pub(crate) struct GivesWay {
+pub(crate) struct ShortTurns {
     chunks: u32,
 }
 
-impl GivesWay {
+impl ShortTurns {
     /// Makes the calling thread one.
     pub(crate) fn take() -> Self {
         // SAFETY: as in `set_nice`; a thread can always read its own.
         let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
-        be_ordinary(nice, LONG_SLICE);
+        be_ordinary(nice, MOMENT);
         Self { chunks: 0 }
     }
 
@@ -91,12 +87,10 @@ fn set_nice(nice: i32) -> bool {
 
 const FIRST: i32 = -20;
 const BEHIND: i32 = 5;
-/// Twice what the scheduler gives to those who ask for nothing. With more a last round's workers, which a guest waits for,
-/// come too late.
-const LONG_SLICE: Duration = Duration::from_millis(6);
-/// Chunks between two chances for others: the scheduler itself looks at its ticks only. About a millisecond, and caches do
-/// not change hands more often than that.
-const CHUNKS: u32 = 8;
+/// What a turn is asked to last. The scheduler looks at its ticks only, so it is up to the thread to make it as short.
+const MOMENT: Duration = Duration::from_micros(100);
+/// Chunks of a turn: half a millisecond at most, commonly, and caches do not change hands more often than that.
+const CHUNKS: u32 = 4;
 
 #[cfg(test)]
 mod tests {
@@ -116,15 +110,15 @@ mod tests {
     }
 
     #[test]
-    fn giving_way_leaves_the_nice_value_and_a_thread_can_still_step_back() {
+    fn short_turns_leave_the_nice_value_and_a_thread_can_still_step_back() {
         // SAFETY: as above.
         let nice = || unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
         let before = nice();
         let there = std::thread::spawn(move || {
-            GivesWay::take();
-            let giving_way = nice();
+            ShortTurns::take();
+            let short = nice();
             lower();
-            (giving_way, nice())
+            (short, nice())
         });
         assert_eq!(there.join().unwrap(), (before, BEHIND));
     }
