@@ -45,8 +45,9 @@ pub(super) fn run(hub: &Hub, reader: MessageReader, hello: Message, certificate:
         };
         return reader.writer().send(&Message::Refuse { reason: RefuseReason::Busy, detail }).and(error);
     }
+    let _begun = Begun { hub, offer: &offer, shared: &shared };
     let connection = Connection::new(reader);
-    let result = connection.and_then(|connection| {
+    connection.and_then(|connection| {
         shared.machine().handle_message(Instant::now(), hello);
         // A few events in the life of a session, and two more each time the source comes back.
         let (tell, events) = unbounded();
@@ -68,9 +69,23 @@ pub(super) fn run(hub: &Hub, reader: MessageReader, hello: Message, certificate:
         shared.feed(|machine| machine.fail(Instant::now(), "the session was given up".into()));
         let _ = pump.join();
         served
-    });
-    hub.registry.remove(offer.session, &shared);
-    result
+    })
+}
+
+/// A session under way: over when this goes, which it does as well when the embedder's code panics.
+struct Begun<'s> {
+    hub: &'s Hub,
+    offer: &'s Offer,
+    shared: &'s Shared,
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.shared.feed(|machine| machine.fail(Instant::now(), "the session broke".into()));
+        }
+        self.hub.registry.remove(self.offer.session, self.shared);
+    }
 }
 
 /// Enters a session among those under way, and counts it.

@@ -63,7 +63,8 @@ impl Guest for Stamper {
                 if stopped.load(Ordering::Relaxed) {
                     break;
                 }
-                let page = memory.layout().page_at(GuestAddr(n * 7 % pages * 4096)).unwrap();
+                // Not between two regions.
+                let Some(page) = memory.layout().page_at(GuestAddr(n * 7 % pages * 4096)) else { continue };
                 memory.chunk(page.chunk()).store_word(page.bit(), 5, n);
                 marks.mark_pages(page, PageCount(1));
                 if n % burst == 0 {
