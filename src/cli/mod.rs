@@ -4,7 +4,6 @@
 pub mod args;
 pub mod batch;
 pub mod bench;
-mod coming;
 pub mod demo;
 pub mod exit;
 mod interrupts;
@@ -20,4 +19,5 @@ pub mod sandbox;
 pub mod send;
 pub mod signals;
 pub mod start;
+mod traffic;
 pub mod units;

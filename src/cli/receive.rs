@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use super::args::ReceiveSettings;
-use super::coming::{Coming, OnItsWay};
 use super::exit::Exit;
 use super::output::{ReportSink, create};
 use super::sandbox::{Needs, Sandbox};
 use super::signals;
+use super::traffic::{OnItsWay, Traffic};
 use crate::destination::{Arrival, Ending, GuestFactory, Placed, Receiver, ReceiverControl, ReceiverLimits, ReceiverOptions, Refusal, UnderWay};
 use crate::error::Error;
 use crate::guest::{Guest, GuestError};
@@ -50,7 +50,7 @@ pub fn run(settings: &ReceiveSettings) -> anyhow::Result<Exit> {
         backing: settings.backing,
         hold: settings.hold,
         dump: settings.dump.clone(),
-        coming: Arc::default(),
+        traffic: Arc::default(),
     };
     let receiver = Receiver::bind(&settings.endpoint, options, Arc::new(factory))?;
     // All is open by now, and there is no other thread yet.
@@ -109,7 +109,7 @@ struct Factory {
     backing: Backing,
     hold: bool,
     dump: Option<PathBuf>,
-    coming: Arc<Coming>,
+    traffic: Arc<Traffic>,
 }
 
 impl GuestFactory for Factory {
@@ -130,8 +130,8 @@ impl GuestFactory for Factory {
             None => None,
         };
         let guest = Incoming { guest, hold: self.hold };
-        let coming = Arc::clone(&self.coming);
-        Ok(Box::new(Landing { guest, dump, sink: Arc::clone(&self.sink), on_its_way: Some(coming.begin()), coming }))
+        let traffic = Arc::clone(&self.traffic);
+        Ok(Box::new(Landing { guest, dump, sink: Arc::clone(&self.sink), on_its_way: Some(traffic.begin()), traffic }))
     }
 
     fn refused(&self, _offer: &Offer, refusal: &Refusal) {
@@ -184,7 +184,7 @@ struct Landing {
     dump: Option<File>,
     sink: Arc<ReportSink>,
     on_its_way: Option<OnItsWay>,
-    coming: Arc<Coming>,
+    traffic: Arc<Traffic>,
 }
 
 impl Arrival for Landing {
@@ -244,7 +244,7 @@ impl Landing {
             }
             report.guest_gap = Some(guest.longest_gap());
         }
-        let checked = self.coming.check(COURTESY, || guest.check());
+        let checked = self.traffic.check(|| guest.check());
         report.guest_check = Some(checked.map_or_else(|error| error.to_string(), |()| "ok".to_owned()));
     }
 }
@@ -256,7 +256,5 @@ fn in_full(error: &dyn std::error::Error) -> String {
 
 /// How long a guest runs here before it is checked.
 const PROOF: Duration = Duration::from_millis(300);
-/// How long a guest that stands still here waits for others on their way in, before it is checked.
-const COURTESY: Duration = Duration::from_secs(2);
 /// How long to wait for its first write here.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -61,11 +61,7 @@ pub(super) fn receive(stream: Stream, channel: u16, arriving: &Arriving, shared:
         stream.keep_unread_short();
     }
     let mut lane = LaneReader::new(stream, frames, Arc::clone(memory), format!("bulk {channel}"));
-    let placement = memory.placement();
-    let mut placement = match &arriving.huge {
-        Some(huge) => placement.with_huge_pages(huge),
-        None => placement,
-    };
+    let mut placement = memory.placement().with_huge_pages(arriving.huge.as_deref());
     let mut encodings = Encodings::default();
     let mut turns = ShortTurns::take();
     let error = loop {

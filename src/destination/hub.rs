@@ -37,7 +37,7 @@ pub(super) struct Hub {
     pub(super) factory: Arc<dyn GuestFactory>,
     pub(super) budget: Budget,
     pub(super) registry: Registry,
-    pub(super) huge: Arc<HugePages>,
+    pub(super) huge: Option<Arc<HugePages>>,
     /// Sessions begun: offers read, whatever came of them.
     begun: AtomicU32,
     connections: AtomicUsize,
@@ -72,7 +72,7 @@ impl Hub {
     pub(super) fn new(options: ReceiverOptions, factory: Arc<dyn GuestFactory>) -> Self {
         Self {
             budget: Budget::new(options.max_memory),
-            huge: Arc::new(HugePages::new()),
+            huge: HugePages::on_this_host().map(Arc::new),
             registry: Registry::new(&options.timeouts, options.limits.sessions),
             entrance: Mutex::new(Entrance { door: Door::new(options.limits), controls: HashMap::new() }),
             options,

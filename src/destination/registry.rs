@@ -61,7 +61,7 @@ pub(super) struct Arriving {
     pub(super) key: PageKey,
     /// Whether it may come to post-copy.
     pub(super) post_copy: bool,
-    /// When its memory is populated in huge pages: not at all if it may come to post-copy, which takes pages out one by one.
+    /// For its memory, if there are any; none if it may come to post-copy, which takes pages out one by one.
     pub(super) huge: Option<Arc<HugePages>>,
 }
 

@@ -155,7 +155,7 @@ impl Session<'_> {
         let memory = guest.arrival.memory();
         let (features, granule) = post_copy_for(offer, &memory);
         let post_copy = features.contains(Features::POST_COPY);
-        let huge = (!post_copy).then(|| Arc::clone(&self.hub.huge));
+        let huge = self.hub.huge.clone().filter(|_| !post_copy);
         let arriving = Arriving { memory, channels, codecs, key: PageKey::derive(&offer.token.0), post_copy, huge };
         assert!(self.shared.arrival.set(arriving).is_ok(), "one offer in a session");
         self.shared.feed(|machine| machine.accept(Instant::now(), channels, codecs, features, granule));

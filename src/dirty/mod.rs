@@ -82,7 +82,7 @@ pub trait DirtyTracker: Send {
     /// When the kernel refuses. Tracking goes on.
     fn peek(&mut self, into: &mut PageBitmap) -> Result<(), DirtyError>;
 
-    /// Ends tracking and takes its cost off the guest. Called also after errors; idempotent.
+    /// Ends tracking and takes its cost off the guest, which stays here. Called also after errors; idempotent.
     ///
     /// # Errors
     /// When the kernel refuses; tracking may still cost the guest then, but nothing depends on it.

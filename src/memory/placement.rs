@@ -37,10 +37,10 @@ impl<'m> Placement<'m> {
         self.memory
     }
 
-    /// The same, taking huge pages for what is populated from now on where they are cheaper. Not for memory of which pages
-    /// are taken out again one by one, as post-copy does.
-    pub(crate) fn with_huge_pages(self, huge: &'m HugePages) -> Self {
-        Self { huge: Some(huge), ..self }
+    /// The same, taking huge pages for what is populated from now on, if there are any, where they are cheaper. Not for
+    /// memory of which pages are taken out again one by one, as post-copy does.
+    pub(crate) fn with_huge_pages(self, huge: Option<&'m HugePages>) -> Self {
+        Self { huge, ..self }
     }
 }
 

@@ -100,10 +100,14 @@ impl GuestMemory {
         if pages == Pages::Huge {
             return;
         }
-        let began = processor_time();
         // What has come before is populated, and costs nothing again.
-        if populate(host, bytes).is_ok() && fresh {
-            huge.costs().learn(Pages::Small, 1.0 / EXTENT_CHUNKS as f64, processor_time().saturating_sub(began));
+        if !fresh || !is_sample(chunk) {
+            let _ = populate(host, bytes);
+            return;
+        }
+        let (populated, took) = timed(|| populate(host, bytes));
+        if populated.is_ok() {
+            huge.costs().learn(Pages::Small, f64::from(SAMPLE_EVERY) / EXTENT_CHUNKS as f64, took * SAMPLE_EVERY);
         }
     }
 
@@ -146,9 +150,9 @@ pub(crate) struct HugePages {
 }
 
 impl HugePages {
-    /// Nothing is known but whether there are any.
-    pub(crate) fn new() -> Self {
-        Self { costs: Mutex::new(Costs { only_small: !huge::on_request(), ..Costs::default() }) }
+    /// Of this host, if it has any to ask for.
+    pub(crate) fn on_this_host() -> Option<Self> {
+        huge::on_request().then(|| Self { costs: Mutex::default() })
     }
 
     /// Populates the extent at `start` with a huge page, if that is the cheaper way.
@@ -156,13 +160,12 @@ impl HugePages {
         if self.costs().choice() == Pages::Small {
             return false;
         }
-        let began = processor_time();
-        let populated = advise(start, HUGE_PAGE_SIZE, libc::MADV_HUGEPAGE).and_then(|()| populate(start, HUGE_PAGE_SIZE));
+        let (populated, took) = timed(|| advise(start, HUGE_PAGE_SIZE, libc::MADV_HUGEPAGE).and_then(|()| populate(start, HUGE_PAGE_SIZE)));
         // The huge page stays. The advice would have the host fill it up again when pages of it are given back, and be a
         // mapping of its own next to small pages.
         let _ = advise(start, HUGE_PAGE_SIZE, libc::MADV_NOHUGEPAGE);
         match &populated {
-            Ok(()) => self.costs().learn(Pages::Huge, 1.0, processor_time().saturating_sub(began)),
+            Ok(()) => self.costs().learn(Pages::Huge, 1.0, took),
             Err(error) => self.costs().fail(error),
         }
         populated.is_ok()
@@ -185,16 +188,26 @@ fn advise(start: NonNull<u8>, bytes: usize, advice: libc::c_int) -> io::Result<(
     if unsafe { libc::madvise(start.as_ptr().cast(), bytes, advice) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// What this thread has had of a processor: what others did meanwhile says nothing about memory. (A hypervisor that has to
-/// find memory does so on this thread's account.)
-fn processor_time() -> Duration {
-    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+/// What this thread has of a processor meanwhile: what others do says nothing about memory. (A hypervisor that has to find
+/// memory does so on this thread's account.) Not for one that holds a lock: to read this clock is to have the scheduler look
+/// whether it is another thread's turn.
+fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
+    let now = || clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from);
+    let began = now();
+    let done = work();
+    (done, now().saturating_sub(began))
+}
+
+/// Whether a chunk populated by itself stands for all: each place in an extent does as often as the others, because the
+/// first of an extent brings a page table with it.
+fn is_sample(chunk: ChunkIndex) -> bool {
+    (chunk.0 + chunk.0 / EXTENT_CHUNKS as u32).is_multiple_of(SAMPLE_EVERY)
 }
 
 /// What populating an extent has cost of late, in seconds, and which way that makes the better one.
 #[derive(Debug, Default)]
 struct Costs {
-    /// There are no huge pages to be had.
+    /// There are no huge pages to be had after all.
     only_small: bool,
     huge: Option<f64>,
     small: Option<f64>,
@@ -242,6 +255,8 @@ impl Costs {
     }
 }
 
+/// One chunk of so many is measured.
+const SAMPLE_EVERY: u32 = 4;
 /// Chunks of an extent.
 const EXTENT_CHUNKS: usize = HUGE_PAGE_SIZE / CHUNK_SIZE;
 /// The dearer way may cost one part in so many of the time spent.
@@ -305,9 +320,8 @@ mod tests {
     /// A guest of 16 MiB, if this host has huge pages for it and takes them on request only.
     fn memory() -> Option<GuestMemory> {
         let memory = GuestMemory::allocate(MemoryLayout::flat(PageCount(16 << 8)).unwrap(), Backing::Anonymous).unwrap();
-        let known = HugePages::new();
-        let probe = memory.extent_of(ChunkIndex(0)).filter(|_| !known.costs().only_small);
-        let found = probe.is_some_and(|(_, start, _)| known.populate(start) && huge_bytes(&memory) == HUGE_PAGE_SIZE);
+        let probe = HugePages::on_this_host().zip(memory.extent_of(ChunkIndex(0)));
+        let found = probe.is_some_and(|(huge, (_, start, _))| huge.populate(start) && huge_bytes(&memory) == HUGE_PAGE_SIZE);
         if !found {
             eprintln!("skipped: no huge page at hand on request, or mappings are not aligned to them");
             return None;
@@ -318,8 +332,8 @@ mod tests {
     /// Fills the first `pages` pages of each of `chunks` through two placements that take turns; says how much of it is in
     /// huge pages.
     fn fill(memory: &GuestMemory, chunks: impl Iterator<Item = u32>, pages: u32, huge: bool) -> usize {
-        let known = HugePages::new();
-        let placement = || if huge { memory.placement().with_huge_pages(&known) } else { memory.placement() };
+        let known = HugePages::on_this_host().filter(|_| huge);
+        let placement = || memory.placement().with_huge_pages(known.as_ref());
         let mut placements = [placement(), placement()];
         for chunk in chunks {
             let placement = &mut placements[chunk as usize % 2];
@@ -381,6 +395,14 @@ mod tests {
         // SAFETY: the mapping is that of `memory`, which lives longer.
         let others = unsafe { GuestMemory::from_raw(layout, raw) };
         assert!(others.extent_of(ChunkIndex(0)).is_none());
+    }
+
+    #[test]
+    fn samples_come_from_every_place_of_an_extent() {
+        let samples = (0..EXTENT_CHUNKS as u32 * SAMPLE_EVERY).map(ChunkIndex).filter(|&chunk| is_sample(chunk));
+        let places: Vec<_> = samples.map(|chunk| chunk.as_usize() % EXTENT_CHUNKS).collect();
+        assert_eq!(places.len(), EXTENT_CHUNKS);
+        assert_eq!(places.into_iter().collect::<std::collections::BTreeSet<_>>().len(), EXTENT_CHUNKS);
     }
 
     #[test]

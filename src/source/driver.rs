@@ -161,6 +161,7 @@ impl Driver<'_> {
         let dial = Dial { route: route.clone(), session, token, timeout: self.timeouts.handshake };
         self.dial = Some(dial.clone());
         let layout = self.memory.layout().clone();
+        let wanted = self.member.as_ref().map_or(wanted, |member| member.channels(wanted, layout.bytes()));
         let limits = self.steering.limits();
         let offer = Offer {
             session,
@@ -329,7 +330,10 @@ impl Driver<'_> {
         if result.is_err() {
             report.total = self.started.elapsed();
         }
-        if let Err(error) = self.tracker.stop() {
+        // Memory that the guest has left is not to be unprotected page by page first: it goes, and the tracker with it.
+        if result.is_err()
+            && let Err(error) = self.tracker.stop()
+        {
             tracing::warn!(%error, "tracking could not be ended");
         }
         report.stall = self.hold.stalled();

@@ -110,7 +110,8 @@ impl<'h> Migration<'h> {
         self
     }
 
-    /// Bulk channels to use, 1 to [`MAX_CHANNELS`](crate::wire::MAX_CHANNELS). The destination may grant fewer.
+    /// Bulk channels to use, 1 to [`MAX_CHANNELS`](crate::wire::MAX_CHANNELS). The destination may grant fewer,
+    /// and a [`Fleet`] uses no more than one for each 64 MiB of a guest.
     #[must_use]
     pub fn channels(mut self, channels: u16) -> Self {
         self.channels = channels.clamp(1, crate::wire::MAX_CHANNELS);

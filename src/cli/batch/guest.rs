@@ -1,12 +1,14 @@
 //! One guest of a batch, from being built to being gone.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::BatchGuest;
 use super::progress::Progress;
 use crate::cli::args::SendSettings;
 use crate::cli::interrupts::Interrupts;
 use crate::cli::send::{migration_failed, open_tracker};
+use crate::cli::traffic::OnItsWay;
 use crate::dirty::DirtyTracker;
 use crate::guests::{self, TestGuest};
 use crate::source::{Completed, Event, Migration, Outgoing, Place};
@@ -19,10 +21,11 @@ pub(super) struct Boarding<'b> {
     migration: Migration<'b>,
     /// Or why there is none.
     ready: anyhow::Result<Ready>,
+    on_its_way: OnItsWay,
 }
 
-/// A running guest.
-struct Ready {
+/// A guest in its memory. That goes before what watches over it, which has nothing to put right then.
+pub(super) struct Ready {
     guest: Box<dyn TestGuest>,
     tracker: Box<dyn DirtyTracker>,
 }
@@ -30,19 +33,22 @@ struct Ready {
 /// What became of one.
 pub(super) struct Ended {
     pub(super) report: Report,
+    pub(super) at: Instant,
     /// If it is still here.
     pub(super) guest: Option<Box<dyn TestGuest>>,
+    /// If it has moved: what it leaves behind, to be let go of when there is time.
+    pub(super) remains: Option<Ready>,
 }
 
 impl<'b> Boarding<'b> {
     /// Builds the guest and lets it run. One that cannot be built fails when its turn comes.
-    pub(super) fn board(settings: &SendSettings, index: usize, about: &'b BatchGuest, migration: Migration<'b>) -> Self {
-        Self { index, about, migration, ready: Ready::new(settings, about) }
+    pub(super) fn board(settings: &SendSettings, index: usize, about: &'b BatchGuest, migration: Migration<'b>, on_its_way: OnItsWay) -> Self {
+        Self { index, about, migration, ready: Ready::new(settings, about), on_its_way }
     }
 
     /// Moves the guest. It keeps its place until it is gone, has failed, or can only wait for its connection.
     pub(super) fn depart(self, place: Place, interrupts: &Interrupts, progress: &Progress) -> Ended {
-        let Self { index, about, migration, ready } = self;
+        let Self { index, about, migration, ready, on_its_way } = self;
         let name = &about.name;
         progress.started();
         let ended = match ready {
@@ -54,6 +60,7 @@ impl<'b> Boarding<'b> {
         };
         interrupts.ended(index);
         progress.ended(name, &ended.report);
+        drop(on_its_way);
         ended
     }
 }
@@ -86,15 +93,16 @@ impl Ready {
             result = stranded.recover(&memory, failure.report.clone(), note);
         }
         drop(place);
-        let (mut report, guest) = match result {
-            Ok(Completed { report }) => (report, None),
+        let at = Instant::now();
+        let mut ended = match result {
+            Ok(Completed { report }) => Ended { report, at, guest: None, remains: Some(self) },
             Err(failure) => {
                 let report = migration_failed(*failure, &mut *self.guest);
-                (report, Some(self.guest))
+                Ended { report, at, guest: Some(self.guest), remains: None }
             }
         };
-        report.guest = Some(about.name.clone());
-        Ended { report, guest }
+        ended.report.guest = Some(about.name.clone());
+        ended
     }
 }
 
@@ -103,6 +111,6 @@ impl Ended {
     pub(super) fn not_begun(name: &str, reason: String) -> Self {
         let mut report = Report::new();
         (report.guest, report.reason) = (Some(name.to_owned()), reason);
-        Self { report, guest: None }
+        Self { report, at: Instant::now(), guest: None, remains: None }
     }
 }

@@ -1,14 +1,15 @@
 //! `pageferry-send --batch`: many guests, moved by one process.
 //!
 //! All of them run from the beginning, and are moved in their order, some at a time, as one [`Fleet`]. Whatever happens to
-//! one is reported and changes nothing for the others. What has moved is let go of at once; a guest that stays runs on
-//! here until all are done.
+//! one is reported and changes nothing for the others. What has moved is let go of when no other guest is on its way, or
+//! after a while; a guest that stays runs on here until all are done.
 
 mod file;
 mod guest;
 mod progress;
 
 use std::io::Read;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -22,6 +23,7 @@ use super::exit::Exit;
 use super::interrupts::Interrupts;
 use super::output::ReportSink;
 use super::send;
+use super::traffic::Traffic;
 use crate::source::Fleet;
 use crate::stats::{BatchReport, Outcome, Report};
 use crate::units::{ByteCount, BytesPerSec, HumanTime};
@@ -38,30 +40,36 @@ pub fn run(settings: &SendSettings, input: &Input) -> anyhow::Result<Exit> {
     let migrations: Vec<_> = batch.guests.iter().map(|_| send::migration(settings).in_fleet(&fleet)).collect();
     let interrupts = Interrupts::watch(migrations.iter().map(crate::source::Migration::steering))?;
     let progress = Progress::new(batch.guests.len());
+    let traffic = Arc::<Traffic>::default();
 
     let boarding = (0..).zip(&batch.guests).zip(migrations);
-    let boarding = boarding.map(|((index, guest), migration)| Boarding::board(settings, index, guest, migration)).collect();
+    let boarding = boarding.map(|((index, guest), migration)| Boarding::board(settings, index, guest, migration, traffic.begin())).collect();
     std::thread::sleep(settings.warm_up);
     let began = Instant::now();
     let ended = Fleet::run_all(batch.concurrency, boarding, |boarding, place| {
-        let ended = boarding.depart(place, &interrupts, &progress);
+        let mut ended = boarding.depart(place, &interrupts, &progress);
         sink.write(&ended.report);
+        if let Some(remains) = ended.remains.take() {
+            traffic.give_way();
+            drop(remains);
+        }
         ended
     });
-    let total = began.elapsed();
     progress.finish();
 
     let (mut reports, mut stayed) = (Vec::new(), Vec::new());
-    for (guest, ended) in batch.guests.iter().zip(ended) {
-        let Ended { report, guest } = ended.unwrap_or_else(|error| {
-            let ended = Ended::not_begun(&guest.name, error.in_full());
+    let mut last = began;
+    for (about, ended) in batch.guests.iter().zip(ended) {
+        let Ended { report, at, guest, .. } = ended.unwrap_or_else(|error| {
+            let ended = Ended::not_begun(&about.name, error.in_full());
             sink.write(&ended.report);
             ended
         });
         reports.push(report);
         stayed.extend(guest);
+        last = last.max(at);
     }
-    let report = BatchReport::of(&reports, total);
+    let report = BatchReport::of(&reports, last - began);
     if settings.json != Some(Output::Stdout) {
         eprintln!("{}", in_words(&report));
     }

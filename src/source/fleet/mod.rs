@@ -32,7 +32,7 @@ pub(super) use turns::Seat;
 use crate::error::Error;
 use crate::page::Chooser;
 use crate::transport::Pacer;
-use crate::units::BytesPerSec;
+use crate::units::{ByteCount, BytesPerSec};
 use berths::Berths;
 use line::{MemberId, Urgency};
 use turns::Turns;
@@ -183,6 +183,12 @@ impl Member {
         self.stands_still.store(urgent, Ordering::Relaxed);
     }
 
+    /// Channels to use where a migration by itself would use `alone`, for a guest of `memory`: several guests keep the
+    /// processors as busy as several channels do, and each connection and its threads cost a small guest as much as a large.
+    pub(super) fn channels(&self, alone: u16, memory: ByteCount) -> u16 {
+        alone.min(u16::try_from(memory.0 / CHANNEL_WORTH.0).unwrap_or(u16::MAX)).max(1)
+    }
+
     /// How often to look at something that changes soon, if a migration by itself would after `alone`: so many threads
     /// that look often have no time for anything else.
     pub(super) fn look_every(&self, alone: Duration) -> Duration {
@@ -216,6 +222,8 @@ const STANDING_FOR: Duration = Duration::from_millis(500);
 const SENDING_FOR_EACH_PROCESSOR: usize = 2;
 /// For how long one of them counts: small guests are sent by then, and large ones share with those that come.
 const SENDING_FOR: Duration = Duration::from_secs(1);
+/// As much of a guest is worth a channel.
+const CHANNEL_WORTH: ByteCount = ByteCount(64 << 20);
 /// By this factor at most a migration looks less often.
 const MOST_PATIENCE: u32 = 20;
 
