@@ -86,7 +86,10 @@ impl Driver<'_> {
             if bytes > applied {
                 (applied, moved_at) = (bytes, Instant::now());
             }
-            std::thread::sleep(self.look_every(LOOK_EVERY));
+            // Each question costs both ends some wake-ups, so the next one is for when it is about time.
+            let rate = BytesPerSec(bytes.0 as f64 / self.started.elapsed().as_secs_f64());
+            let rest = ByteCount(self.report.wire_bytes.0.saturating_sub((bytes + little).0));
+            std::thread::sleep(self.look_every(LOOK_EVERY).max(rate.time_for(rest).mul_f64(EARLY)).min(LOOK_AT_LEAST_EVERY));
         }
         Ok(())
     }
@@ -114,5 +117,8 @@ const LEFT_SECONDS: f64 = 1e-3;
 /// Less than this is what acknowledgements that come late leave, not a queue.
 const FEW_BYTES: ByteCount = ByteCount(32 << 10);
 const LOOK_EVERY: Duration = Duration::from_micros(200);
+const LOOK_AT_LEAST_EVERY: Duration = Duration::from_millis(20);
+/// After this part of the time that it should take: it may go faster than before.
+const EARLY: f64 = 0.75;
 /// A queue that has not got shorter for so long is not waited for.
 const STUCK_AFTER: Duration = Duration::from_millis(300);

@@ -25,7 +25,7 @@ impl Driver<'_> {
         let Some(member) = &self.member else { return Ok(()) };
         let asked = Instant::now();
         let berth = member.ask_to_send();
-        while !self.is_granted(&berth, pump, LOOK_EVERY * 4)? && asked.elapsed() < LONGEST {}
+        while !self.is_granted(&berth, pump, LOOK_EVERY * 10)? && asked.elapsed() < LONGEST {}
         self.sending = Some(member.begin_to_send(berth));
         self.started += asked.elapsed();
         Ok(())

@@ -115,6 +115,12 @@ impl Link {
         }
     }
 
+    /// That of another connection of `path`: expected to be like this one has been of late, until it shows otherwise.
+    pub(super) fn successor(&self, path: Arc<Path>) -> Self {
+        let Self { rate, seen, write_cost, overhead, .. } = *self;
+        Self { rate, seen, write_cost, overhead, ..Self::new(path) }
+    }
+
     /// Bytes a second to expect of it.
     pub(super) fn rate(&self) -> f64 {
         self.rate

@@ -64,11 +64,13 @@ impl Chooser {
         Self { setting, costs: PRIORS, link: Link::new(path), plan: Plan::only(0), credit: 0.0, chunk_bytes: 65536.0, untried: 0, latest: 0 }
     }
 
-    /// A chooser for another worker, on a connection of its own, that begins with what this one has learned of pages.
+    /// A chooser for another worker, on a connection of its own, that begins with what this one has learned of pages and
+    /// link. Those that it meets may be others: that shows as it goes.
     #[must_use]
     pub fn successor(&self, setting: Compression, path: Arc<Path>) -> Self {
         let Self { costs, chunk_bytes, latest, .. } = *self;
-        Self { costs, chunk_bytes, latest, ..Self::new(setting, path) }
+        let link = self.link.successor(Arc::clone(&path));
+        Self { costs, chunk_bytes, latest, link, ..Self::new(setting, path) }
     }
 
     /// The method for the next chunk.

@@ -145,7 +145,11 @@ type Log = Vec<(f64, Method)>;
 
 /// Sends `chunks` chunks of what `data` says of each; the seconds until the receiver has placed them, and what was done.
 fn migrate(world: &mut World, setting: Option<Method>, chunks: usize, data: impl Fn(usize) -> Data) -> (f64, Log) {
-    let mut chooser = Chooser::new(Compression::Auto, Arc::default());
+    migrate_with(&mut Chooser::new(Compression::Auto, Arc::default()), world, setting, chunks, data)
+}
+
+/// The same with a chooser that knows something, perhaps.
+fn migrate_with(chooser: &mut Chooser, world: &mut World, setting: Option<Method>, chunks: usize, data: impl Fn(usize) -> Data) -> (f64, Log) {
     let (mut log, mut buffer, mut work) = (Vec::new(), 0.0, 0.0);
     for number in 0..chunks {
         let method = setting.unwrap_or_else(|| chooser.method(world.instant()));
@@ -268,7 +272,36 @@ fn fixed_settings_stay_as_they_are() {
 }
 
 #[test]
-fn a_successor_knows_the_pages_and_learns_the_link() {
+fn a_successor_begins_as_the_one_before_ended() {
+    for (rate, expected) in [(2e9, Method::Raw), (12.5e6, FIXED_ZSTD)] {
+        let mut first = Chooser::new(Compression::Auto, Arc::default());
+        migrate_with(&mut first, &mut World::new(rate), None, CHUNKS, |_| TEXT);
+        let mut second = first.successor(Compression::Auto, Arc::default());
+        let (_, log) = migrate_with(&mut second, &mut World::new(rate), None, 64, |_| TEXT);
+        let others = log.iter().filter(|(_, method)| (*method == Method::Raw) != (expected == Method::Raw)).count();
+        assert!(others <= 4, "{others} of 64 other than {expected:?}: {log:?}");
+    }
+}
+
+#[test]
+fn a_successor_on_another_link_finds_that_out() {
+    for (name, data) in ALL {
+        for (before, after) in LINKS.into_iter().flat_map(|before| LINKS.map(|after| (before, after))) {
+            let mut first = Chooser::new(Compression::Auto, Arc::default());
+            migrate_with(&mut first, &mut World::new(before), None, CHUNKS, |_| data);
+            let fixed = FIXED.map(|method| migrate(&mut World::new(after), Some(method), CHUNKS, |_| data).0);
+            let best = fixed.into_iter().min_by(f64::total_cmp).unwrap();
+            let mut second = first.successor(Compression::Auto, Arc::default());
+            let (auto, _) = migrate_with(&mut second, &mut World::new(after), None, CHUNKS, |_| data);
+            // What it begins with may fill the buffers on the way.
+            let bar = best * BAR + (SEND_BUFFER + RECEIVE_BUFFER) / after;
+            assert!(auto <= bar, "{name} at {} MB/s after {}: {auto:.3} s, fixed {fixed:.3?}", after / 1e6, before / 1e6);
+        }
+    }
+}
+
+#[test]
+fn a_successor_knows_the_pages() {
     let now = Instant::now();
     let mut first = Chooser::new(Compression::Auto, Arc::default());
     for _ in 0..50 {
@@ -277,7 +310,6 @@ fn a_successor_knows_the_pages_and_learns_the_link() {
         first.encoded(method, made_of_a_chunk(packed as f64, took));
     }
     let mut second = first.successor(Compression::Auto, Arc::default());
-    assert_eq!(second.link.rate(), Link::new(Arc::default()).rate());
     assert!(FIRST.into_iter().all(|index| second.costs[index].ratio() == first.costs[index].ratio()));
     second.method(now);
     assert!(second.plan.time > 0.0, "it plans at once, and tries nothing first");
