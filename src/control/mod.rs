@@ -48,17 +48,23 @@ impl MessageReader {
         Self { stream, buffer: Vec::new() }
     }
 
-    /// The next message if it is there, otherwise some more of its bytes; waits for those as long as the stream's read
-    /// timeout allows.
+    /// The next message if it is there, with some more bytes if need be; waits for those as long as the stream's read timeout
+    /// allows.
     fn advance(&mut self) -> Result<Option<Message>, Error> {
-        match decode_message(&self.buffer)? {
-            Some((message, consumed)) => {
-                self.buffer.drain(..consumed);
-                self.buffer.shrink_to(KEPT_BYTES);
-                Ok(Some(message))
-            }
-            None => self.fill().map(|()| None),
+        let message = self.take()?;
+        if message.is_some() {
+            return Ok(message);
         }
+        self.fill()?;
+        self.take()
+    }
+
+    /// The next message, if all of it was read.
+    fn take(&mut self) -> Result<Option<Message>, Error> {
+        let Some((message, consumed)) = decode_message(&self.buffer)? else { return Ok(None) };
+        self.buffer.drain(..consumed);
+        self.buffer.shrink_to(KEPT_BYTES);
+        Ok(Some(message))
     }
 
     /// The first message, which must be whole before `timeout` is over, however slowly its bytes trickle in, and of

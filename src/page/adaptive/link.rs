@@ -115,9 +115,12 @@ impl Link {
         }
     }
 
-    /// That of another connection of `path`: expected to be like this one has been of late, until it shows otherwise.
+    /// That of another connection of `path`: expected to be like this one has been of late, for a few windows, until it shows
+    /// otherwise.
     pub(super) fn successor(&self, path: Arc<Path>) -> Self {
-        let Self { rate, seen, write_cost, overhead, .. } = *self;
+        let Self { rate, write_cost, overhead, .. } = *self;
+        let mut seen = [0.0; WINDOWS];
+        seen[WINDOWS - INHERITED..].fill(self.seen_at_best());
         Self { rate, seen, write_cost, overhead, ..Self::new(path) }
     }
 
@@ -254,6 +257,8 @@ const SATURATED: f64 = 0.9;
 const IN_A_ROW: u32 = 3;
 /// How many windows a link is remembered for at its best.
 const WINDOWS: usize = 12;
+/// For how many of the first a connection goes by what the one before it has seen.
+const INHERITED: usize = 4;
 /// Bytes a second to begin with: little enough to begin with compression, which does no harm for so short.
 const FIRST_HOPE: f64 = 40e6;
 /// By how much more is hoped for at a time to begin with, ...
