@@ -158,6 +158,9 @@ impl Driver<'_> {
         if let Some(unsent) = &round.unsent {
             pending.union_with(unsent);
         }
+        if let Some(sending) = &mut self.sending {
+            sending.make_room();
+        }
         if index == 0 {
             watch.skipped(round.skipped.as_ref(), round.unsent.as_ref());
         }

@@ -74,7 +74,7 @@ impl Fleet {
                 link: Turns::new(1),
                 pacer: Pacer::new(None),
                 last_rounds: Berths::new(STANDING, STANDING_FOR),
-                senders: Berths::new(processors * SENDING_FOR_EACH_PROCESSOR, SENDING_FOR),
+                senders: Berths::new(processors + SENDING_BESIDES, SENDING_FOR),
                 sending: AtomicUsize::new(0),
                 chooser: Mutex::new(None),
                 enrolled: AtomicU64::new(0),
@@ -156,7 +156,15 @@ pub(super) struct Member {
 #[derive(Debug)]
 pub(super) struct Sending {
     fleet: Arc<Shared>,
-    _berth: Berth,
+    /// While it begins.
+    berth: Option<Berth>,
+}
+
+impl Sending {
+    /// The bulk is sent: the next one may begin, while this one mostly waits for its peer.
+    pub(super) fn make_room(&mut self) {
+        self.berth = None;
+    }
 }
 
 impl Member {
@@ -169,7 +177,7 @@ impl Member {
     pub(super) fn begin_to_send(&self, berth: Berth) -> Sending {
         // Relaxed: a number to go by, here and below.
         self.fleet.sending.fetch_add(1, Ordering::Relaxed);
-        Sending { fleet: Arc::clone(&self.fleet), _berth: berth }
+        Sending { fleet: Arc::clone(&self.fleet), berth: Some(berth) }
     }
 
     /// Asks to be one of the few whose guest stands still.
@@ -218,8 +226,9 @@ impl Drop for Sending {
 const STANDING: usize = 2;
 /// For how long one of them counts.
 const STANDING_FOR: Duration = Duration::from_millis(500);
-/// Guests that begin to send at a time for each processor: some wait for their peers while others have pages to pack.
-const SENDING_FOR_EACH_PROCESSOR: usize = 2;
+/// Guests that begin to send at a time beside one for each processor: some wait for their peers while others have pages to
+/// pack.
+const SENDING_BESIDES: usize = 1;
 /// For how long one of them counts: small guests are sent by then, and large ones share with those that come.
 const SENDING_FOR: Duration = Duration::from_secs(1);
 /// As much of a guest is worth a channel.
@@ -259,12 +268,15 @@ mod tests {
         let granted = |berths: &[Berth]| berths.iter().filter(|berth| berth.granted().try_recv().is_ok()).count();
         let few = granted(&berths);
         assert!((1..members.len()).contains(&few) && granted(&berths) == 0, "{few}");
-        let sending: Vec<_> = members.iter().zip(berths.drain(..few)).map(|(member, berth)| member.begin_to_send(berth)).collect();
+        let mut sending: Vec<_> = members.iter().zip(berths.drain(..few)).map(|(member, berth)| member.begin_to_send(berth)).collect();
         let alone = Duration::from_micros(200);
-        assert_eq!(members[few].look_every(alone), alone * u32::try_from(few).unwrap().min(MOST_PATIENCE));
+        let patience = alone * u32::try_from(few).unwrap().min(MOST_PATIENCE);
+        assert_eq!(members[few].look_every(alone), patience);
+        sending[0].make_room();
+        assert_eq!((granted(&berths), members[few].look_every(alone)), (1, patience), "one more begins, and all send");
         drop(sending);
         assert_eq!(members[few].look_every(alone), alone);
-        assert_eq!(granted(&berths), few, "as many as have left");
+        assert_eq!(granted(&berths), few - 1, "the others have left");
     }
 
     #[test]
