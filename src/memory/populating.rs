@@ -201,7 +201,8 @@ fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
 /// Whether a chunk populated by itself stands for all: each place in an extent does as often as the others, because the
 /// first of an extent brings a page table with it.
 fn is_sample(chunk: ChunkIndex) -> bool {
-    (chunk.0 + chunk.0 / EXTENT_CHUNKS as u32).is_multiple_of(SAMPLE_EVERY)
+    let number = chunk.as_usize();
+    (number + number / EXTENT_CHUNKS).is_multiple_of(SAMPLE_EVERY as usize)
 }
 
 /// What populating an extent has cost of late, in seconds, and which way that makes the better one.
@@ -399,7 +400,7 @@ mod tests {
 
     #[test]
     fn samples_come_from_every_place_of_an_extent() {
-        let samples = (0..EXTENT_CHUNKS as u32 * SAMPLE_EVERY).map(ChunkIndex).filter(|&chunk| is_sample(chunk));
+        let samples = (0..u32::try_from(EXTENT_CHUNKS).unwrap() * SAMPLE_EVERY).map(ChunkIndex).filter(|&chunk| is_sample(chunk));
         let places: Vec<_> = samples.map(|chunk| chunk.as_usize() % EXTENT_CHUNKS).collect();
         assert_eq!(places.len(), EXTENT_CHUNKS);
         assert_eq!(places.into_iter().collect::<std::collections::BTreeSet<_>>().len(), EXTENT_CHUNKS);
