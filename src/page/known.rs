@@ -2,71 +2,116 @@
 //!
 //! The hash of a page (8 bytes) says whether a page that was written is still what it was. The hashes of its blocks
 //! (64 bytes) say where it has changed, which is enough for a delta without a copy of the page; they count against the
-//! memory for deltas and are kept for the chunks that are sent first. Both are allocated for a chunk at a time, when it
-//! is first sent: empty memory costs a pointer for each 256 KiB.
+//! memory for deltas and are kept for the chunks that are sent first. Both are for a chunk at a time, when it is first sent:
+//! empty memory costs four bytes for each 256 KiB.
+
+use std::num::NonZeroU32;
 
 use super::key::BlockHashes;
 use crate::units::{CHUNK_PAGES, ChunkIndex};
 
 /// What one worker remembers.
 pub(super) struct Known {
-    chunks: Vec<Option<Box<ChunkHashes>>>,
-    block_bytes: usize,
+    /// Of each chunk, where its hashes are.
+    chunks: Vec<Option<NonZeroU32>>,
+    hashes: Slab<ChunkHashes>,
+    blocks: Slab<[BlockHashes; CHUNK_PAGES]>,
 }
 
 struct ChunkHashes {
     /// 0: never sent, or zeros.
     pages: [u64; CHUNK_PAGES],
-    blocks: Option<Box<[BlockHashes; CHUNK_PAGES]>>,
+    blocks: Option<NonZeroU32>,
 }
 
 impl Known {
     /// Of memory of `chunks` chunks, nothing sent yet.
     pub(super) fn new(chunks: u32) -> Self {
-        let mut none = Vec::new();
-        none.resize_with(chunks as usize, || None);
-        Self { chunks: none, block_bytes: 0 }
+        Self { chunks: vec![None; chunks as usize], hashes: Slab::new(), blocks: Slab::new() }
+    }
+
+    fn of(&self, chunk: ChunkIndex) -> Option<&ChunkHashes> {
+        self.chunks[chunk.as_usize()].map(|place| self.hashes.get(place))
     }
 
     /// The hash of the page as it was last sent; 0 if it never was, or as zeros.
     pub(super) fn page(&self, chunk: ChunkIndex, bit: u32) -> u64 {
-        self.chunks[chunk.as_usize()].as_ref().map_or(0, |hashes| hashes.pages[bit as usize])
+        self.of(chunk).map_or(0, |hashes| hashes.pages[bit as usize])
     }
 
     /// The blocks in which a page with `new` blocks differs from what was last sent, if that is known. Only for a page
     /// that was sent.
     pub(super) fn changed_blocks(&self, chunk: ChunkIndex, bit: u32, new: &BlockHashes) -> Option<u8> {
-        let old = &self.chunks[chunk.as_usize()].as_ref()?.blocks.as_ref()?[bit as usize];
+        let old = &self.blocks.get(self.of(chunk)?.blocks?)[bit as usize];
         Some((0..).zip(old.iter().zip(new)).fold(0, |mask, (index, (old, new))| mask | u8::from(old != new) << index))
     }
 
     /// A page with these hashes is sent. Block hashes of a chunk are kept if they were from the beginning, and begun to
     /// be kept while they all take less than `limit` bytes.
     pub(super) fn remember(&mut self, chunk: ChunkIndex, bit: u32, page: u64, blocks: &BlockHashes, limit: usize) {
-        let hashes = self.chunks[chunk.as_usize()].get_or_insert_with(|| {
-            let room = self.block_bytes + BLOCKS_OF_A_CHUNK <= limit;
-            self.block_bytes += if room { BLOCKS_OF_A_CHUNK } else { 0 };
-            Box::new(ChunkHashes { pages: [0; CHUNK_PAGES], blocks: room.then(|| Box::new([BlockHashes::default(); CHUNK_PAGES])) })
+        let Self { chunks, hashes, blocks: all } = self;
+        let place = *chunks[chunk.as_usize()].get_or_insert_with(|| {
+            let room = (all.len() + 1) * BLOCKS_OF_A_CHUNK <= limit;
+            let blocks = room.then(|| all.push([BlockHashes::default(); CHUNK_PAGES]));
+            hashes.push(ChunkHashes { pages: [0; CHUNK_PAGES], blocks })
         });
+        let hashes = hashes.get_mut(place);
         hashes.pages[bit as usize] = page;
-        if let Some(all) = &mut hashes.blocks {
-            all[bit as usize] = *blocks;
+        if let Some(place) = hashes.blocks {
+            all.get_mut(place)[bit as usize] = *blocks;
         }
     }
 
     /// A page is sent as zeros.
     pub(super) fn remember_zero(&mut self, chunk: ChunkIndex, bit: u32) {
-        if let Some(hashes) = &mut self.chunks[chunk.as_usize()] {
-            hashes.pages[bit as usize] = 0;
+        if let Some(place) = self.chunks[chunk.as_usize()] {
+            self.hashes.get_mut(place).pages[bit as usize] = 0;
         }
     }
 
     /// Bytes that block hashes take.
     pub(super) fn block_bytes(&self) -> usize {
-        self.block_bytes
+        self.blocks.len() * BLOCKS_OF_A_CHUNK
     }
 }
 
+/// Values that stay, allocated several at a time: one by one, each would have the heap of its thread grow, and the kernel
+/// lock all of this process's mappings for that.
+struct Slab<T> {
+    pieces: Vec<Vec<T>>,
+}
+
+impl<T> Slab<T> {
+    const fn new() -> Self {
+        Self { pieces: Vec::new() }
+    }
+
+    fn len(&self) -> usize {
+        self.pieces.last().map_or(0, |last| (self.pieces.len() - 1) * PIECE + last.len())
+    }
+
+    /// Where it is from now on.
+    fn push(&mut self, value: T) -> NonZeroU32 {
+        if self.len().is_multiple_of(PIECE) {
+            self.pieces.push(Vec::with_capacity(PIECE));
+        }
+        self.pieces.last_mut().expect("there is one with room").push(value);
+        u32::try_from(self.len()).ok().and_then(NonZeroU32::new).expect("no more than chunks, and one at least")
+    }
+
+    fn get(&self, place: NonZeroU32) -> &T {
+        let index = place.get() as usize - 1;
+        &self.pieces[index / PIECE][index % PIECE]
+    }
+
+    fn get_mut(&mut self, place: NonZeroU32) -> &mut T {
+        let index = place.get() as usize - 1;
+        &mut self.pieces[index / PIECE][index % PIECE]
+    }
+}
+
+/// Values allocated at a time: those for 16 MiB of memory.
+const PIECE: usize = 64;
 const BLOCKS_OF_A_CHUNK: usize = size_of::<[BlockHashes; CHUNK_PAGES]>();
 
 #[cfg(test)]
@@ -85,6 +130,15 @@ mod tests {
         assert_eq!(known.changed_blocks(CHUNK, 5, &[0, 2, 3, 4, 5, 6, 7, 0]), Some(0b1000_0001));
         known.remember_zero(CHUNK, 5);
         assert_eq!(known.page(CHUNK, 5), 0);
+    }
+
+    #[test]
+    fn values_stay_where_they_were_put() {
+        let mut slab = Slab::new();
+        let places: Vec<_> = (0..3 * PIECE + 1).map(|value| slab.push(value)).collect();
+        assert_eq!(slab.len(), 3 * PIECE + 1);
+        *slab.get_mut(places[PIECE]) += 1000;
+        assert!((0..).zip(&places).all(|(value, place)| *slab.get(*place) == value + if value == PIECE { 1000 } else { 0 }));
     }
 
     #[test]
