@@ -14,9 +14,9 @@ use anyhow::Context;
 use super::args::ReceiveSettings;
 use super::exit::Exit;
 use super::output::{ReportSink, create};
+use super::road::{OnItsWay, Road};
 use super::sandbox::{Needs, Sandbox};
 use super::signals;
-use super::traffic::{OnItsWay, Traffic};
 use crate::destination::{Arrival, Ending, GuestFactory, Placed, Receiver, ReceiverControl, ReceiverLimits, ReceiverOptions, Refusal, UnderWay};
 use crate::error::Error;
 use crate::guest::{Guest, GuestError};
@@ -50,7 +50,7 @@ pub fn run(settings: &ReceiveSettings) -> anyhow::Result<Exit> {
         backing: settings.backing,
         hold: settings.hold,
         dump: settings.dump.clone(),
-        traffic: Arc::default(),
+        road: Arc::default(),
     };
     let receiver = Receiver::bind(&settings.endpoint, options, Arc::new(factory))?;
     // All is open by now, and there is no other thread yet.
@@ -109,7 +109,7 @@ struct Factory {
     backing: Backing,
     hold: bool,
     dump: Option<PathBuf>,
-    traffic: Arc<Traffic>,
+    road: Arc<Road>,
 }
 
 impl GuestFactory for Factory {
@@ -130,8 +130,8 @@ impl GuestFactory for Factory {
             None => None,
         };
         let guest = Incoming { guest, hold: self.hold };
-        let traffic = Arc::clone(&self.traffic);
-        Ok(Box::new(Landing { guest, dump, sink: Arc::clone(&self.sink), on_its_way: Some(traffic.begin()), traffic }))
+        let road = Arc::clone(&self.road);
+        Ok(Box::new(Landing { guest, dump, sink: Arc::clone(&self.sink), on_its_way: Some(road.begin()), road }))
     }
 
     fn refused(&self, _offer: &Offer, refusal: &Refusal) {
@@ -184,7 +184,7 @@ struct Landing {
     dump: Option<File>,
     sink: Arc<ReportSink>,
     on_its_way: Option<OnItsWay>,
-    traffic: Arc<Traffic>,
+    road: Arc<Road>,
 }
 
 impl Arrival for Landing {
@@ -244,7 +244,7 @@ impl Landing {
             }
             report.guest_gap = Some(guest.longest_gap());
         }
-        let checked = self.traffic.check(|| guest.check());
+        let checked = self.road.check(|| guest.check());
         report.guest_check = Some(checked.map_or_else(|error| error.to_string(), |()| "ok".to_owned()));
     }
 }

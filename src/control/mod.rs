@@ -48,8 +48,7 @@ impl MessageReader {
         Self { stream, buffer: Vec::new() }
     }
 
-    /// The next message if it is there, with some more bytes if need be; waits for those as long as the stream's read timeout
-    /// allows.
+    /// The next message, with some more bytes if need be; none if it is not whole then.
     fn advance(&mut self) -> Result<Option<Message>, Error> {
         let message = self.take()?;
         if message.is_some() {
@@ -77,16 +76,12 @@ impl MessageReader {
     pub(crate) fn next_before(&mut self, deadline: Deadline) -> Result<Message, Error> {
         let late = || TransportError::Late { limit: deadline.limit() };
         loop {
-            self.set_timeout(Some(deadline.left().ok_or_else(late)?))?;
-            match self.advance() {
-                Ok(Some(message)) => {
-                    self.set_timeout(None)?;
-                    return Ok(message);
-                }
-                Ok(None) => {}
-                Err(error) if is_timeout(&error) => return Err(late().into()),
-                Err(error) => return Err(error),
+            if let Some(message) = self.take()? {
+                self.set_timeout(None)?;
+                return Ok(message);
             }
+            self.set_timeout(Some(deadline.left().ok_or_else(late)?))?;
+            self.fill().map_err(|error| if is_timeout(&error) { late().into() } else { error })?;
             if self.buffer.len() > MAX_OPENING_BYTES {
                 return Err(WireError::Opening { limit: MAX_OPENING_BYTES }.into());
             }
@@ -201,3 +196,42 @@ const CONTROL: &str = "control";
 const MAX_OPENING_BYTES: usize = 64 << 10;
 /// Room that a connection keeps for messages: enough for all but the guest's state.
 const KEPT_BYTES: usize = 128 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_come_whole_and_once_however_their_bytes_do() {
+        let (near, mut far) = Stream::pair().unwrap();
+        let connection = Connection::new(MessageReader::new(near)).unwrap();
+        let mut two = Vec::new();
+        [Message::Ping, Message::Ready].iter().for_each(|message| message.encode(&mut two).unwrap());
+        let next = || connection.inbound().recv_timeout(Duration::from_secs(10)).unwrap().unwrap();
+        far.write_all(&two).unwrap();
+        assert_eq!([next(), next()], [Some(Message::Ping), Some(Message::Ready)]);
+        let (some, rest) = two.split_at(two.len() - 1);
+        far.write_all(some).unwrap();
+        assert_eq!(next(), Some(Message::Ping));
+        assert!(connection.inbound().recv_timeout(Duration::from_millis(20)).is_err(), "the other is not whole");
+        far.write_all(rest).unwrap();
+        assert_eq!(next(), Some(Message::Ready));
+        drop(far);
+        assert!(connection.inbound().recv_timeout(Duration::from_secs(10)).unwrap().is_err());
+    }
+
+    #[test]
+    fn a_first_message_is_bounded_also_if_it_is_whole() {
+        let (near, mut far) = Stream::pair().unwrap();
+        let mut bytes = vec![0; MAX_OPENING_BYTES + 1];
+        let mut pings = Vec::new();
+        Message::Ping.encode(&mut pings).unwrap();
+        bytes[..pings.len()].copy_from_slice(&pings);
+        let writer = std::thread::spawn(move || far.write_all(&bytes));
+        let mut reader = MessageReader::new(near);
+        assert_eq!(reader.next_within(Duration::from_secs(10)).unwrap(), Message::Ping, "what follows is another matter");
+        assert!(reader.buffer.len() <= MAX_OPENING_BYTES);
+        drop(reader);
+        let _ = writer.join().unwrap();
+    }
+}

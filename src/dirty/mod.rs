@@ -82,11 +82,20 @@ pub trait DirtyTracker: Send {
     /// When the kernel refuses. Tracking goes on.
     fn peek(&mut self, into: &mut PageBitmap) -> Result<(), DirtyError>;
 
-    /// Ends tracking and takes its cost off the guest, which stays here. Called also after errors; idempotent.
+    /// Ends tracking and takes its cost off the guest. Called also after errors; idempotent.
     ///
     /// # Errors
     /// When the kernel refuses; tracking may still cost the guest then, but nothing depends on it.
     fn stop(&mut self) -> Result<(), DirtyError>;
+
+    /// The guest has left, and nobody writes to its memory here any more. That is for those whose stop has to visit every
+    /// page: they may leave it to the end of the memory, if that comes before their own.
+    ///
+    /// # Errors
+    /// As for [`DirtyTracker::stop`], which it is if there is nothing to save.
+    fn guest_left(&mut self) -> Result<(), DirtyError> {
+        self.stop()
+    }
 }
 
 /// The mechanisms.

@@ -8,10 +8,11 @@ use crate::memory::GuestMemory;
 
 /// What a mechanism finds, or the VMM marks.
 pub(super) struct Union {
+    /// Goes before the mechanism, see [`DirtyTracker::guest_left`].
+    memory: Arc<GuestMemory>,
     /// None when the marks are all there is.
     mechanism: Option<Box<dyn DirtyTracker>>,
     marks: Marks,
-    memory: Arc<GuestMemory>,
 }
 
 impl Union {
@@ -50,5 +51,9 @@ impl DirtyTracker for Union {
 
     fn stop(&mut self) -> Result<(), DirtyError> {
         self.mechanism.as_mut().map_or(Ok(()), |mechanism| mechanism.stop())
+    }
+
+    fn guest_left(&mut self) -> Result<(), DirtyError> {
+        self.mechanism.as_mut().map_or(Ok(()), |mechanism| mechanism.guest_left())
     }
 }

@@ -3,7 +3,7 @@
 //! For a chunk at once that costs a fraction of faulting its pages in one by one, and for 2 MiB at once, as a transparent
 //! huge page, a fraction of that again, which the guest's own accesses gain from afterwards. But a huge page has to be at
 //! hand: on a fragmented host the kernel must make one, and beneath a virtual machine its hypervisor must find memory for
-//! all of it. Therefore the cost of both ways is measured all the time, and an [extent](Extents) is populated in the
+//! all of it. Therefore the cost of both ways is measured as it goes, and an [extent](Extents) is populated in the
 //! cheaper one.
 //!
 //! A huge page holds memory for pages that may never be filled. One is taken only where the extents beside it came filled
@@ -189,8 +189,8 @@ fn advise(start: NonNull<u8>, bytes: usize, advice: libc::c_int) -> io::Result<(
 }
 
 /// What this thread has of a processor meanwhile: what others do says nothing about memory. (A hypervisor that has to find
-/// memory does so on this thread's account.) Not for one that holds a lock: to read this clock is to have the scheduler look
-/// whether it is another thread's turn.
+/// memory does so on this thread's account.) Not under a lock that all guests share: to read this clock is to have the
+/// scheduler look whether it is another thread's turn.
 fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
     let now = || clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from);
     let began = now();

@@ -330,12 +330,6 @@ impl Driver<'_> {
         if result.is_err() {
             report.total = self.started.elapsed();
         }
-        // Memory that the guest has left is not to be unprotected page by page first: it goes, and the tracker with it.
-        if result.is_err()
-            && let Err(error) = self.tracker.stop()
-        {
-            tracing::warn!(%error, "tracking could not be ended");
-        }
         report.stall = self.hold.stalled();
         report.throttle = self.hold.throttle_report();
         (report.outcome, report.guest_owner) = match result {
@@ -349,6 +343,10 @@ impl Driver<'_> {
             Err(Error::Stranded(_)) => (Outcome::Failed, GuestOwner::Destination),
             Err(_) => (Outcome::Failed, GuestOwner::Source),
         };
+        let ended = if report.guest_owner == GuestOwner::Destination { self.tracker.guest_left() } else { self.tracker.stop() };
+        if let Err(error) = ended {
+            tracing::warn!(%error, "tracking could not be ended");
+        }
         if let Err(error) = result {
             report.reason = error.in_full();
         }

@@ -69,6 +69,7 @@ impl Driver<'_> {
     /// Waits until the destination has applied all but `little` of what was sent.
     fn catch_up(&self, session: &Session<'_>, little: ByteCount) -> Result<(), Error> {
         let (mut applied, mut moved_at) = (ByteCount(0), Instant::now());
+        let mut first = None;
         while moved_at.elapsed() < STUCK_AFTER && !self.is_late() {
             session.pump.command(Command::AskProgress);
             let answer_by = at(Instant::now() + STUCK_AFTER);
@@ -86,10 +87,16 @@ impl Driver<'_> {
             if bytes > applied {
                 (applied, moved_at) = (bytes, Instant::now());
             }
-            // Each question costs both ends some wake-ups, so the next one is for when it is about time.
-            let rate = BytesPerSec(bytes.0 as f64 / self.started.elapsed().as_secs_f64());
+            // Each question costs both ends some wake-ups. While others do not wait for this guest the next one is for when it is
+            // about time.
+            let (before, since) = *first.get_or_insert_with(|| (bytes, Instant::now()));
             let rest = ByteCount(self.report.wire_bytes.0.saturating_sub((bytes + little).0));
-            std::thread::sleep(self.look_every(LOOK_EVERY).max(rate.time_for(rest).mul_f64(EARLY)).min(LOOK_AT_LEAST_EVERY));
+            let about_time = if self.place.is_none() { until_applied(rest, ByteCount(bytes.0 - before.0), since.elapsed()) } else { Duration::ZERO };
+            select! {
+                recv(session.pump.ended()) -> ended => return Err(session_error(ended.ok())),
+                recv(self.steering.cancelled()) -> _ => return Err(Error::Cancelled),
+                default(self.look_every(LOOK_EVERY).max(about_time.min(LOOK_AT_LEAST_EVERY))) => {}
+            }
         }
         Ok(())
     }
@@ -112,6 +119,14 @@ impl Driver<'_> {
     }
 }
 
+/// Most of the time that `rest` takes if `applied` took `elapsed`; none if that says nothing.
+fn until_applied(rest: ByteCount, applied: ByteCount, elapsed: Duration) -> Duration {
+    if applied.0 == 0 {
+        return Duration::ZERO;
+    }
+    BytesPerSec(applied.0 as f64 / elapsed.as_secs_f64()).time_for(rest).mul_f64(EARLY)
+}
+
 /// So much of the link's time may be under way when a round is over: it keeps the link busy during the harvest.
 const LEFT_SECONDS: f64 = 1e-3;
 /// Less than this is what acknowledgements that come late leave, not a queue.
@@ -122,3 +137,16 @@ const LOOK_AT_LEAST_EVERY: Duration = Duration::from_millis(20);
 const EARLY: f64 = 0.75;
 /// A queue that has not got shorter for so long is not waited for.
 const STUCK_AFTER: Duration = Duration::from_millis(300);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_question_comes_a_little_early_and_at_once_if_nothing_is_known() {
+        let (mega, ms) = (ByteCount(1 << 20), Duration::from_millis(4));
+        assert_eq!(until_applied(ByteCount(2 << 20), mega, ms), 2 * ms.mul_f64(EARLY));
+        assert_eq!(until_applied(mega, ByteCount(0), ms), Duration::ZERO);
+        assert_eq!(until_applied(mega, mega, Duration::ZERO), Duration::ZERO);
+    }
+}

@@ -25,7 +25,7 @@ impl Driver<'_> {
         let Some(member) = &self.member else { return Ok(()) };
         let asked = Instant::now();
         let berth = member.ask_to_send();
-        while !self.is_granted(&berth, pump, LOOK_EVERY * 10)? && asked.elapsed() < LONGEST {}
+        while asked.elapsed() < LONGEST && !self.is_granted(&berth, pump, LOOK_AROUND_EVERY)? {}
         self.sending = Some(member.begin_to_send(berth));
         self.started += asked.elapsed();
         Ok(())
@@ -71,6 +71,8 @@ impl Driver<'_> {
 }
 
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Those who wait for long are many, and each looks for all of them. [`LONGEST`] is a multiple of it.
+const LOOK_AROUND_EVERY: Duration = Duration::from_millis(250);
 /// A guest begins to send after so long, however many do.
 const LONGEST: Duration = Duration::from_secs(10);
 /// A guest that waited for longer sends what it has written meanwhile before it is stopped.

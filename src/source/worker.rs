@@ -95,7 +95,8 @@ impl Worker<'_> {
             let sent = self.send_round(&job, &mut turns);
             let failed = sent.is_err();
             if results.send(sent).is_err() || failed {
-                break;
+                // What is left of a connection that broke is not what the next one will be like.
+                return self.frames;
             }
         }
         self.allotment.pass_on(&self.chooser);

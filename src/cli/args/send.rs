@@ -28,7 +28,7 @@ pub struct SendArgs {
     /// What finds the pages that the guest writes
     #[arg(long, value_enum, value_name = "TRACKER", default_value = "auto")]
     tracker: TrackerFlag,
-    /// Connections that carry memory, each with a thread at both ends
+    /// Connections that carry memory, each with a thread at both ends; in a batch one at most for each 64 MiB of a guest
     #[arg(long, value_name = "N", default_value = "2", value_parser = number_in(1..=MAX_CHANNELS))]
     channels: u16,
     /// How pages are compressed

@@ -7,8 +7,8 @@ use super::BatchGuest;
 use super::progress::Progress;
 use crate::cli::args::SendSettings;
 use crate::cli::interrupts::Interrupts;
+use crate::cli::road::OnItsWay;
 use crate::cli::send::{migration_failed, open_tracker};
-use crate::cli::traffic::OnItsWay;
 use crate::dirty::DirtyTracker;
 use crate::guests::{self, TestGuest};
 use crate::source::{Completed, Event, Migration, Outgoing, Place};
@@ -24,7 +24,8 @@ pub(super) struct Boarding<'b> {
     on_its_way: OnItsWay,
 }
 
-/// A guest in its memory. That goes before what watches over it, which has nothing to put right then.
+/// A guest and its tracker. The order of the fields matters: the memory goes first, so that there is nothing left to
+/// unprotect.
 pub(super) struct Ready {
     guest: Box<dyn TestGuest>,
     tracker: Box<dyn DirtyTracker>,
@@ -33,6 +34,7 @@ pub(super) struct Ready {
 /// What became of one.
 pub(super) struct Ended {
     pub(super) report: Report,
+    /// When it was gone, or known to stay.
     pub(super) at: Instant,
     /// If it is still here.
     pub(super) guest: Option<Box<dyn TestGuest>>,
@@ -52,7 +54,7 @@ impl<'b> Boarding<'b> {
         let name = &about.name;
         progress.started();
         let ended = match ready {
-            Ok(ready) => ready.depart(migration, about, place, &mut |event| {
+            Ok(ready) => ready.depart(migration, about, (place, on_its_way), &mut |event| {
                 interrupts.note(index, event);
                 progress.note(name, event);
             }),
@@ -60,7 +62,6 @@ impl<'b> Boarding<'b> {
         };
         interrupts.ended(index);
         progress.ended(name, &ended.report);
-        drop(on_its_way);
         ended
     }
 }
@@ -74,7 +75,7 @@ impl Ready {
         Ok(Self { guest, tracker })
     }
 
-    fn depart(mut self, migration: Migration<'_>, about: &BatchGuest, place: Place, note: &mut (dyn FnMut(&Event) + Send)) -> Ended {
+    fn depart(mut self, migration: Migration<'_>, about: &BatchGuest, place: (Place, OnItsWay), note: &mut (dyn FnMut(&Event) + Send)) -> Ended {
         let memory = Arc::clone(self.guest.memory());
         let (kind, description) = (about.spec.kind().name().to_owned(), about.spec.keys());
         let outgoing = Outgoing { guest: &mut *self.guest, memory: &memory, tracker: &mut *self.tracker, kind, description };

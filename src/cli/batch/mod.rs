@@ -22,8 +22,8 @@ use super::args::{Input, Output, SendSettings, UsageError};
 use super::exit::Exit;
 use super::interrupts::Interrupts;
 use super::output::ReportSink;
+use super::road::Road;
 use super::send;
-use super::traffic::Traffic;
 use crate::source::Fleet;
 use crate::stats::{BatchReport, Outcome, Report};
 use crate::units::{ByteCount, BytesPerSec, HumanTime};
@@ -40,17 +40,17 @@ pub fn run(settings: &SendSettings, input: &Input) -> anyhow::Result<Exit> {
     let migrations: Vec<_> = batch.guests.iter().map(|_| send::migration(settings).in_fleet(&fleet)).collect();
     let interrupts = Interrupts::watch(migrations.iter().map(crate::source::Migration::steering))?;
     let progress = Progress::new(batch.guests.len());
-    let traffic = Arc::<Traffic>::default();
+    let road = Arc::<Road>::default();
 
     let boarding = (0..).zip(&batch.guests).zip(migrations);
-    let boarding = boarding.map(|((index, guest), migration)| Boarding::board(settings, index, guest, migration, traffic.begin())).collect();
+    let boarding = boarding.map(|((index, guest), migration)| Boarding::board(settings, index, guest, migration, road.begin())).collect();
     std::thread::sleep(settings.warm_up);
     let began = Instant::now();
     let ended = Fleet::run_all(batch.concurrency, boarding, |boarding, place| {
         let mut ended = boarding.depart(place, &interrupts, &progress);
         sink.write(&ended.report);
         if let Some(remains) = ended.remains.take() {
-            traffic.give_way();
+            road.give_way();
             drop(remains);
         }
         ended
@@ -61,7 +61,7 @@ pub fn run(settings: &SendSettings, input: &Input) -> anyhow::Result<Exit> {
     let mut last = began;
     for (about, ended) in batch.guests.iter().zip(ended) {
         let Ended { report, at, guest, .. } = ended.unwrap_or_else(|error| {
-            let ended = Ended::not_begun(&about.name, error.in_full());
+            let ended = Ended { at: began, ..Ended::not_begun(&about.name, error.in_full()) };
             sink.write(&ended.report);
             ended
         });

@@ -257,7 +257,7 @@ const SATURATED: f64 = 0.9;
 const IN_A_ROW: u32 = 3;
 /// How many windows a link is remembered for at its best.
 const WINDOWS: usize = 12;
-/// For how many of the first a connection goes by what the one before it has seen.
+/// How many of them a connection takes over from the one before it: they count until all but one are gone.
 const INHERITED: usize = 4;
 /// Bytes a second to begin with: little enough to begin with compression, which does no harm for so short.
 const FIRST_HOPE: f64 = 40e6;

@@ -26,7 +26,7 @@ impl<'d> Allotment<'d> {
     }
 
     /// Picks the methods of one worker, whose connection is one of those of `path`: with what the fleet has learned of
-    /// pages, if it has.
+    /// pages and connections, if it has.
     pub(in crate::source) fn chooser(&self, setting: Compression, path: Arc<Path>) -> Chooser {
         let learned = self.member.as_ref().map(|member| member.fleet.chooser.lock().unwrap_or_else(PoisonError::into_inner));
         match learned.as_deref() {

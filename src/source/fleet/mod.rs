@@ -9,7 +9,7 @@
 //! all take a hundred times as long as one: each writes to more of its pages meanwhile, which go again, and what is on its
 //! way is spread over so many queues and pages that no cache holds it.
 //!
-//! What a migration shares with the others is time alone. Nobody holds a turn while waiting for a peer, so one that fails,
+//! What a migration shares with the others is time, and estimates of what pages and connections are like. Nobody holds a turn while waiting for a peer, so one that fails,
 //! is refused or hangs does not touch the rest.
 
 mod allotment;
@@ -57,7 +57,7 @@ struct Shared {
     senders: Arc<Berths>,
     /// Migrations that send.
     sending: AtomicUsize,
-    /// The last one's that has sent its pages: the next one's are much like them.
+    /// The last one's that has sent its pages: the next one's are much like them, and so is its connection.
     chooser: Mutex<Option<Chooser>>,
     /// Migrations so far.
     enrolled: AtomicU64,
@@ -191,8 +191,8 @@ impl Member {
         self.stands_still.store(urgent, Ordering::Relaxed);
     }
 
-    /// Channels to use where a migration by itself would use `alone`, for a guest of `memory`: several guests keep the
-    /// processors as busy as several channels do, and each connection and its threads cost a small guest as much as a large.
+    /// Channels to use where a migration by itself would use `alone`, for a guest of `memory`: other guests keep the processors
+    /// as busy as other channels do, and a connection and its threads cost a small guest as much as a large one.
     pub(super) fn channels(&self, alone: u16, memory: ByteCount) -> u16 {
         alone.min(u16::try_from(memory.0 / CHANNEL_WORTH.0).unwrap_or(u16::MAX)).max(1)
     }
@@ -277,6 +277,13 @@ mod tests {
         drop(sending);
         assert_eq!(members[few].look_every(alone), alone);
         assert_eq!(granted(&berths), few - 1, "the others have left");
+    }
+
+    #[test]
+    fn a_small_guest_has_few_channels_and_one_at_least() {
+        let member = Fleet::new().enrol();
+        let channels = |alone, mebibytes: u64| member.channels(alone, ByteCount(mebibytes << 20));
+        assert_eq!([channels(2, 1), channels(2, 127), channels(2, 128), channels(8, 1 << 20), channels(1, 4096)], [1, 1, 2, 8, 1]);
     }
 
     #[test]

@@ -74,8 +74,8 @@ impl<'d> Pusher<'d> {
         let _ = self.started.recv_timeout(HEAD_START);
         let pushed = self.push();
         self.shared.service.counters.encoded(self.encodings);
-        self.shared.service.allotment.pass_on(&self.chooser);
         pushed?;
+        self.shared.service.allotment.pass_on(&self.chooser);
         self.watch()
     }
 

@@ -11,7 +11,7 @@ use crate::sys::priority;
 
 /// Counts them.
 #[derive(Debug, Default)]
-pub(super) struct Traffic {
+pub(super) struct Road {
     count: Mutex<usize>,
     none: Condvar,
     checks: Mutex<()>,
@@ -19,9 +19,9 @@ pub(super) struct Traffic {
 
 /// One of them, until it is dropped.
 #[derive(Debug)]
-pub(super) struct OnItsWay(Arc<Traffic>);
+pub(super) struct OnItsWay(Arc<Road>);
 
-impl Traffic {
+impl Road {
     /// One more.
     pub(super) fn begin(self: &Arc<Self>) -> OnItsWay {
         *self.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
@@ -69,26 +69,26 @@ mod tests {
 
     #[test]
     fn the_last_one_ends_the_wait() {
-        let traffic = Arc::new(Traffic::default());
-        traffic.await_none(Duration::MAX);
-        let (first, second) = (traffic.begin(), traffic.begin());
+        let road = Arc::new(Road::default());
+        road.await_none(Duration::MAX);
+        let (first, second) = (road.begin(), road.begin());
         drop(first);
         std::thread::scope(|scope| {
-            scope.spawn(|| traffic.await_none(Duration::from_secs(3600)));
+            scope.spawn(|| road.await_none(Duration::from_secs(3600)));
             drop(second);
         });
-        let _third = traffic.begin();
-        traffic.await_none(Duration::from_millis(1));
+        let _third = road.begin();
+        road.await_none(Duration::from_millis(1));
     }
 
     #[test]
     fn checks_run_one_at_a_time_however_many_are_due() {
-        let (traffic, now) = (Traffic::default(), AtomicUsize::new(0));
+        let (road, now) = (Road::default(), AtomicUsize::new(0));
         let check = || {
             assert_eq!(now.fetch_add(1, Ordering::SeqCst), 0);
             std::thread::yield_now();
             now.fetch_sub(1, Ordering::SeqCst);
         };
-        std::thread::scope(|scope| (0..8).for_each(|_| _ = scope.spawn(|| (0..50).for_each(|_| traffic.check(check)))));
+        std::thread::scope(|scope| (0..8).for_each(|_| _ = scope.spawn(|| (0..50).for_each(|_| road.check(check)))));
     }
 }
