@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 
 use crate::case::{Case, FAULTS, Fault, PHASES, Phase};
 use crate::judge::{OUTCOMES, Outcome};
+use crate::seeds::ONCE_FAILED;
 
 /// Outcomes by seed, to be kept.
 pub(crate) struct Results {
@@ -41,8 +42,8 @@ pub(crate) fn table(results: &Path) -> Result<String> {
         let (seed, word) = line.split_once(' ').with_context(|| format!("not a result: {line}"))?;
         let outcome = OUTCOMES.into_iter().find(|outcome| outcome.to_string() == word).with_context(|| format!("not an outcome: {word}"))?;
         let seed: u64 = seed.parse()?;
-        // Those that once failed are run each time.
-        if !seeds.insert(seed) {
+        // Those that once failed are run each time, and are no part of the series.
+        if ONCE_FAILED.iter().any(|(once, _)| *once == seed) || !seeds.insert(seed) {
             continue;
         }
         let case = Case::new(seed);
