@@ -70,7 +70,7 @@ impl Fleet {
         let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Self {
             shared: Arc::new(Shared {
-                processors: Turns::new(processors),
+                processors: Turns::new(processors + SENDING_BESIDES),
                 link: Turns::new(1),
                 pacer: Pacer::new(None),
                 last_rounds: Berths::new(STANDING, STANDING_FOR),
@@ -226,8 +226,8 @@ impl Drop for Sending {
 const STANDING: usize = 2;
 /// For how long one of them counts.
 const STANDING_FOR: Duration = Duration::from_millis(500);
-/// Guests that begin to send at a time beside one for each processor: some wait for their peers while others have pages to
-/// pack.
+/// Guests that begin to send at a time, and threads that pack pages, beside one for each processor: some wait for their peers
+/// or for a page meanwhile.
 const SENDING_BESIDES: usize = 1;
 /// For how long one of them counts: small guests are sent by then, and large ones share with those that come.
 const SENDING_FOR: Duration = Duration::from_secs(1);
