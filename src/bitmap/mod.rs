@@ -10,3 +10,12 @@ mod shared;
 
 pub use owned::PageBitmap;
 pub use shared::SharedBitmap;
+
+/// The numbers of the bits set in `mask`, from the lowest.
+pub(crate) fn bits(mut mask: u64) -> impl Iterator<Item = u32> {
+    std::iter::from_fn(move || {
+        let bit = (mask != 0).then(|| mask.trailing_zeros())?;
+        mask &= mask - 1;
+        Some(bit)
+    })
+}

@@ -38,7 +38,9 @@ pub trait GuestFactory: Send + Sync {
 
 /// A guest that is coming in.
 pub trait Arrival: Send {
-    /// Where its memory goes: all zeros, nothing running on it.
+    /// Where its memory goes: all zeros, nothing running on it. Until it is [placed](Arrival::placed), or
+    /// [followed](Arrival::follows), or all has [ended](Arrival::ended), memory that was
+    /// [allocated](GuestMemory::allocate) here is not to be touched: who touches a page that has not come may have to wait.
     fn memory(&self) -> Arc<GuestMemory>;
 
     /// The guest, to load its state into and to resume.

@@ -61,7 +61,9 @@ pub(super) fn receive(stream: Stream, channel: u16, arriving: &Arriving, shared:
         stream.keep_unread_short();
     }
     let mut lane = LaneReader::new(stream, frames, Arc::clone(memory), format!("bulk {channel}"));
-    let mut placement = memory.placement().with_huge_pages(arriving.huge.as_deref());
+    // Post-copy takes pages out one by one.
+    let supply = &arriving.supply;
+    let mut placement = memory.placement().supplied_by(if arriving.post_copy { supply.with_small_pages() } else { supply.with_huge_pages() });
     let mut encodings = Encodings::default();
     let mut turns = ShortTurns::take();
     let error = loop {

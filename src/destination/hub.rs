@@ -10,7 +10,7 @@ use super::budget::Budget;
 use super::door::{Admitted, Door, ReceiverLimits, Ticket, TurnedAway};
 use super::registry::Registry;
 use crate::error::Error;
-use crate::memory::HugePages;
+use crate::memory::HostSupply;
 use crate::protocol::Timeouts;
 use crate::transport::{ServerSecurity, Stream, StreamControl};
 use crate::units::ByteCount;
@@ -37,7 +37,8 @@ pub(super) struct Hub {
     pub(super) factory: Arc<dyn GuestFactory>,
     pub(super) budget: Budget,
     pub(super) registry: Registry,
-    pub(super) huge: Option<Arc<HugePages>>,
+    /// Of memory for guests that come in.
+    pub(super) supply: Arc<HostSupply>,
     /// Sessions begun: offers read, whatever came of them.
     begun: AtomicU32,
     connections: AtomicUsize,
@@ -72,7 +73,7 @@ impl Hub {
     pub(super) fn new(options: ReceiverOptions, factory: Arc<dyn GuestFactory>) -> Self {
         Self {
             budget: Budget::new(options.max_memory),
-            huge: HugePages::on_this_host().map(Arc::new),
+            supply: Arc::new(HostSupply::of_this_host()),
             registry: Registry::new(&options.timeouts, options.limits.sessions),
             entrance: Mutex::new(Entrance { door: Door::new(options.limits), controls: HashMap::new() }),
             options,

@@ -17,7 +17,7 @@ use super::faults::Incomplete;
 use super::follow::Followed;
 use crate::control::Connection;
 use crate::error::Error;
-use crate::memory::{GuestMemory, HugePages};
+use crate::memory::{GuestMemory, HostSupply};
 use crate::page::{Codecs, PageKey};
 use crate::protocol::{Destination, Resumption, Timeouts, Tombstones};
 use crate::transport::{PeerCertificate, StreamControl};
@@ -61,8 +61,8 @@ pub(super) struct Arriving {
     pub(super) key: PageKey,
     /// Whether it may come to post-copy.
     pub(super) post_copy: bool,
-    /// For its memory, if there are any; none if it may come to post-copy, which takes pages out one by one.
-    pub(super) huge: Option<Arc<HugePages>>,
+    /// What its memory is supplied by.
+    pub(super) supply: Arc<HostSupply>,
 }
 
 /// The connections that pages come on.

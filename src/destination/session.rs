@@ -22,6 +22,7 @@ use crate::bitmap::PageBitmap;
 use crate::control::{Connection, MessageReader};
 use crate::error::Error;
 use crate::guest::GuestError;
+use crate::memory::{GuestMemory, HostSupply};
 use crate::page::{Codecs, PageKey};
 use crate::protocol::{Destination, DestinationEnd, DestinationEvent, ProtocolError};
 use crate::stats::{DowntimeParts, GuestOwner, Laps, Outcome, Report};
@@ -60,6 +61,7 @@ pub(super) fn run(hub: &Hub, reader: MessageReader, hello: Message, certificate:
             reported,
             started,
             ledger: Ledger::default(),
+            supply: Some(Arc::clone(&hub.supply)),
             empty: None,
             following: None,
             is_running: false,
@@ -106,6 +108,8 @@ struct Session<'s> {
     reported: Receiver<BulkReport>,
     started: Instant,
     ledger: Ledger,
+    /// What supplies the memory, until that has ended.
+    supply: Option<Arc<HostSupply>>,
     /// On the way to post-copy: what is taken out of the memory already.
     empty: Option<PageBitmap>,
     /// In post-copy.
@@ -155,12 +159,13 @@ impl Session<'_> {
         let memory = guest.arrival.memory();
         let (features, granule) = post_copy_for(offer, &memory);
         let post_copy = features.contains(Features::POST_COPY);
-        let huge = self.hub.huge.clone().filter(|_| !post_copy);
-        let arriving = Arriving { memory, channels, codecs, key: PageKey::derive(&offer.token.0), post_copy, huge };
+        let supply = Arc::clone(&self.hub.supply);
+        let arriving = Arriving { memory, channels, codecs, key: PageKey::derive(&offer.token.0), post_copy, supply };
         assert!(self.shared.arrival.set(arriving).is_ok(), "one offer in a session");
         self.shared.feed(|machine| machine.accept(Instant::now(), channels, codecs, features, granule));
         let mut times = Times::default();
         let result = self.receive(&mut guest, &mut times);
+        self.end_supply(&guest.arrival.memory());
         let report = self.report(&times, &result);
         let ending = match result {
             Ok(()) => Ending::Completed { report },
@@ -248,10 +253,19 @@ impl Session<'_> {
 
     /// Everything has arrived after which pages can be taken out that will be missing in any case.
     fn take_out(&mut self, guest: &Guest, stale: Stale) -> Result<(), Error> {
-        stale.take_out(&guest.arrival.memory(), &self.ledger)?;
+        let memory = guest.arrival.memory();
+        self.end_supply(&memory);
+        stale.take_out(&memory, &self.ledger)?;
         self.empty = Some(stale.pages);
         self.shared.feed(|machine| machine.discarded(Instant::now()));
         Ok(())
+    }
+
+    /// No page comes for the first time any more, or is as good as not having come: all of memory can be touched again.
+    fn end_supply(&mut self, memory: &GuestMemory) {
+        if let Some(supply) = self.supply.take() {
+            supply.end(memory);
+        }
     }
 
     /// Whether everything has come that comes before Commit.
@@ -276,11 +290,14 @@ impl Session<'_> {
                     }
                 }
                 self.ledger.check(&totals)?;
+                self.end_supply(&guest.arrival.memory());
                 guest.arrival.placed(Placed::Paused).map_err(Error::AtPause)?;
             }
             Some(missing) => {
                 self.ledger.check(&totals)?;
-                let following = Following::begin(self.shared, guest.arrival.memory(), &missing, self.empty.as_ref())?;
+                let memory = guest.arrival.memory();
+                self.end_supply(&memory);
+                let following = Following::begin(self.shared, memory, &missing, self.empty.as_ref())?;
                 guest.arrival.follows(following.memory());
                 self.following = Some(following);
             }

@@ -23,7 +23,7 @@ pub use guest_memory::{Backing, GuestMemory, RawRegion, Region};
 pub use layout::{LayoutError, MAX_REGIONS, MemoryLayout, RegionSpec};
 pub use page::{Chunk, PageSummary};
 pub use placement::Placement;
-pub(crate) use populating::HugePages;
+pub(crate) use populating::HostSupply;
 pub use sink::{PageSink, ReadProgress};
 pub use staging::Staging;
 

@@ -4,6 +4,9 @@
 //! checksum is computed right after, while they are in cache. A frame that turns out to be altered leaves garbage
 //! behind, which is harmless: the migration ends and this memory is never run.
 //!
+//! Where pages are installed ([`Supply::Installed`]), those that come for the first time are staged with the rest of
+//! their frame, and put in their places once all of it is known to be right.
+//!
 //! Nothing may run on the memory meanwhile, or it sees pages half placed. That is a matter of correctness, not of
 //! soundness: like copying out, placing goes by relaxed atomic words and system calls only.
 
@@ -11,9 +14,10 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{NonNull, null_mut};
 
-use super::GuestMemory;
-use super::populating::HugePages;
+use super::populating::{Supplier, Supply};
 use super::sink::{MAX_RUNS, PageSink, ReadProgress, runs, wanted_bytes};
+use super::{GuestMemory, Staging};
+use crate::bitmap::bits;
 use crate::units::{ChunkIndex, PAGE_SIZE};
 
 /// Access to guest memory for the pages that arrive, for one thread.
@@ -22,13 +26,16 @@ pub struct Placement<'m> {
     memory: &'m GuestMemory,
     /// What has come of each chunk.
     begun: Vec<Begun>,
-    /// Where huge pages are welcome.
-    huge: Option<&'m HugePages>,
+    /// What more than faults there is to get memory by.
+    supplier: Option<Supplier<'m>>,
+    /// Where the frame that is coming goes first, if not straight to memory.
+    staging: Option<Box<Staging>>,
+    is_staged: bool,
 }
 
 impl<'m> Placement<'m> {
     pub(super) fn new(memory: &'m GuestMemory) -> Self {
-        Self { memory, begun: vec![Begun::Not; memory.layout().chunks() as usize], huge: None }
+        Self { memory, begun: vec![Begun::Not; memory.layout().chunks() as usize], supplier: None, staging: None, is_staged: false }
     }
 
     /// The memory.
@@ -37,39 +44,86 @@ impl<'m> Placement<'m> {
         self.memory
     }
 
-    /// The same, taking huge pages for what is populated from now on, if there are any, where they are cheaper. Not for
-    /// memory of which pages are taken out again one by one, as post-copy does.
-    pub(crate) fn with_huge_pages(self, huge: Option<&'m HugePages>) -> Self {
-        Self { huge, ..self }
+    /// The same, for memory that nobody else touches until what supplies it is [ended](super::HostSupply::end).
+    pub(crate) fn supplied_by(self, supplier: Supplier<'m>) -> Self {
+        Self { supplier: Some(supplier), ..self }
+    }
+
+    /// Sees to memory for `filled` pages of `chunk`; says whether they must be staged.
+    fn supply(&mut self, chunk: ChunkIndex, filled: u64) -> bool {
+        let begun = &mut self.begun[chunk.as_usize()];
+        let dense = filled.count_ones() >= DENSE;
+        match *begun {
+            Begun::Not if filled != 0 => {
+                *begun = match self.memory.supply(chunk, dense, self.supplier) {
+                    Supply::Installed => Begun::Installed(0),
+                    Supply::Small | Supply::Huge if dense => Begun::Populated,
+                    Supply::Small | Supply::Huge => Begun::Thinly,
+                };
+            }
+            Begun::Thinly if dense => {
+                self.memory.populate(chunk);
+                *begun = Begun::Populated;
+            }
+            _ => {}
+        }
+        matches!(begun, Begun::Installed(installed) if filled & !*installed != 0)
+    }
+
+    /// A page that already holds the word is only read, so zeros never populate a hole.
+    fn fill(&mut self, chunk: ChunkIndex, bit: u32, word: u64) {
+        let chunk = self.memory.chunk(chunk);
+        if !chunk.holds(bit, word) {
+            chunk.fill(bit, word);
+        }
+    }
+
+    /// The buffer with the frame that is coming, if it is staged.
+    fn staged(&self) -> Option<&Staging> {
+        self.staging.as_deref().filter(|_| self.is_staged)
+    }
+
+    fn staged_mut(&mut self) -> Option<&mut Staging> {
+        self.staging.as_deref_mut().filter(|_| self.is_staged)
     }
 }
 
 impl PageSink for Placement<'_> {
-    /// The first frame that fills most of a chunk has all of it populated.
     fn begin(&mut self, chunk: ChunkIndex, filled: u64) {
-        let begun = &mut self.begun[chunk.as_usize()];
-        if filled.count_ones() >= DENSE && *begun != Begun::Populated {
-            self.memory.populate(chunk, *begun == Begun::Not, self.huge);
-            *begun = Begun::Populated;
-        } else if filled != 0 && *begun == Begun::Not {
-            self.memory.fill_thinly(chunk);
-            *begun = Begun::Thinly;
+        self.is_staged = self.supply(chunk, filled);
+        if self.is_staged {
+            self.staging.get_or_insert_default().begin(chunk, filled);
         }
     }
 
+    fn end(&mut self, chunk: ChunkIndex) {
+        let (Some(staging), Begun::Installed(installed)) = (self.staging.as_deref().filter(|_| self.is_staged), &mut self.begun[chunk.as_usize()])
+        else {
+            return;
+        };
+        let come = staging.held();
+        self.memory.install(chunk, come & !*installed, staging, self.supplier.expect("nothing is installed without"));
+        bits(come & *installed).for_each(|bit| self.memory.chunk(chunk).copy_in(bit, staging.page(bit)));
+        *installed |= come;
+        self.is_staged = false;
+    }
+
     fn write_page(&mut self, chunk: ChunkIndex, bit: u32, page: &[u8; PAGE_SIZE]) {
-        self.memory.chunk(chunk).copy_in(bit, page);
+        match self.staged_mut() {
+            Some(staging) => staging.write_page(chunk, bit, page),
+            None => self.memory.chunk(chunk).copy_in(bit, page),
+        }
     }
 
+    /// A page that holds something is there, whatever is staged.
     fn write_zero(&mut self, chunk: ChunkIndex, bit: u32) {
-        self.write_uniform(chunk, bit, 0);
+        self.fill(chunk, bit, 0);
     }
 
-    /// A page that already holds the word is only read, so zeros never populate a hole.
     fn write_uniform(&mut self, chunk: ChunkIndex, bit: u32, word: u64) {
-        let chunk = self.memory.chunk(chunk);
-        if !chunk.holds(bit, word) {
-            chunk.fill(bit, word);
+        match self.staged_mut() {
+            Some(staging) => staging.write_uniform(chunk, bit, word),
+            None => self.fill(chunk, bit, word),
         }
     }
 
@@ -77,32 +131,36 @@ impl PageSink for Placement<'_> {
         self.memory.chunk(chunk).copy_out(bit, out);
     }
 
-    /// Each page is copied first: nothing may refer to guest memory.
+    /// Each page of memory is copied first: nothing may refer to it.
     fn for_each_page(&self, chunk: ChunkIndex, mask: u64, mut look: impl FnMut(&[u8; PAGE_SIZE])) {
+        if let Some(staging) = self.staged() {
+            return staging.for_each_page(chunk, mask, look);
+        }
         let chunk = self.memory.chunk(chunk);
         let mut page = [0; PAGE_SIZE];
-        let mut left = mask;
-        while left != 0 {
-            chunk.copy_out(left.trailing_zeros(), &mut page);
+        for bit in bits(mask) {
+            chunk.copy_out(bit, &mut page);
             look(&page);
-            left &= left - 1;
         }
     }
 
     fn write_front(&mut self, chunk: ChunkIndex, mask: u64, bytes: &[u8]) {
+        if let Some(staging) = self.staged_mut() {
+            return staging.write_front(chunk, mask, bytes);
+        }
         let chunk = self.memory.chunk(chunk);
         let (pages, rest) = bytes.as_chunks::<PAGE_SIZE>();
-        let mut left = mask;
-        for page in pages {
-            chunk.copy_in(left.trailing_zeros(), page);
-            left &= left - 1;
-        }
+        let mut left = bits(mask);
+        pages.iter().zip(&mut left).for_each(|(page, bit)| chunk.copy_in(bit, page));
         if !rest.is_empty() {
-            chunk.copy_in_front(left.trailing_zeros(), rest);
+            chunk.copy_in_front(left.next().expect("no more bytes than the pages have"), rest);
         }
     }
 
     fn read_from(&mut self, fd: BorrowedFd<'_>, chunk: ChunkIndex, mask: u64, skip: usize, tail: &mut [u8]) -> io::Result<ReadProgress> {
+        if let Some(staging) = self.staged_mut() {
+            return staging.read_from(fd, chunk, mask, skip, tail);
+        }
         let (host, pages) = self.memory.locate(chunk);
         assert!(pages == 64 || mask >> pages == 0, "a page past the end of the chunk");
         let wanted = wanted_bytes(mask, skip);
@@ -129,6 +187,8 @@ enum Begun {
     Thinly,
     /// Most of it at once: it was populated ahead.
     Populated,
+    /// These pages; others may be touched by nobody.
+    Installed(u64),
 }
 
 /// Where a vectored read goes: the runs of a chunk's pages and the tail.

@@ -18,16 +18,19 @@ pub trait PageSink {
     /// A frame with pages of `chunk` is coming; it brings the contents of those of `filled`.
     fn begin(&mut self, chunk: ChunkIndex, filled: u64);
 
+    /// All of the frame has come, and was right.
+    fn end(&mut self, chunk: ChunkIndex);
+
     /// Writes a page.
     fn write_page(&mut self, chunk: ChunkIndex, bit: u32, page: &[u8; PAGE_SIZE]);
 
-    /// Makes a page zeros.
+    /// Makes a page zeros that may hold something else.
     fn write_zero(&mut self, chunk: ChunkIndex, bit: u32);
 
     /// Sets every word of a page to `word`.
     fn write_uniform(&mut self, chunk: ChunkIndex, bit: u32, word: u64);
 
-    /// Copies out what a page holds.
+    /// Copies out what a page holds that came before, as other than zeros.
     fn copy_page(&self, chunk: ChunkIndex, bit: u32, out: &mut [u8; PAGE_SIZE]);
 
     /// Calls `look` with the contents of each page of `mask`, in order.
@@ -69,22 +72,23 @@ pub(super) fn wanted_bytes(mask: u64, skip: usize) -> usize {
     (mask.count_ones() as usize * PAGE_SIZE).checked_sub(skip).expect("no more skipped than there is")
 }
 
-/// The stretches of bytes of a chunk that the pages of `mask` are, without the first `skip` bytes: at most [`MAX_RUNS`].
-pub(super) fn runs(mask: u64, skip: usize) -> impl Iterator<Item = Range<usize>> {
-    let (mut left, mut skip) = (mask, skip);
+/// The stretches of pages that `mask` is, at most [`MAX_RUNS`].
+pub(super) fn page_runs(mut mask: u64) -> impl Iterator<Item = Range<u32>> {
     std::iter::from_fn(move || {
-        while left != 0 {
-            let first = left.trailing_zeros();
-            let pages = (left >> first).trailing_ones();
-            left &= u64::MAX.checked_shl(first + pages).unwrap_or(0);
-            let (start, bytes) = (first as usize * PAGE_SIZE, pages as usize * PAGE_SIZE);
-            let skipped = skip.min(bytes);
-            skip -= skipped;
-            if skipped < bytes {
-                return Some(start + skipped..start + bytes);
-            }
-        }
-        None
+        let first = (mask != 0).then(|| mask.trailing_zeros())?;
+        let past = first + (mask >> first).trailing_ones();
+        mask &= u64::MAX.checked_shl(past).unwrap_or(0);
+        Some(first..past)
+    })
+}
+
+/// The stretches of bytes of a chunk that the pages of `mask` are, without the first `skip` bytes: at most [`MAX_RUNS`].
+pub(super) fn runs(mask: u64, mut skip: usize) -> impl Iterator<Item = Range<usize>> {
+    page_runs(mask).filter_map(move |pages| {
+        let bytes = pages.start as usize * PAGE_SIZE..pages.end as usize * PAGE_SIZE;
+        let skipped = skip.min(bytes.len());
+        skip -= skipped;
+        (skipped < bytes.len()).then(|| bytes.start + skipped..bytes.end)
     })
 }
 

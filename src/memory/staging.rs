@@ -14,6 +14,7 @@ use std::os::fd::BorrowedFd;
 use nix::sys::uio::readv;
 
 use super::sink::{MAX_RUNS, PageSink, ReadProgress, runs, wanted_bytes};
+use crate::bitmap::bits;
 use crate::units::{CHUNK_PAGES, CHUNK_SIZE, ChunkIndex, PAGE_SIZE};
 
 /// Pages of one chunk, on their way into memory.
@@ -69,7 +70,8 @@ impl Staging {
         &self.bytes[self.within(first_bit as usize * PAGE_SIZE..(first_bit + count) as usize * PAGE_SIZE)]
     }
 
-    fn page(&self, bit: u32) -> &[u8; PAGE_SIZE] {
+    /// The contents of page `bit`, which must be [held](Self::held).
+    pub(super) fn page(&self, bit: u32) -> &[u8; PAGE_SIZE] {
         self.pages(bit, 1).first_chunk().expect("a page")
     }
 
@@ -96,6 +98,11 @@ impl PageSink for Staging {
         (self.chunk, self.held, self.zeros) = (Some(chunk), 0, 0);
     }
 
+    /// Nothing is installed by itself.
+    fn end(&mut self, chunk: ChunkIndex) {
+        self.hold(chunk, 0);
+    }
+
     fn write_page(&mut self, chunk: ChunkIndex, bit: u32, page: &[u8; PAGE_SIZE]) {
         *self.page_mut(chunk, bit) = *page;
     }
@@ -115,11 +122,7 @@ impl PageSink for Staging {
 
     fn for_each_page(&self, chunk: ChunkIndex, mask: u64, mut look: impl FnMut(&[u8; PAGE_SIZE])) {
         assert_eq!(self.chunk, Some(chunk), "the chunk that was begun");
-        let mut left = mask;
-        while left != 0 {
-            look(self.page(left.trailing_zeros()));
-            left &= left - 1;
-        }
+        bits(mask).for_each(|bit| look(self.page(bit)));
     }
 
     fn write_front(&mut self, chunk: ChunkIndex, mask: u64, bytes: &[u8]) {

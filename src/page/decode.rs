@@ -5,10 +5,10 @@
 use super::key::PageKey;
 use super::pack::Unpacker;
 use super::{
-    CHECK_BYTES, LENGTH_BYTES, MAX_COLUMNS_BYTES, MAX_DELTA_BYTES, MAX_PACKED_BYTES, Masks, PACKED_LENGTH_BYTES, Packing, Pages, WORD_BYTES, bits,
-    columns, delta,
+    CHECK_BYTES, LENGTH_BYTES, MAX_COLUMNS_BYTES, MAX_DELTA_BYTES, MAX_PACKED_BYTES, Masks, PACKED_LENGTH_BYTES, Packing, Pages, WORD_BYTES, columns,
+    delta,
 };
-use crate::bitmap::PageBitmap;
+use crate::bitmap::{PageBitmap, bits};
 use crate::memory::PageSink;
 use crate::units::{CHUNK_SIZE, ChunkIndex, PAGE_SIZE};
 

@@ -9,7 +9,8 @@ use super::history::History;
 use super::key::{BlockHashes, check_of};
 use super::known::Known;
 use super::pack::{Packer, lz4_room};
-use super::{Codecs, Form, MAX_COLUMNS_BYTES, MAX_DELTA_BYTES, MAX_PACKED_BYTES, Method, Packing, PageKey, Pages, bits, columns, delta};
+use super::{Codecs, Form, MAX_COLUMNS_BYTES, MAX_DELTA_BYTES, MAX_PACKED_BYTES, Method, Packing, PageKey, Pages, columns, delta};
+use crate::bitmap::bits;
 use crate::memory::{Chunk, PageSummary};
 use crate::units::{ByteCount, CHUNK_PAGES, CHUNK_SIZE, ChunkIndex, PAGE_SIZE};
 

@@ -96,12 +96,3 @@ const CHECK_BYTES: usize = size_of::<u32>();
 const LENGTH_BYTES: usize = size_of::<u16>();
 /// Bytes of the length of packed deltas and columns.
 const PACKED_LENGTH_BYTES: usize = size_of::<u32>();
-
-/// The numbers of the bits set in `mask`, from the lowest.
-fn bits(mut mask: u64) -> impl Iterator<Item = u32> {
-    std::iter::from_fn(move || {
-        let bit = (mask != 0).then(|| mask.trailing_zeros())?;
-        mask &= mask - 1;
-        Some(bit)
-    })
-}

@@ -72,7 +72,6 @@ pub(crate) struct Events {
 impl MissingPages {
     /// Opens a descriptor on which nothing is registered yet, for memory of these kinds.
     pub(crate) fn open(kinds: Kinds) -> io::Result<Self> {
-        let faults = Self { fd: ManuallyDrop::new(open_descriptor()?) };
         let mut features = EVENT_REMOVE | THREAD_ID;
         if kinds.shared {
             features |= MISSING_SHMEM;
@@ -80,6 +79,17 @@ impl MissingPages {
         if kinds.huge {
             features |= MISSING_HUGETLBFS;
         }
+        Self::with_features(open_descriptor()?, features)
+    }
+
+    /// The same for private memory that nobody touches until it is whole: there is nothing to be told, and no privilege is
+    /// needed.
+    pub(crate) fn open_untouched() -> io::Result<Self> {
+        Self::with_features(descriptor(libc::O_CLOEXEC | USER_MODE_ONLY)?, 0)
+    }
+
+    fn with_features(fd: OwnedFd, features: u64) -> io::Result<Self> {
+        let faults = Self { fd: ManuallyDrop::new(fd) };
         let mut api = Api { api: API_VERSION, features, ioctls: 0 };
         // An unknown feature is refused with EINVAL, so what was asked for is there if this works.
         if let Err(error) = faults.control(UFFDIO_API, &mut api) {
@@ -208,23 +218,27 @@ fn outcome(result: io::Result<()>, filled: i64, length: usize) -> Result<usize, 
 /// The system call where it is allowed, otherwise the device, which is a matter of file permissions.
 fn open_descriptor() -> io::Result<OwnedFd> {
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
+    descriptor(flags).or_else(|refused| {
+        let Ok(device) = OpenOptions::new().read(true).write(true).open("/dev/userfaultfd") else { return Err(refused) };
+        // SAFETY: makes a descriptor from flags.
+        let fd = unsafe { libc::ioctl(device.as_raw_fd(), USERFAULTFD_IOC_NEW, flags) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: new, and nobody else's.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    })
+}
+
+/// The system call.
+fn descriptor(flags: libc::c_int) -> io::Result<OwnedFd> {
     // SAFETY: makes a descriptor from flags.
     let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
-    let fd = match libc::c_int::try_from(fd) {
-        Ok(fd) if fd >= 0 => fd,
-        _ => {
-            let refused = io::Error::last_os_error();
-            let Ok(device) = OpenOptions::new().read(true).write(true).open("/dev/userfaultfd") else { return Err(refused) };
-            // SAFETY: makes a descriptor from flags.
-            let fd = unsafe { libc::ioctl(device.as_raw_fd(), USERFAULTFD_IOC_NEW, flags) };
-            if fd < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            fd
-        }
-    };
-    // SAFETY: new, and nobody else's.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    match libc::c_int::try_from(fd) {
+        // SAFETY: new, and nobody else's.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 // include/uapi/linux/userfaultfd.h
@@ -243,6 +257,7 @@ const UFFDIO_ZEROPAGE: libc::Ioctl = 0xc020_aa04;
 const USERFAULTFD_IOC_NEW: libc::Ioctl = 0xaa00;
 
 const MODE_MISSING: u64 = 1;
+const USER_MODE_ONLY: libc::c_int = 1;
 // Bits of `Register::ioctls`, by the requests' numbers.
 const BIT_WAKE: u64 = 1 << 2;
 const BIT_COPY: u64 = 1 << 3;

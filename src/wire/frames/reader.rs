@@ -144,7 +144,9 @@ impl FrameReader {
         if checksum.finish() != header.payload_checksum {
             return Err(FrameError::PayloadChecksum { chunk });
         }
-        self.decoder.place_meta(sink, chunk, pages, meta).map_err(|source| FrameError::Pages { chunk, source })
+        self.decoder.place_meta(sink, chunk, pages, meta).map_err(|source| FrameError::Pages { chunk, source })?;
+        sink.end(chunk);
+        Ok(())
     }
 
     fn parse_fields(&self, header: &[u8; FRAME_HEADER_BYTES], layout: &MemoryLayout) -> Result<FrameHeader, FrameError> {

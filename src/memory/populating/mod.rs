@@ -1,0 +1,292 @@
+//! Putting memory under pages that are about to be filled.
+//!
+//! Faulting pages in one by one is the dearest way. Cheaper by far is to install small pages that are filled already
+//! ([`Installer`]), and for 2 MiB at once, as a transparent huge page that is filled in place, cheaper still, which the
+//! guest's own accesses gain from afterwards. But a huge page has to be at hand: on a fragmented host the kernel must make
+//! one, and beneath a virtual machine its hypervisor must find memory for all of it. Therefore the cost of both ways is
+//! measured as it goes, and an [extent](Extents) is populated in the cheaper one.
+//!
+//! A huge page holds memory for pages that may never be filled. One is taken only where the extents beside it came filled
+//! for the most part and nothing of its own has come before, so a sparse guest stays sparse. Memory that a VMM has mapped
+//! is left to what the VMM has advised, and so is a host that makes huge pages of everything by itself; a chunk that comes
+//! filled for the most part is populated by itself there.
+//!
+//! <https://docs.kernel.org/admin-guide/mm/transhuge.html>, <https://man7.org/linux/man-pages/man2/madvise.2.html>
+
+mod costs;
+#[cfg(feature = "userfaultfd")]
+mod installer;
+#[cfg(not(feature = "userfaultfd"))]
+#[path = "no_installer.rs"]
+mod installer;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, MutexGuard, Once, OnceLock, PoisonError};
+
+use self::costs::{Costs, Size, timed};
+use self::installer::Installer;
+use super::guest_memory::HUGE_PAGE_SIZE;
+use super::layout::MemoryLayout;
+use super::sink::page_runs;
+use super::{Backing, GuestMemory, Staging};
+use crate::sys::huge;
+use crate::units::{CHUNK_PAGES, CHUNK_SIZE, ChunkIndex, PAGE_SIZE};
+
+/// The aligned 2 MiB stretches of a guest's memory, and how each is populated: shared by all who place pages in it.
+///
+/// Two workers come to most extents at about the same time, and only one can decide: the other waits.
+#[derive(Debug)]
+pub(super) struct Extents {
+    extents: Box<[Extent]>,
+    advised: Once,
+}
+
+#[derive(Debug, Default)]
+struct Extent {
+    supply: OnceLock<Supply>,
+    /// Its chunks that came filled for the most part.
+    dense: AtomicU8,
+}
+
+/// How the pages of an extent get memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Supply {
+    /// By faults, or chunk by chunk, each before it is filled.
+    Small,
+    /// All at once, before any is filled.
+    Huge,
+    /// Each must be [installed](GuestMemory::install) the first time it comes.
+    Installed,
+}
+
+impl Extents {
+    /// None populated.
+    pub(super) fn new(layout: &MemoryLayout) -> Self {
+        // Regions begin at a chunk, not at an extent, so each may have one more than its share.
+        let extents = (layout.chunks() as usize).div_ceil(EXTENT_CHUNKS) + layout.regions().len();
+        Self { extents: (0..extents).map(|_| Extent::default()).collect(), advised: Once::new() }
+    }
+
+    /// The index of the extent of region number `region`, which begins at chunk `first`, that holds its byte `offset`.
+    fn index(first: ChunkIndex, region: usize, offset: usize) -> usize {
+        first.as_usize() / EXTENT_CHUNKS + region + offset / HUGE_PAGE_SIZE
+    }
+
+    /// Whether the two extents before `index`, or the two after it, came filled for the most part: with workers that are
+    /// not quite abreast, the nearest one may be on its way still.
+    fn is_amid_dense(&self, index: usize) -> bool {
+        let dense = |index: Option<usize>| {
+            let extent = index.and_then(|index| self.extents.get(index));
+            // Relaxed: a count that is a little late has small pages taken for longer, nothing else.
+            extent.map_or(0, |extent| usize::from(extent.dense.load(Ordering::Relaxed)))
+        };
+        let two = |beside: [Option<usize>; 2]| beside.map(dense).iter().sum::<usize>() > EXTENT_CHUNKS;
+        two([index.checked_sub(1), index.checked_sub(2)]) || two([index.checked_add(1), index.checked_add(2)])
+    }
+}
+
+impl GuestMemory {
+    /// Sees to memory for the pages of `chunk` that come, of which none has come before: it is `dense` if most of them do.
+    pub(super) fn supply(&self, chunk: ChunkIndex, dense: bool, by: Option<Supplier<'_>>) -> Supply {
+        let Some((by, (extent, start, index))) = by.and_then(|by| Some((by, self.extent_of(chunk)?))) else {
+            if dense {
+                self.populate(chunk);
+            }
+            return Supply::Small;
+        };
+        if dense {
+            // Relaxed: see where it is read.
+            extent.dense.fetch_add(1, Ordering::Relaxed);
+        }
+        // The first to whom any of the extent comes decides.
+        let supply = *extent.supply.get_or_init(|| {
+            if let Some(costs) = by.costs.filter(|_| dense && self.extents().is_amid_dense(index)) {
+                self.extents().advised.call_once(|| self.want_small_pages());
+                if populate_huge(start, costs) {
+                    return Supply::Huge;
+                }
+            }
+            let start = start.addr().get();
+            let installed = by.installer.is_some_and(|installer| installer.begin(&(start..start + HUGE_PAGE_SIZE)));
+            if installed { Supply::Installed } else { Supply::Small }
+        });
+        if dense && supply == Supply::Small {
+            by.measure_small(chunk, 1.0 / EXTENT_CHUNKS as f64, || self.populate(chunk));
+        }
+        supply
+    }
+
+    /// Puts memory under all of `chunk`. A host that does not know how (before Linux 5.14) leaves it to the faults.
+    pub(super) fn populate(&self, chunk: ChunkIndex) {
+        let (host, pages) = self.locate(chunk);
+        let _ = populate(host, pages as usize * PAGE_SIZE);
+    }
+
+    /// Puts the pages of `mask`, which are held in `staging` and have never come before, in their places in an extent whose
+    /// pages are [installed](Supply::Installed).
+    pub(super) fn install(&self, chunk: ChunkIndex, mask: u64, staging: &Staging, by: Supplier<'_>) {
+        let (host, pages) = self.locate(chunk);
+        assert!(pages == 64 || mask >> pages == 0, "a page past the end of the chunk");
+        let installer = by.installer.expect("who begins to install goes on");
+        let by = if mask.count_ones() as usize >= CHUNK_PAGES / 2 { by } else { Supplier { costs: None, ..by } };
+        let part = f64::from(mask.count_ones()) / (EXTENT_CHUNKS * CHUNK_PAGES) as f64;
+        by.measure_small(chunk, part, || {
+            for mut run in page_runs(mask) {
+                while !run.is_empty() {
+                    let left = staging.pages(run.start, run.end - run.start);
+                    // Within the chunk, by the assertion above.
+                    let installed = installer.install(host.addr().get() + run.start as usize * PAGE_SIZE, left);
+                    run.start += u32::try_from(installed / PAGE_SIZE).expect("pages of a chunk");
+                    // The next one is there already, or cannot be installed.
+                    if let Some(bit) = run.next() {
+                        self.chunk(chunk).copy_in(bit, staging.page(bit));
+                    }
+                }
+            }
+        });
+    }
+
+    /// Calls `each` with every stretch of extents whose pages are installed; none is decided upon after this.
+    fn for_each_installed(&self, mut each: impl FnMut(&Range<usize>)) {
+        for (number, region) in self.regions().iter().enumerate() {
+            let (start, count) = (region.host().addr().get(), region.len() / HUGE_PAGE_SIZE);
+            let is_installed = |extent: &usize| {
+                let index = Extents::index(region.first_chunk(), number, extent * HUGE_PAGE_SIZE);
+                *self.extents().extents[index].supply.get_or_init(|| Supply::Small) == Supply::Installed
+            };
+            let mut extents = (0..count).peekable();
+            while let Some(first) = extents.find(is_installed) {
+                let mut past = first + 1;
+                while extents.next_if(is_installed).is_some() {
+                    past += 1;
+                }
+                each(&(start + first * HUGE_PAGE_SIZE..start + past * HUGE_PAGE_SIZE));
+            }
+        }
+    }
+
+    /// Advises against huge pages but for those asked for one by one: so all of a region stays one mapping.
+    fn want_small_pages(&self) {
+        for region in self.regions().iter().filter(|region| region.is_own() && region.backing() == Backing::Anonymous) {
+            let _ = advise(region.host(), region.len(), libc::MADV_NOHUGEPAGE);
+        }
+    }
+
+    /// The extent of `chunk`, where it begins in this process, and its index, if a huge page can be put there: the kernel
+    /// aligns mappings to huge pages that are a multiple of them long, since Linux 6.7.
+    fn extent_of(&self, chunk: ChunkIndex) -> Option<(&Extent, NonNull<u8>, usize)> {
+        let (number, within) = self.layout().locate(chunk).expect("a chunk of the layout");
+        let region = &self.regions()[number];
+        let offset = usize::try_from(within.bytes().0).expect("mapped");
+        let start = offset / HUGE_PAGE_SIZE * HUGE_PAGE_SIZE;
+        let is_aligned = region.host().addr().get().is_multiple_of(HUGE_PAGE_SIZE);
+        if region.backing() != Backing::Anonymous || !region.is_own() || !is_aligned || start + HUGE_PAGE_SIZE > region.len() {
+            return None;
+        }
+        let index = Extents::index(region.first_chunk(), number, offset);
+        // SAFETY: the extent lies in the region's mapping, as was just checked.
+        Some((&self.extents().extents[index], unsafe { region.host().add(start) }, index))
+    }
+}
+
+/// How a host puts memory under pages: what is known of that is shared by all guests of a receiver.
+#[derive(Debug)]
+pub(crate) struct HostSupply {
+    /// Of huge pages and of small ones, if huge ones come on request.
+    costs: Option<Mutex<Costs>>,
+    installer: Option<Installer>,
+}
+
+impl HostSupply {
+    /// Of this host.
+    pub(crate) fn of_this_host() -> Self {
+        Self { costs: huge::on_request().then(Mutex::default), installer: Installer::on_this_host() }
+    }
+
+    /// For memory that stays whole.
+    pub(crate) fn with_huge_pages(&self) -> Supplier<'_> {
+        Supplier { costs: self.costs.as_ref(), installer: self.installer.as_ref() }
+    }
+
+    /// For memory of which pages are taken out again one by one, as post-copy does.
+    pub(crate) fn with_small_pages(&self) -> Supplier<'_> {
+        Supplier { costs: None, ..self.with_huge_pages() }
+    }
+
+    /// All of `memory` that has not come can be touched again, and holds zeros. What comes for the first time after
+    /// this is left to faults.
+    pub(crate) fn end(&self, memory: &GuestMemory) {
+        if let Some(installer) = &self.installer {
+            memory.for_each_installed(|range| installer.end(range));
+        }
+    }
+}
+
+/// What a guest's memory is supplied with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Supplier<'h> {
+    costs: Option<&'h Mutex<Costs>>,
+    installer: Option<&'h Installer>,
+}
+
+impl Supplier<'_> {
+    /// `part` of an extent is given memory by `work`, in small pages.
+    fn measure_small(&self, chunk: ChunkIndex, part: f64, work: impl FnOnce()) {
+        match self.costs.filter(|_| is_sample(chunk)) {
+            Some(costs) => {
+                let ((), took) = timed(work);
+                lock(costs).learn(Size::Small, f64::from(SAMPLE_EVERY) * part, took * SAMPLE_EVERY);
+            }
+            None => work(),
+        }
+    }
+}
+
+/// Populates the extent at `start` with a huge page, if that is the cheaper way.
+fn populate_huge(start: NonNull<u8>, costs: &Mutex<Costs>) -> bool {
+    if lock(costs).choice() == Size::Small {
+        return false;
+    }
+    let (populated, took) = timed(|| advise(start, HUGE_PAGE_SIZE, libc::MADV_HUGEPAGE).and_then(|()| populate(start, HUGE_PAGE_SIZE)));
+    // The huge page stays. The advice would have the host fill it up again when pages of it are given back, and be a
+    // mapping of its own next to small pages.
+    let _ = advise(start, HUGE_PAGE_SIZE, libc::MADV_NOHUGEPAGE);
+    match &populated {
+        Ok(()) => lock(costs).learn(Size::Huge, 1.0, took),
+        Err(error) => lock(costs).fail(error),
+    }
+    populated.is_ok()
+}
+
+fn lock(costs: &Mutex<Costs>) -> MutexGuard<'_, Costs> {
+    costs.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Has the host put memory under a range of guest memory.
+fn populate(start: NonNull<u8>, bytes: usize) -> io::Result<()> {
+    advise(start, bytes, libc::MADV_POPULATE_WRITE).inspect_err(|error| tracing::trace!(%error, "not populated ahead"))
+}
+
+/// Gives advice about a range of guest memory: one of those that leave contents as they are.
+fn advise(start: NonNull<u8>, bytes: usize, advice: libc::c_int) -> io::Result<()> {
+    // SAFETY: the callers' advice (populate, huge pages or not) changes no contents, whatever is mapped there; what is not
+    // mapped is an error.
+    if unsafe { libc::madvise(start.as_ptr().cast(), bytes, advice) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether a chunk populated by itself stands for all: each place in an extent does as often as the others, because the
+/// first of an extent brings a page table with it.
+fn is_sample(chunk: ChunkIndex) -> bool {
+    let number = chunk.as_usize();
+    (number + number / EXTENT_CHUNKS).is_multiple_of(SAMPLE_EVERY as usize)
+}
+
+/// One chunk of so many is measured.
+const SAMPLE_EVERY: u32 = 4;
+/// Chunks of an extent.
+const EXTENT_CHUNKS: usize = HUGE_PAGE_SIZE / CHUNK_SIZE;
