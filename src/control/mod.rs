@@ -10,6 +10,7 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, bounded, never};
 
 use crate::error::Error;
+use crate::sys::priority;
 use crate::transport::{Deadline, Stream, StreamControl, TransportError};
 use crate::wire::{Message, WireError, decode_message};
 
@@ -143,6 +144,7 @@ impl Connection {
         let reader = std::thread::Builder::new()
             .name("pf-control-read".into())
             .spawn(move || {
+                priority::be_prompt();
                 loop {
                     let next = reader.advance();
                     let ended = next.is_err();

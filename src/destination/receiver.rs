@@ -10,6 +10,7 @@ use super::door::TurnedAway;
 use super::hub::{Hub, ReceiverOptions};
 use crate::control::MessageWriter;
 use crate::error::Error;
+use crate::sys::priority;
 use crate::transport::{Endpoint, Listener, Stream, TransportError};
 use crate::wire::{Message, RefuseReason};
 
@@ -75,6 +76,7 @@ impl Receiver {
             }
         };
         let spawned = std::thread::Builder::new().name("pf-connection".into()).spawn(move || {
+            priority::be_prompt();
             let peer = stream.peer();
             if let Err(error) = connection::handle(&mut counted, stream) {
                 let error = if counted.gave_way() { TurnedAway::GaveWay.into() } else { error };

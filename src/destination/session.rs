@@ -26,6 +26,7 @@ use crate::memory::{GuestMemory, HostSupply};
 use crate::page::{Codecs, PageKey};
 use crate::protocol::{Destination, DestinationEnd, DestinationEvent, ProtocolError};
 use crate::stats::{DowntimeParts, GuestOwner, Laps, Outcome, Report};
+use crate::sys::priority;
 use crate::transport::PeerCertificate;
 use crate::wire::{ChannelTotals, Features, MAX_CHANNELS, Message, Offer, RefuseReason};
 
@@ -494,7 +495,10 @@ struct Pump {
 fn spawn_pump(pump: Pump) -> Result<JoinHandle<()>, Error> {
     std::thread::Builder::new()
         .name("pf-control".into())
-        .spawn(move || pump.run())
+        .spawn(move || {
+            priority::be_prompt();
+            pump.run();
+        })
         .map_err(|source| Error::System { action: "start a thread", source })
 }
 

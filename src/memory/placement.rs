@@ -108,6 +108,16 @@ impl PageSink for Placement<'_> {
         self.is_staged = false;
     }
 
+    fn make_page<E>(&mut self, chunk: ChunkIndex, bit: u32, make: impl FnOnce(&mut [u8; PAGE_SIZE]) -> Result<(), E>) -> Result<(), E> {
+        if let Some(staging) = self.staged_mut() {
+            return staging.make_page(chunk, bit, make);
+        }
+        let mut page = [0; PAGE_SIZE];
+        make(&mut page)?;
+        self.memory.chunk(chunk).copy_in(bit, &page);
+        Ok(())
+    }
+
     fn write_page(&mut self, chunk: ChunkIndex, bit: u32, page: &[u8; PAGE_SIZE]) {
         match self.staged_mut() {
             Some(staging) => staging.write_page(chunk, bit, page),

@@ -21,6 +21,12 @@ pub trait PageSink {
     /// All of the frame has come, and was right.
     fn end(&mut self, chunk: ChunkIndex);
 
+    /// Writes a page that `make` makes, of a buffer that may hold anything. After an error so may the page.
+    ///
+    /// # Errors
+    /// Those of `make`.
+    fn make_page<E>(&mut self, chunk: ChunkIndex, bit: u32, make: impl FnOnce(&mut [u8; PAGE_SIZE]) -> Result<(), E>) -> Result<(), E>;
+
     /// Writes a page.
     fn write_page(&mut self, chunk: ChunkIndex, bit: u32, page: &[u8; PAGE_SIZE]);
 

@@ -103,6 +103,10 @@ impl PageSink for Staging {
         self.hold(chunk, 0);
     }
 
+    fn make_page<E>(&mut self, chunk: ChunkIndex, bit: u32, make: impl FnOnce(&mut [u8; PAGE_SIZE]) -> Result<(), E>) -> Result<(), E> {
+        make(self.page_mut(chunk, bit))
+    }
+
     fn write_page(&mut self, chunk: ChunkIndex, bit: u32, page: &[u8; PAGE_SIZE]) {
         *self.page_mut(chunk, bit) = *page;
     }

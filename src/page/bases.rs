@@ -14,8 +14,8 @@ pub(super) struct Bases {
     /// By number of the page in memory.
     places: HashMap<PageIndex, u32>,
     owners: Vec<Owner>,
-    /// Pages in slabs, so that growing moves none and allocates rarely.
-    slabs: Vec<Box<[[u8; PAGE_SIZE]]>>,
+    /// Pages in slabs, so that growing moves none and allocates rarely. All but the last are full.
+    slabs: Vec<Vec<[u8; PAGE_SIZE]>>,
     /// Where to look next for a place that fell out of use.
     hand: usize,
 }
@@ -42,16 +42,23 @@ impl Bases {
     pub(super) fn keep(&mut self, page: PageIndex, contents: &[u8; PAGE_SIZE], round: u16, limit: usize) {
         let place = match self.places.get(&page) {
             Some(place) => *place as usize,
-            None => match self.free_place(round, limit) {
-                Some(place) => {
-                    self.places.insert(page, u32::try_from(place).expect("fewer places than pages"));
-                    place
-                }
-                None => return,
-            },
+            None => {
+                let Some(place) = self.place_for_another(round, limit) else { return };
+                self.places.insert(page, u32::try_from(place).expect("fewer places than pages"));
+                place
+            }
         };
-        self.owners[place] = Owner { page, round };
-        self.slabs[place / SLAB_PAGES][place % SLAB_PAGES] = *contents;
+        let owner = Owner { page, round };
+        if place < self.owners.len() {
+            self.owners[place] = owner;
+            self.slabs[place / SLAB_PAGES][place % SLAB_PAGES] = *contents;
+        } else {
+            self.owners.push(owner);
+            if place.is_multiple_of(SLAB_PAGES) {
+                self.slabs.push(Vec::with_capacity(SLAB_PAGES));
+            }
+            self.slabs[place / SLAB_PAGES].extend_from_slice(std::slice::from_ref(contents));
+        }
     }
 
     /// `page` was sent as something that is not worth a place, such as zeros: what is kept of it is out of date.
@@ -68,13 +75,10 @@ impl Bases {
         self.owners.len() * PAGE_SIZE
     }
 
-    fn free_place(&mut self, round: u16, limit: usize) -> Option<usize> {
+    /// A place that is free: the first that there is none of yet, or one that fell out of use.
+    fn place_for_another(&mut self, round: u16, limit: usize) -> Option<usize> {
         let places = self.owners.len();
         if places < limit {
-            if places.is_multiple_of(SLAB_PAGES) {
-                self.slabs.push(vec![[0; PAGE_SIZE]; SLAB_PAGES].into_boxed_slice());
-            }
-            self.owners.push(Owner { page: NOBODY, round: 0 });
             return Some(places);
         }
         for _ in 0..places.min(LOOKS) {

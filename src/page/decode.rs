@@ -188,17 +188,17 @@ impl Decoder {
         for (bit, length) in in_order() {
             let (bytes, later) = unpacked.split_at(length);
             unpacked = later;
-            if delta >> bit & 1 == 1 {
+            if columns >> bit & 1 == 1 {
+                sink.make_page(chunk, bit, |page| columns::decode(bytes, page).ok_or(PageError::Columns { bit }))?;
+            } else {
                 sink.copy_page(chunk, bit, &mut page);
                 delta::apply(bytes, &mut page).ok_or(PageError::Delta { bit })?;
                 let key = &self.earlier.as_ref().expect("without, a delta was an error").key;
                 if checks.next() != Some(&key.check(&page)) {
                     return Err(PageError::Base { bit });
                 }
-            } else {
-                columns::decode(bytes, &mut page).ok_or(PageError::Columns { bit })?;
+                sink.write_page(chunk, bit, &page);
             }
-            sink.write_page(chunk, bit, &page);
         }
         Ok(())
     }
@@ -225,16 +225,13 @@ impl Decoder {
         lengths: &[u8],
         rest: &mut Reader<'_>,
     ) -> Result<(), PageError> {
-        let page: &mut [u8; PAGE_SIZE] = self.scratch.first_chunk_mut().expect("longer than a page");
         for (bit, length) in bits(masks.lz4).zip(lengths.as_chunks().0) {
             let length = usize::from(u16::from_le_bytes(*length));
             if !(1..=MAX_PACKED_BYTES).contains(&length) {
                 return Err(PageError::BlockLength { bit, length });
             }
-            if !self.unpacker.lz4(rest.take(length)?, page) {
-                return Err(PageError::Block { bit });
-            }
-            sink.write_page(chunk, bit, page);
+            let block = rest.take(length)?;
+            sink.make_page(chunk, bit, |page| if self.unpacker.lz4(block, page) { Ok(()) } else { Err(PageError::Block { bit }) })?;
         }
         Ok(())
     }

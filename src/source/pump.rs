@@ -15,6 +15,7 @@ use crate::control::{Connection, MessageReader};
 use crate::error::Error;
 use crate::protocol::{Source, SourceEnd, SourceEvent, Timeouts};
 use crate::stats::GuestOwner;
+use crate::sys::priority;
 use crate::transport::{Route, StreamControl};
 use crate::wire::{ChannelTotals, Offer};
 
@@ -87,6 +88,7 @@ impl Pump {
         let thread = std::thread::Builder::new()
             .name("pf-control".into())
             .spawn(move || {
+                priority::be_prompt();
                 let ended = session.run(to_do);
                 // The driver may have given up listening; then nobody needs to know.
                 let _ = tell_end.send(ended);

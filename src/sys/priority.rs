@@ -9,6 +9,7 @@
 //! <https://docs.kernel.org/scheduler/sched-eevdf.html> (the slice; Linux 6.12).
 
 use std::io;
+use std::marker::PhantomData;
 use std::time::Duration;
 
 /// Puts the calling thread before all ordinary ones, as far as the system allows it to. Threads that it starts are
@@ -25,7 +26,36 @@ pub(crate) fn raise() {
 
 /// Puts the calling thread behind those that do not do this.
 pub(crate) fn lower() {
-    be_ordinary(BEHIND, Duration::ZERO);
+    schedule(BEHIND, Duration::ZERO, 0);
+}
+
+/// Has the calling thread, which does little at a time, run soon after it is woken: before those that run for longer. Threads
+/// that it starts are ordinary ones again.
+pub(crate) fn be_prompt() {
+    // Whoever started the process put it before others; and the threads that this one starts, which would lose that.
+    if nice() >= 0 {
+        schedule(nice(), MOMENT, libc::SCHED_FLAG_RESET_ON_FORK);
+    }
+}
+
+/// The same for a thread of someone else's, as long as this lives there. Threads that it starts meanwhile stay like that.
+#[derive(Debug)]
+pub(crate) struct Prompt {
+    _of_this_thread: PhantomData<*const ()>,
+}
+
+impl Prompt {
+    /// Begins.
+    pub(crate) fn take() -> Self {
+        schedule(nice(), MOMENT, 0);
+        Self { _of_this_thread: PhantomData }
+    }
+}
+
+impl Drop for Prompt {
+    fn drop(&mut self) {
+        schedule(nice(), Duration::ZERO, 0);
+    }
 }
 
 /// A thread that runs for moments at a time, no less and no more in all than others.
@@ -37,9 +67,7 @@ pub(crate) struct ShortTurns {
 impl ShortTurns {
     /// Makes the calling thread one.
     pub(crate) fn take() -> Self {
-        // SAFETY: as in `set_nice`; a thread can always read its own.
-        let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
-        be_ordinary(nice, MOMENT);
+        schedule(nice(), MOMENT, 0);
         Self { chunks: 0 }
     }
 
@@ -55,16 +83,19 @@ impl ShortTurns {
 
 /// Gives the calling thread this nice value and slice (zero: the system's own), unless whoever started the process chose
 /// another class of scheduling than the ordinary one.
-fn be_ordinary(nice: i32, slice: Duration) {
+fn schedule(nice: i32, slice: Duration, flags: libc::c_int) {
     // SAFETY: asks about this thread (0), touches no memory.
-    if unsafe { libc::sched_getscheduler(0) } & !libc::SCHED_RESET_ON_FORK != libc::SCHED_OTHER {
+    let policy = unsafe { libc::sched_getscheduler(0) };
+    if policy & !libc::SCHED_RESET_ON_FORK != libc::SCHED_OTHER {
         set_nice(nice);
         return;
     }
+    // Once it is set, only a privileged thread may clear this flag.
+    let kept = if policy & libc::SCHED_RESET_ON_FORK == 0 { 0 } else { libc::SCHED_FLAG_RESET_ON_FORK };
     let attributes = libc::sched_attr {
         size: u32::try_from(size_of::<libc::sched_attr>()).expect("a small struct"),
         sched_policy: libc::SCHED_OTHER.cast_unsigned(),
-        sched_flags: 0,
+        sched_flags: u64::from((flags | kept).cast_unsigned()),
         sched_nice: nice,
         sched_priority: 0,
         sched_runtime: u64::try_from(slice.as_nanos()).expect("a moment"),
@@ -77,6 +108,12 @@ fn be_ordinary(nice: i32, slice: Duration) {
         // Only a filter of system calls refuses this: it asks for less.
         set_nice(nice);
     }
+}
+
+/// The calling thread's nice value.
+fn nice() -> i32 {
+    // SAFETY: takes two integers and touches no memory; 0 is the calling thread, which can always be asked about.
+    unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) }
 }
 
 /// Whether the calling thread has this nice value now.
@@ -98,8 +135,6 @@ mod tests {
 
     #[test]
     fn one_thread_steps_back_and_the_others_stay() {
-        // SAFETY: as above; the answers of these threads are not negative, which would be ambiguous.
-        let nice = || unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
         let before = nice();
         let there = std::thread::spawn(move || {
             lower();
@@ -111,8 +146,6 @@ mod tests {
 
     #[test]
     fn short_turns_leave_the_nice_value_and_a_thread_can_still_step_back() {
-        // SAFETY: as above.
-        let nice = || unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
         let before = nice();
         let there = std::thread::spawn(move || {
             ShortTurns::take();

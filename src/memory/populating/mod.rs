@@ -287,6 +287,6 @@ fn is_sample(chunk: ChunkIndex) -> bool {
 }
 
 /// One chunk of so many is measured.
-const SAMPLE_EVERY: u32 = 4;
+const SAMPLE_EVERY: u32 = 16;
 /// Chunks of an extent.
 const EXTENT_CHUNKS: usize = HUGE_PAGE_SIZE / CHUNK_SIZE;
