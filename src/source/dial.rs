@@ -1,12 +1,16 @@
 //! Opening the connections of a session that carry pages.
 
+use std::io;
+use std::panic::resume_unwind;
+use std::sync::{Mutex, PoisonError};
+use std::thread::{Builder, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use super::pump::Pump;
 use super::push::Lanes;
 use crate::control::{MessageReader, MessageWriter};
 use crate::error::Error;
-use crate::transport::{Route, Stream};
+use crate::transport::{Route, Stream, StreamControl};
 use crate::wire::{Lane, Message, RefuseReason, SessionId, Token};
 
 /// Where a session's connections go, and what they have to say there.
@@ -20,10 +24,36 @@ pub(super) struct Dial {
 }
 
 impl Dial {
-    /// Opens one connection and attaches it; also how long the destination took to answer.
-    pub(super) fn attach(&self, pump: &Pump, lane: Lane, generation: u32) -> Result<(Stream, Duration), Error> {
+    /// Opens connections and attaches them, side by side: each takes several round trips. Also how long the destination
+    /// took to answer, at best. What goes wrong with one is the end of all.
+    pub(super) fn attach(&self, pump: &Pump, lanes: &[Lane], generation: u32) -> Result<(Vec<Stream>, Duration), Error> {
+        let attempt = Attempt::default();
+        let attach = |lane| self.attach_one(pump, lane, generation, &attempt).map_err(|error| attempt.fail(error)).ok();
+        let attached: Vec<_> = std::thread::scope(|scope| {
+            let start = |lane| Builder::new().name("pf-attach".into()).spawn_scoped(scope, move || attach(lane));
+            let (first, others) = lanes.split_first().expect("a lane at least");
+            let others: Vec<_> = others.iter().map(|lane| start(*lane)).collect();
+            let first = attach(*first);
+            let join = |thread: io::Result<ScopedJoinHandle<'_, _>>| match thread {
+                Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                Err(source) => {
+                    attempt.fail(Error::System { action: "start a thread", source });
+                    None
+                }
+            };
+            std::iter::once(first).chain(others.into_iter().map(join)).flatten().collect()
+        });
+        if let Some(error) = attempt.into_error() {
+            return Err(error);
+        }
+        let round_trip = attached.iter().map(|(_, answered_in)| *answered_in).min().expect("a lane at least");
+        Ok((attached.into_iter().map(|(stream, _)| stream).collect(), round_trip))
+    }
+
+    fn attach_one(&self, pump: &Pump, lane: Lane, generation: u32, attempt: &Attempt) -> Result<(Stream, Duration), Error> {
         let Self { session, token, .. } = *self;
         let stream = self.route.connect(self.timeout)?;
+        attempt.add(stream.control())?;
         let broken = |source| Error::System { action: "prepare a connection for pages", source };
         if let Lane::Bulk(_) = lane {
             stream.prepare_bulk().map_err(broken)?;
@@ -41,8 +71,44 @@ impl Dial {
 
     /// All lanes of a generation of post-copy.
     pub(super) fn lanes(&self, pump: &Pump, channels: u16, generation: u32) -> Result<Lanes, Error> {
-        let urgent = self.attach(pump, Lane::Urgent, generation)?.0;
-        let bulk = (0..channels).map(|channel| Ok(self.attach(pump, Lane::Bulk(channel), generation)?.0));
-        Ok(Lanes { bulk: bulk.collect::<Result<_, Error>>()?, urgent })
+        let lanes: Vec<_> = (0..channels).map(Lane::Bulk).chain([Lane::Urgent]).collect();
+        let (mut bulk, _) = self.attach(pump, &lanes, generation)?;
+        let urgent = bulk.pop().expect("as many as were asked for");
+        Ok(Lanes { bulk, urgent })
+    }
+}
+
+/// Connections that are being attached.
+#[derive(Default)]
+struct Attempt {
+    state: Mutex<AttemptState>,
+}
+
+#[derive(Default)]
+struct AttemptState {
+    opened: Vec<StreamControl>,
+    /// What went wrong first.
+    wrong: Option<Error>,
+}
+
+impl Attempt {
+    /// One more, which ends with all others; an error if they have.
+    fn add(&self, connection: StreamControl) -> Result<(), Error> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.wrong.is_some() {
+            return Err(Error::Cancelled);
+        }
+        state.opened.push(connection);
+        Ok(())
+    }
+
+    fn fail(&self, error: Error) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.wrong.get_or_insert(error);
+        state.opened.drain(..).for_each(|connection| connection.shut_down());
+    }
+
+    fn into_error(self) -> Option<Error> {
+        self.state.into_inner().unwrap_or_else(PoisonError::into_inner).wrong
     }
 }

@@ -186,8 +186,10 @@ impl Driver<'_> {
         {
             return Err(part(&pump, Error::NoPostCopy));
         }
-        let streams = self.attach(&dial, &pump, channels).map_err(|error| part(&pump, error))?;
-        let urgent = if self.can_post_copy { Some(dial.attach(&pump, Lane::Urgent, 0).map_err(|error| part(&pump, error))?.0) } else { None };
+        let lanes: Vec<_> = (0..channels).map(Lane::Bulk).chain(self.can_post_copy.then_some(Lane::Urgent)).collect();
+        let (mut streams, round_trip) = dial.attach(&pump, &lanes, 0).map_err(|error| part(&pump, error))?;
+        self.round_trip = round_trip;
+        let urgent = if self.can_post_copy { streams.pop() } else { None };
         pump.command(Command::Attached);
         self.await_departure(&pump).map_err(|error| part(&pump, error))?;
         let cache = encoding.delta_cache.for_guest(self.memory.layout().bytes());
@@ -293,16 +295,6 @@ impl Driver<'_> {
                 recv(self.steering.cancelled()) -> _ => return Err(Error::Cancelled),
             }
         }
-    }
-
-    /// Opens the bulk connections.
-    fn attach(&mut self, dial: &Dial, pump: &Pump, channels: u16) -> Result<Vec<Stream>, Error> {
-        let attach = |channel| {
-            let (stream, round_trip) = dial.attach(pump, Lane::Bulk(channel), 0)?;
-            self.round_trip = self.round_trip.min(round_trip);
-            Ok(stream)
-        };
-        (0..channels).map(attach).collect()
     }
 
     /// Something went wrong before the guest changed hands (or it is in doubt): the guest first, then everything else.
