@@ -2,8 +2,8 @@
 //!
 //! No reference ever points at memory a guest may be writing to: a page is copied out word by word with relaxed atomic
 //! loads into a private buffer, and everything else (zero test, hash, compression, checksum) works on that copy. Placing
-//! ([`Placement`]) goes the same way back, or straight from a socket by the kernel. While a guest runs its pages arrive in
-//! a private buffer ([`Staging`]) instead.
+//! ([`Placement`]) goes the same way back, or straight from a socket by the kernel. Pages that come for the first time, and
+//! all while a guest runs, arrive in a private buffer ([`Staging`]), and the kernel puts them in their places whole.
 #![expect(unsafe_code, reason = "raw access to mappings that a guest writes to")]
 
 mod discard;

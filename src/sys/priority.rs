@@ -144,6 +144,44 @@ mod tests {
         assert_eq!(nice(), before);
     }
 
+    /// The calling thread's slice, which kernels before 6.12 do not know.
+    fn slice() -> Option<Duration> {
+        let size = u32::try_from(size_of::<libc::sched_attr>()).unwrap();
+        let mut attributes = libc::sched_attr {
+            size,
+            sched_policy: 0,
+            sched_flags: 0,
+            sched_nice: 0,
+            sched_priority: 0,
+            sched_runtime: 0,
+            sched_deadline: 0,
+            sched_period: 0,
+        };
+        // SAFETY: the kernel writes this thread's attributes, as many bytes as it is told there are.
+        let result = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, size, 0) };
+        assert_eq!(result, 0);
+        (attributes.sched_runtime != 0).then(|| Duration::from_nanos(attributes.sched_runtime))
+    }
+
+    #[test]
+    fn a_prompt_thread_starts_ordinary_ones_and_a_borrowed_one_becomes_what_it_was() {
+        let Some(ordinary) = slice() else {
+            eprintln!("skipped: this kernel has no slices of threads' own");
+            return;
+        };
+        let there = std::thread::spawn(|| {
+            be_prompt();
+            (slice(), std::thread::spawn(slice).join().unwrap())
+        });
+        // Whoever runs this before others keeps that.
+        let expected = if nice() < 0 { ordinary } else { MOMENT };
+        assert_eq!(there.join().unwrap(), (Some(expected), Some(ordinary)));
+        let prompt = Prompt::take();
+        assert_eq!(slice(), Some(MOMENT));
+        drop(prompt);
+        assert_eq!(slice(), Some(ordinary));
+    }
+
     #[test]
     fn short_turns_leave_the_nice_value_and_a_thread_can_still_step_back() {
         let before = nice();
