@@ -40,7 +40,8 @@ pub trait GuestFactory: Send + Sync {
 pub trait Arrival: Send {
     /// Where its memory goes: all zeros, nothing running on it. Until it is [placed](Arrival::placed), or
     /// [followed](Arrival::follows), or all has [ended](Arrival::ended), memory that was
-    /// [allocated](GuestMemory::allocate) here is not to be touched: who touches a page that has not come may have to wait.
+    /// [allocated](GuestMemory::allocate) here is not to be touched: a thread that touches a page that has not come may have
+    /// to wait until then, and a system call that does may fail with EFAULT.
     fn memory(&self) -> Arc<GuestMemory>;
 
     /// The guest, to load its state into and to resume.

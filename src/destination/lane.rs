@@ -2,8 +2,8 @@
 //!
 //! A frame is read with two system calls in steady state at most, often one: `readv` puts its raw pages where they
 //! belong and whatever follows (its meta bytes, the next frame's header) into a lookahead buffer. What the buffer
-//! already holds of a frame's pages is copied from there. Where they belong is guest memory in pre-copy and a
-//! [staging](crate::memory::Staging) buffer in post-copy; nothing is allocated for a frame.
+//! already holds of a frame's pages is copied from there. Where they belong is guest memory, or a
+//! [staging](crate::memory::Staging) buffer for pages that come for the first time; nothing is allocated for a frame.
 //!
 //! What comes encrypted is read ahead where it is decrypted, and copied from there.
 

@@ -62,7 +62,7 @@ pub(super) fn run(hub: &Hub, reader: MessageReader, hello: Message, certificate:
             reported,
             started,
             ledger: Ledger::default(),
-            supply: Some(Arc::clone(&hub.supply)),
+            supplied: None,
             empty: None,
             following: None,
             is_running: false,
@@ -109,13 +109,26 @@ struct Session<'s> {
     reported: Receiver<BulkReport>,
     started: Instant,
     ledger: Ledger,
-    /// What supplies the memory, until that has ended.
-    supply: Option<Arc<HostSupply>>,
+    /// While pages come for the first time.
+    supplied: Option<Supplied>,
     /// On the way to post-copy: what is taken out of the memory already.
     empty: Option<PageBitmap>,
     /// In post-copy.
     following: Option<Following>,
     is_running: bool,
+}
+
+/// Memory that pages come to for the first time. Once this goes, all of it can be touched again, by whoever: before the guest
+/// runs or the embedder sees it, and also when the session fails or panics.
+struct Supplied {
+    supply: Arc<HostSupply>,
+    memory: Arc<GuestMemory>,
+}
+
+impl Drop for Supplied {
+    fn drop(&mut self) {
+        self.supply.end(&self.memory);
+    }
 }
 
 /// What the source has sent before Commit.
@@ -161,12 +174,13 @@ impl Session<'_> {
         let (features, granule) = post_copy_for(offer, &memory);
         let post_copy = features.contains(Features::POST_COPY);
         let supply = Arc::clone(&self.hub.supply);
+        self.supplied = Some(Supplied { supply: Arc::clone(&supply), memory: Arc::clone(&memory) });
         let arriving = Arriving { memory, channels, codecs, key: PageKey::derive(&offer.token.0), post_copy, supply };
         assert!(self.shared.arrival.set(arriving).is_ok(), "one offer in a session");
         self.shared.feed(|machine| machine.accept(Instant::now(), channels, codecs, features, granule));
         let mut times = Times::default();
         let result = self.receive(&mut guest, &mut times);
-        self.end_supply(&guest.arrival.memory());
+        self.supplied = None;
         let report = self.report(&times, &result);
         let ending = match result {
             Ok(()) => Ending::Completed { report },
@@ -254,19 +268,11 @@ impl Session<'_> {
 
     /// Everything has arrived after which pages can be taken out that will be missing in any case.
     fn take_out(&mut self, guest: &Guest, stale: Stale) -> Result<(), Error> {
-        let memory = guest.arrival.memory();
-        self.end_supply(&memory);
-        stale.take_out(&memory, &self.ledger)?;
+        self.supplied = None;
+        stale.take_out(&guest.arrival.memory(), &self.ledger)?;
         self.empty = Some(stale.pages);
         self.shared.feed(|machine| machine.discarded(Instant::now()));
         Ok(())
-    }
-
-    /// No page comes for the first time any more, or is as good as not having come: all of memory can be touched again.
-    fn end_supply(&mut self, memory: &GuestMemory) {
-        if let Some(supply) = self.supply.take() {
-            supply.end(memory);
-        }
     }
 
     /// Whether everything has come that comes before Commit.
@@ -282,6 +288,8 @@ impl Session<'_> {
             None => {
                 // From here on nothing a peer sends can reach the memory.
                 self.shared.close_lanes();
+                // Before waiting for the lanes: nor can one of them wait for a page then.
+                self.supplied = None;
                 while !self.ledger.all_stopped() {
                     match self.reported.recv().expect("the session holds a sender itself") {
                         BulkReport::Stopped { channel, totals, .. } => self.ledger.stopped(channel, totals),
@@ -291,14 +299,12 @@ impl Session<'_> {
                     }
                 }
                 self.ledger.check(&totals)?;
-                self.end_supply(&guest.arrival.memory());
                 guest.arrival.placed(Placed::Paused).map_err(Error::AtPause)?;
             }
             Some(missing) => {
                 self.ledger.check(&totals)?;
-                let memory = guest.arrival.memory();
-                self.end_supply(&memory);
-                let following = Following::begin(self.shared, memory, &missing, self.empty.as_ref())?;
+                self.supplied = None;
+                let following = Following::begin(self.shared, guest.arrival.memory(), &missing, self.empty.as_ref())?;
                 guest.arrival.follows(following.memory());
                 self.following = Some(following);
             }

@@ -26,6 +26,8 @@ pub struct Placement<'m> {
     memory: &'m GuestMemory,
     /// What has come of each chunk.
     begun: Vec<Begun>,
+    /// The pages of each chunk that were installed. Untouched memory, but for the chunks of this thread.
+    installed: Vec<u64>,
     /// What more than faults there is to get memory by.
     supplier: Option<Supplier<'m>>,
     /// Where the frame that is coming goes first, if not straight to memory.
@@ -35,7 +37,8 @@ pub struct Placement<'m> {
 
 impl<'m> Placement<'m> {
     pub(super) fn new(memory: &'m GuestMemory) -> Self {
-        Self { memory, begun: vec![Begun::Not; memory.layout().chunks() as usize], supplier: None, staging: None, is_staged: false }
+        let chunks = memory.layout().chunks() as usize;
+        Self { memory, begun: vec![Begun::Not; chunks], installed: vec![0; chunks], supplier: None, staging: None, is_staged: false }
     }
 
     /// The memory.
@@ -56,7 +59,7 @@ impl<'m> Placement<'m> {
         match *begun {
             Begun::Not if filled != 0 => {
                 *begun = match self.memory.supply(chunk, dense, self.supplier) {
-                    Supply::Installed => Begun::Installed(0),
+                    Supply::Installed => Begun::Installed,
                     Supply::Small | Supply::Huge if dense => Begun::Populated,
                     Supply::Small | Supply::Huge => Begun::Thinly,
                 };
@@ -67,7 +70,7 @@ impl<'m> Placement<'m> {
             }
             _ => {}
         }
-        matches!(begun, Begun::Installed(installed) if filled & !*installed != 0)
+        *begun == Begun::Installed && filled & !self.installed[chunk.as_usize()] != 0
     }
 
     /// A page that already holds the word is only read, so zeros never populate a hole.
@@ -97,14 +100,15 @@ impl PageSink for Placement<'_> {
     }
 
     fn end(&mut self, chunk: ChunkIndex) {
-        let (Some(staging), Begun::Installed(installed)) = (self.staging.as_deref().filter(|_| self.is_staged), &mut self.begun[chunk.as_usize()])
-        else {
-            return;
-        };
-        let come = staging.held();
-        self.memory.install(chunk, come & !*installed, staging, self.supplier.expect("nothing is installed without"));
+        let Some(staging) = self.staging.as_deref().filter(|_| self.is_staged) else { return };
+        let (come, installed) = (staging.held(), &mut self.installed[chunk.as_usize()]);
         bits(come & *installed).for_each(|bit| self.memory.chunk(chunk).copy_in(bit, staging.page(bit)));
-        *installed |= come;
+        let supplier = self.supplier.expect("nothing is installed without");
+        if self.memory.install(chunk, come & !*installed, staging, supplier) {
+            *installed |= come;
+        } else {
+            self.begun[chunk.as_usize()] = Begun::Populated;
+        }
         self.is_staged = false;
     }
 
@@ -195,10 +199,10 @@ enum Begun {
     Not,
     /// A few pages, at a time.
     Thinly,
-    /// Most of it at once: it was populated ahead.
+    /// Most of it at once: it was populated ahead, or could not be installed.
     Populated,
-    /// These pages; others may be touched by nobody.
-    Installed(u64),
+    /// It is known which pages; others may be touched by nobody.
+    Installed,
 }
 
 /// Where a vectored read goes: the runs of a chunk's pages and the tail.

@@ -1,8 +1,8 @@
 //! Where the pages of a frame go.
 //!
-//! In pre-copy that is guest memory itself ([`Placement`](super::Placement)). In post-copy it is a buffer of one chunk
-//! ([`Staging`](super::Staging)), because a page must be whole and checked before the guest, which runs by then, can see
-//! it. Reading and decoding are the same for both, and generic over them: nothing is dispatched for a page.
+//! In pre-copy that is guest memory itself ([`Placement`](super::Placement)), or a buffer of one chunk
+//! ([`Staging`](super::Staging)) on the way there for pages that come for the first time. In post-copy it is such a buffer
+//! always, because a page must be whole and checked before the guest, which runs by then, can see it. Reading and decoding are the same for both, and generic over them: nothing is dispatched for a page.
 
 use std::io;
 use std::ops::Range;
@@ -36,7 +36,7 @@ pub trait PageSink {
     /// Sets every word of a page to `word`.
     fn write_uniform(&mut self, chunk: ChunkIndex, bit: u32, word: u64);
 
-    /// Copies out what a page holds that came before, as other than zeros.
+    /// Copies out what a page holds that an earlier frame filled.
     fn copy_page(&self, chunk: ChunkIndex, bit: u32, out: &mut [u8; PAGE_SIZE]);
 
     /// Calls `look` with the contents of each page of `mask`, in order.

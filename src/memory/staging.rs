@@ -1,7 +1,8 @@
 //! A frame's pages before they are installed.
 //!
 //! In post-copy the guest runs while its pages arrive. So a frame is read and decoded into private memory, checked
-//! there, and only then are its pages put under the guest, each in one step (`UFFDIO_COPY`). One staging buffer serves a
+//! there, and only then are its pages put under the guest, each in one step (`UFFDIO_COPY`). In pre-copy the same saves the
+//! host work with pages that come for the first time. One staging buffer serves a
 //! lane for ever: it is as large as a chunk, page-aligned, and raw pages come into it straight from the socket.
 //!
 //! Pages of zeros are named and not written: the kernel has a cheaper way to install them.

@@ -1,8 +1,7 @@
 //! Opening the connections of a session that carry pages.
 
-use std::io;
 use std::panic::resume_unwind;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
@@ -24,34 +23,35 @@ pub(super) struct Dial {
 }
 
 impl Dial {
-    /// Opens connections and attaches them, side by side: each takes several round trips. Also how long the destination
+    /// Opens connections and attaches them, some side by side: each takes several round trips. Also how long the destination
     /// took to answer, at best. What goes wrong with one is the end of all.
     pub(super) fn attach(&self, pump: &Pump, lanes: &[Lane], generation: u32) -> Result<(Vec<Stream>, Duration), Error> {
         let attempt = Attempt::default();
         let attach = |lane| self.attach_one(pump, lane, generation, &attempt).map_err(|error| attempt.fail(error)).ok();
-        let attached: Vec<_> = std::thread::scope(|scope| {
-            let start = |lane| Builder::new().name("pf-attach".into()).spawn_scoped(scope, move || attach(lane));
-            let (first, others) = lanes.split_first().expect("a lane at least");
-            let others: Vec<_> = others.iter().map(|lane| start(*lane)).collect();
-            let first = attach(*first);
-            let join = |thread: io::Result<ScopedJoinHandle<'_, _>>| match thread {
-                Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
-                Err(source) => {
-                    attempt.fail(Error::System { action: "start a thread", source });
-                    None
-                }
-            };
-            std::iter::once(first).chain(others.into_iter().map(join)).flatten().collect()
-        });
+        let mut attached = Vec::with_capacity(lanes.len());
+        for lanes in lanes.chunks(AT_ONCE) {
+            std::thread::scope(|scope| {
+                let start = |lane| {
+                    let thread = Builder::new().name("pf-attach".into()).spawn_scoped(scope, move || attach(lane));
+                    thread.map_err(|source| attempt.fail(Error::System { action: "start a thread", source })).ok()
+                };
+                let (first, others) = lanes.split_first().expect("one at least");
+                let others: Vec<_> = others.iter().map(|lane| start(*lane)).collect();
+                attached.extend(attach(*first));
+                let join = |thread: ScopedJoinHandle<'_, _>| thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+                attached.extend(others.into_iter().flatten().filter_map(join));
+            });
+        }
         if let Some(error) = attempt.into_error() {
             return Err(error);
         }
-        let round_trip = attached.iter().map(|(_, answered_in)| *answered_in).min().expect("a lane at least");
+        let round_trip = attached.iter().map(|(_, answered_in)| *answered_in).min().unwrap_or(Duration::MAX);
         Ok((attached.into_iter().map(|(stream, _)| stream).collect(), round_trip))
     }
 
     fn attach_one(&self, pump: &Pump, lane: Lane, generation: u32, attempt: &Attempt) -> Result<(Stream, Duration), Error> {
         let Self { session, token, .. } = *self;
+        attempt.check()?;
         let stream = self.route.connect(self.timeout)?;
         attempt.add(stream.control())?;
         let broken = |source| Error::System { action: "prepare a connection for pages", source };
@@ -92,9 +92,14 @@ struct AttemptState {
 }
 
 impl Attempt {
+    /// An error if the attempt has failed, which is known by another.
+    fn check(&self) -> Result<(), Error> {
+        if self.state().wrong.is_some() { Err(Error::Cancelled) } else { Ok(()) }
+    }
+
     /// One more, which ends with all others; an error if they have.
     fn add(&self, connection: StreamControl) -> Result<(), Error> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         if state.wrong.is_some() {
             return Err(Error::Cancelled);
         }
@@ -102,8 +107,12 @@ impl Attempt {
         Ok(())
     }
 
+    fn state(&self) -> MutexGuard<'_, AttemptState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn fail(&self, error: Error) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         state.wrong.get_or_insert(error);
         state.opened.drain(..).for_each(|connection| connection.shut_down());
     }
@@ -112,3 +121,6 @@ impl Attempt {
         self.state.into_inner().unwrap_or_else(PoisonError::into_inner).wrong
     }
 }
+
+/// Connections that are attached at a time: a receiver bounds those that have not said yet what they want.
+const AT_ONCE: usize = 8;

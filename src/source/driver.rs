@@ -28,7 +28,6 @@ use crate::page::{Codecs, Compression, DeltaCache, Encoder, EncoderSettings, Pag
 use crate::policy::{Decision, PostCopy};
 use crate::protocol::{ProtocolError, SourceEnd, SourceEvent, Timeouts};
 use crate::stats::{GuestOwner, Outcome, Report};
-use crate::sys::priority::Prompt;
 use crate::transport::{Route, Stream, StreamControl};
 use crate::units::ByteCount;
 use crate::wire::{Features, FrameWriter, Lane, Offer, SessionId, Token};
@@ -101,7 +100,6 @@ struct Granted {
 pub(super) fn run(migration: Migration<'_>, outgoing: Outgoing<'_>) -> Result<Completed, Box<Failure>> {
     let Migration { route, channels, compression, delta_cache, timeouts, steering, fleet, observer, at_pause } = migration;
     let Outgoing { guest, memory, tracker, kind, description } = outgoing;
-    let _prompt = Prompt::take();
     let mut report = Report::new();
     report.tracker = Some(tracker.kind().name().to_owned());
     let mut driver = Driver {

@@ -7,10 +7,13 @@ use std::time::{Duration, Instant};
 
 use crate::guest::{Guest, GuestError, RunShare};
 use crate::stats::ThrottleReport;
+use crate::sys::priority::Prompt;
 
 /// The source's grip on its guest.
 pub(super) struct Hold<'g> {
     guest: &'g mut dyn Guest,
+    /// The thread that drives the migration, which the guest's own threads may be started from.
+    prompt: Prompt,
     paused_at: Option<Instant>,
     released: bool,
     /// Time the guest stood still although it stayed here.
@@ -22,7 +25,7 @@ pub(super) struct Hold<'g> {
 
 impl<'g> Hold<'g> {
     pub(super) fn new(guest: &'g mut dyn Guest) -> Self {
-        Self { guest, paused_at: None, released: false, stalled: Duration::ZERO, throttled_at: None, throttle: None }
+        Self { guest, prompt: Prompt::take(), paused_at: None, released: false, stalled: Duration::ZERO, throttled_at: None, throttle: None }
     }
 
     /// Pauses the guest, if it is not paused.
@@ -41,7 +44,7 @@ impl<'g> Hold<'g> {
             return Ok(());
         }
         if let Some(since) = self.paused_at.take() {
-            self.guest.resume()?;
+            self.prompt.aside(|| self.guest.resume())?;
             self.stalled += since.elapsed();
         }
         Ok(())

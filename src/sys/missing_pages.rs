@@ -8,7 +8,9 @@
 //! - Closing the descriptor, or unregistering memory, wakes whoever waits for a page and hands it zeros. So **dropping
 //!   the value leaves the descriptor open**, whatever happened; only [`MissingPages::close`] closes it.
 //!
-//! The descriptor is opened for faults of kernel mode too: `read(2)` into guest memory and KVM itself fault from there.
+//! A descriptor for a guest that runs is opened for faults of kernel mode too: `read(2)` into guest memory and KVM itself
+//! fault from there. One for memory that is only filled ([`MissingPages::open_untouched`]) is not: there only a thread that
+//! touches a missing page waits, and a system call fails with EFAULT.
 //!
 //! <https://docs.kernel.org/admin-guide/mm/userfaultfd.html>,
 //! <https://man7.org/linux/man-pages/man2/ioctl_userfaultfd.2.html>
@@ -79,13 +81,12 @@ impl MissingPages {
         if kinds.huge {
             features |= MISSING_HUGETLBFS;
         }
-        Self::with_features(open_descriptor()?, features)
+        Self::with_features(open_descriptor(0)?, features)
     }
 
-    /// The same for private memory that nobody touches until it is whole: there is nothing to be told, and no privilege is
-    /// needed.
+    /// The same for private memory that nobody touches until it is whole: nothing is told of it, and no privilege is needed.
     pub(crate) fn open_untouched() -> io::Result<Self> {
-        Self::with_features(descriptor(libc::O_CLOEXEC | USER_MODE_ONLY)?, 0)
+        Self::with_features(open_descriptor(USER_MODE_ONLY)?, 0)
     }
 
     fn with_features(fd: OwnedFd, features: u64) -> io::Result<Self> {
@@ -216,29 +217,25 @@ fn outcome(result: io::Result<()>, filled: i64, length: usize) -> Result<usize, 
 }
 
 /// The system call where it is allowed, otherwise the device, which is a matter of file permissions.
-fn open_descriptor() -> io::Result<OwnedFd> {
-    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
-    descriptor(flags).or_else(|refused| {
-        let Ok(device) = OpenOptions::new().read(true).write(true).open("/dev/userfaultfd") else { return Err(refused) };
-        // SAFETY: makes a descriptor from flags.
-        let fd = unsafe { libc::ioctl(device.as_raw_fd(), USERFAULTFD_IOC_NEW, flags) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: new, and nobody else's.
-        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-    })
-}
-
-/// The system call.
-fn descriptor(flags: libc::c_int) -> io::Result<OwnedFd> {
+fn open_descriptor(flags: libc::c_int) -> io::Result<OwnedFd> {
+    let flags = flags | libc::O_CLOEXEC | libc::O_NONBLOCK;
     // SAFETY: makes a descriptor from flags.
     let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
-    match libc::c_int::try_from(fd) {
-        // SAFETY: new, and nobody else's.
-        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-        _ => Err(io::Error::last_os_error()),
-    }
+    let fd = match libc::c_int::try_from(fd) {
+        Ok(fd) if fd >= 0 => fd,
+        _ => {
+            let refused = io::Error::last_os_error();
+            let Ok(device) = OpenOptions::new().read(true).write(true).open("/dev/userfaultfd") else { return Err(refused) };
+            // SAFETY: makes a descriptor from flags.
+            let fd = unsafe { libc::ioctl(device.as_raw_fd(), USERFAULTFD_IOC_NEW, flags) };
+            if fd < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            fd
+        }
+    };
+    // SAFETY: new, and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 // include/uapi/linux/userfaultfd.h

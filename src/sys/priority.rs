@@ -32,29 +32,41 @@ pub(crate) fn lower() {
 /// Has the calling thread, which does little at a time, run soon after it is woken: before those that run for longer. Threads
 /// that it starts are ordinary ones again.
 pub(crate) fn be_prompt() {
-    // Whoever started the process put it before others; and the threads that this one starts, which would lose that.
+    // A negative nice value was given on purpose, and threads that this one starts would lose it.
     if nice() >= 0 {
         schedule(nice(), MOMENT, libc::SCHED_FLAG_RESET_ON_FORK);
     }
 }
 
-/// The same for a thread of someone else's, as long as this lives there. Threads that it starts meanwhile stay like that.
+/// The same for a thread of someone else's, as long as this lives there. Threads that it starts meanwhile stay like that,
+/// unless it starts them [aside](Prompt::aside).
 #[derive(Debug)]
 pub(crate) struct Prompt {
+    /// The slice that the thread had.
+    before: Duration,
     _of_this_thread: PhantomData<*const ()>,
 }
 
 impl Prompt {
     /// Begins.
     pub(crate) fn take() -> Self {
+        let before = slice();
         schedule(nice(), MOMENT, 0);
-        Self { _of_this_thread: PhantomData }
+        Self { before, _of_this_thread: PhantomData }
+    }
+
+    /// Does `work` as the thread that this was before.
+    pub(crate) fn aside<T>(&self, work: impl FnOnce() -> T) -> T {
+        schedule(nice(), self.before, 0);
+        let done = work();
+        schedule(nice(), MOMENT, 0);
+        done
     }
 }
 
 impl Drop for Prompt {
     fn drop(&mut self) {
-        schedule(nice(), Duration::ZERO, 0);
+        schedule(nice(), self.before, 0);
     }
 }
 
@@ -116,6 +128,24 @@ fn nice() -> i32 {
     unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) }
 }
 
+/// The calling thread's slice; zero where the kernel does not know (before Linux 6.12).
+fn slice() -> Duration {
+    let size = u32::try_from(size_of::<libc::sched_attr>()).expect("a small struct");
+    let mut attributes = libc::sched_attr {
+        size,
+        sched_policy: 0,
+        sched_flags: 0,
+        sched_nice: 0,
+        sched_priority: 0,
+        sched_runtime: 0,
+        sched_deadline: 0,
+        sched_period: 0,
+    };
+    // SAFETY: the kernel writes this thread's attributes, as many bytes as it is told there are.
+    let result = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, size, 0) };
+    if result == 0 { Duration::from_nanos(attributes.sched_runtime) } else { Duration::ZERO }
+}
+
 /// Whether the calling thread has this nice value now.
 fn set_nice(nice: i32) -> bool {
     // SAFETY: takes three integers and touches no memory; 0 is the calling thread.
@@ -144,42 +174,26 @@ mod tests {
         assert_eq!(nice(), before);
     }
 
-    /// The calling thread's slice, which kernels before 6.12 do not know.
-    fn slice() -> Option<Duration> {
-        let size = u32::try_from(size_of::<libc::sched_attr>()).unwrap();
-        let mut attributes = libc::sched_attr {
-            size,
-            sched_policy: 0,
-            sched_flags: 0,
-            sched_nice: 0,
-            sched_priority: 0,
-            sched_runtime: 0,
-            sched_deadline: 0,
-            sched_period: 0,
-        };
-        // SAFETY: the kernel writes this thread's attributes, as many bytes as it is told there are.
-        let result = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, size, 0) };
-        assert_eq!(result, 0);
-        (attributes.sched_runtime != 0).then(|| Duration::from_nanos(attributes.sched_runtime))
-    }
-
     #[test]
     fn a_prompt_thread_starts_ordinary_ones_and_a_borrowed_one_becomes_what_it_was() {
-        let Some(ordinary) = slice() else {
+        let ordinary = slice();
+        if ordinary.is_zero() {
             eprintln!("skipped: this kernel has no slices of threads' own");
             return;
-        };
+        }
         let there = std::thread::spawn(|| {
             be_prompt();
             (slice(), std::thread::spawn(slice).join().unwrap())
         });
         // Whoever runs this before others keeps that.
         let expected = if nice() < 0 { ordinary } else { MOMENT };
-        assert_eq!(there.join().unwrap(), (Some(expected), Some(ordinary)));
+        assert_eq!(there.join().unwrap(), (expected, ordinary));
+        let own = Duration::from_millis(7);
+        schedule(nice(), own, 0);
         let prompt = Prompt::take();
-        assert_eq!(slice(), Some(MOMENT));
+        assert_eq!((slice(), prompt.aside(|| std::thread::spawn(slice).join().unwrap()), slice()), (MOMENT, own, MOMENT));
         drop(prompt);
-        assert_eq!(slice(), Some(ordinary));
+        assert_eq!(slice(), own);
     }
 
     #[test]

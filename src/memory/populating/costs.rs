@@ -51,7 +51,7 @@ impl Costs {
         self.spent = 0.0;
     }
 
-    /// `part` of an extent was given memory.
+    /// `part` of an extent was given memory, or as many extents.
     pub(super) fn learn(&mut self, size: Size, part: f64, took: Duration) {
         let took = took.as_secs_f64();
         self.spent += took;
@@ -61,7 +61,7 @@ impl Costs {
         };
         let whole = took / part;
         tracing::trace!(?size, whole, ?known, "populated");
-        *known = Some(known.map_or(whole, |known| known + (whole.min(known.max(FREE) * OUTLIER) - known) * WEIGHT * part.sqrt()));
+        *known = Some(known.map_or(whole, |known| known + (whole.min(known.max(FREE) * OUTLIER) - known) * (1.0 - (1.0 - WEIGHT).powf(part))));
     }
 }
 
@@ -124,6 +124,16 @@ mod tests {
         assert!((10..40).contains(&mostly_small), "{mostly_small} of 1000 in huge pages, which are dearer");
         let mostly_huge = huge_of(&mut costs(8, 2), 1000, (8, 2));
         assert!((940..1000).contains(&mostly_huge), "{mostly_huge} of 1000 in huge pages, which are cheaper");
+    }
+
+    #[test]
+    fn however_much_is_measured_at_once_an_estimate_stays_between_the_old_and_the_new() {
+        for (part, took) in [(2.0, Duration::ZERO), (2.0, MS), (16.0, MS), (0.01, MS)] {
+            let mut costs = costs(8, 2);
+            costs.learn(Size::Small, part, took);
+            let (new, small) = (took.as_secs_f64() / part, costs.small.unwrap());
+            assert!((new.min(8e-3)..=new.max(8e-3)).contains(&small), "{small} after {part} extents in {took:?}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Populating a small page means two passes of the kernel over it, one to clear it and one to look whether that worked,
 //! and a third pass fills it. `UFFDIO_COPY` takes a page that is filled already and puts it in its place in one. The
-//! memory must be registered for that, and then whoever touches a missing page of it waits. So only
+//! memory must be registered for that, and then a thread that touches a missing page of it waits. So only
 //! [`Placement`](crate::memory::Placement) touches it, which knows what it has installed, until the registration is
 //! [ended](Installer::end).
 //!
@@ -16,7 +16,7 @@ use crate::sys::missing_pages::{MissingPages, NotFilled, PageKind};
 /// Installs pages in memory of this process.
 #[derive(Debug)]
 pub(super) struct Installer {
-    /// Until this goes.
+    /// Taken on drop only.
     pages: Option<MissingPages>,
 }
 
@@ -35,26 +35,31 @@ impl Installer {
     pub(super) fn begin(&self, range: &Range<usize>) -> bool {
         // SAFETY: no reference to guest memory claims anything about its contents (see the module's head).
         let registered = unsafe { self.pages().register(range, PageKind::Small) };
-        registered.inspect_err(|error| tracing::debug!(%error, "not to be installed")).is_ok()
+        if let Err(error) = &registered {
+            tracing::debug!(%error, "not to be installed");
+            // A part of it may be registered, unless it is someone else's.
+            if error.raw_os_error() != Some(libc::EBUSY) {
+                self.end(range);
+            }
+        }
+        registered.is_ok()
     }
 
-    /// Installs whole pages from address `to` on. How many bytes of them: fewer when one is there already, or will not be
-    /// installed for another reason; that one is not waited for from now on, and can be written to.
-    pub(super) fn install(&self, to: usize, mut pages: &[u8]) -> usize {
-        let whole = pages.len();
-        while !pages.is_empty() {
-            let at = to + whole - pages.len();
-            match self.pages().copy(at, pages) {
-                Ok(installed) => pages = &pages[installed..],
+    /// Installs whole pages from address `to` on. How many bytes of them: fewer when one is there already. `None` when the
+    /// kernel would not: some may be installed then, and the rest is to be waited for as long as it is registered.
+    pub(super) fn install(&self, to: usize, pages: &[u8]) -> Option<usize> {
+        let mut installed = 0;
+        while installed < pages.len() {
+            match self.pages().copy(to + installed, &pages[installed..]) {
+                Ok(bytes) => installed += bytes,
                 Err(NotFilled::Present) => break,
                 Err(reason) => {
                     tracing::debug!(?reason, "not installed");
-                    self.end(&(at..at + pages.len()));
-                    break;
+                    return None;
                 }
             }
         }
-        whole - pages.len()
+        Some(installed)
     }
 
     /// Nothing of `range` is waited for any more.
@@ -71,7 +76,7 @@ impl Installer {
 
 impl Drop for Installer {
     fn drop(&mut self) {
-        // Nobody waits: what touches this memory has ended, or memory of it is registered no more.
+        // Nobody waits: sessions hold this until they have ended what is registered of their memory.
         if let Some(pages) = self.pages.take() {
             pages.close();
         }

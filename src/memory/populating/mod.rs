@@ -25,7 +25,7 @@ mod tests;
 use std::io;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, Once, OnceLock, PoisonError};
 
 use self::costs::{Costs, Size, timed};
@@ -34,6 +34,7 @@ use super::guest_memory::HUGE_PAGE_SIZE;
 use super::layout::MemoryLayout;
 use super::sink::page_runs;
 use super::{Backing, GuestMemory, Staging};
+use crate::bitmap::bits;
 use crate::sys::huge;
 use crate::units::{CHUNK_PAGES, CHUNK_SIZE, ChunkIndex, PAGE_SIZE};
 
@@ -44,6 +45,8 @@ use crate::units::{CHUNK_PAGES, CHUNK_SIZE, ChunkIndex, PAGE_SIZE};
 pub(super) struct Extents {
     extents: Box<[Extent]>,
     advised: Once,
+    /// Of extents whose pages are installed, at most.
+    stretches: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -56,7 +59,7 @@ struct Extent {
 /// How the pages of an extent get memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Supply {
-    /// By faults, or chunk by chunk, each before it is filled.
+    /// By faults, or chunk by chunk, each before it is filled; also what is left when the supply has ended.
     Small,
     /// All at once, before any is filled.
     Huge,
@@ -69,7 +72,7 @@ impl Extents {
     pub(super) fn new(layout: &MemoryLayout) -> Self {
         // Regions begin at a chunk, not at an extent, so each may have one more than its share.
         let extents = (layout.chunks() as usize).div_ceil(EXTENT_CHUNKS) + layout.regions().len();
-        Self { extents: (0..extents).map(|_| Extent::default()).collect(), advised: Once::new() }
+        Self { extents: (0..extents).map(|_| Extent::default()).collect(), advised: Once::new(), stretches: AtomicUsize::new(0) }
     }
 
     /// The index of the extent of region number `region`, which begins at chunk `first`, that holds its byte `offset`.
@@ -87,6 +90,14 @@ impl Extents {
         };
         let two = |beside: [Option<usize>; 2]| beside.map(dense).iter().sum::<usize>() > EXTENT_CHUNKS;
         two([index.checked_sub(1), index.checked_sub(2)]) || two([index.checked_add(1), index.checked_add(2)])
+    }
+}
+
+impl Extents {
+    /// Whether the pages of the extent before `index`, or of the one after it, are installed.
+    fn is_beside_installed(&self, index: usize) -> bool {
+        let beside = [index.checked_sub(1), index.checked_add(1)].into_iter().flatten().filter_map(|index| self.extents.get(index));
+        beside.into_iter().any(|extent| extent.supply.get() == Some(&Supply::Installed))
     }
 }
 
@@ -111,9 +122,7 @@ impl GuestMemory {
                     return Supply::Huge;
                 }
             }
-            let start = start.addr().get();
-            let installed = by.installer.is_some_and(|installer| installer.begin(&(start..start + HUGE_PAGE_SIZE)));
-            if installed { Supply::Installed } else { Supply::Small }
+            if self.begin_to_install(extent_range(start), index, by) { Supply::Installed } else { Supply::Small }
         });
         if dense && supply == Supply::Small {
             by.measure_small(chunk, 1.0 / EXTENT_CHUNKS as f64, || self.populate(chunk));
@@ -121,15 +130,33 @@ impl GuestMemory {
         supply
     }
 
-    /// Puts memory under all of `chunk`. A host that does not know how (before Linux 5.14) leaves it to the faults.
-    pub(super) fn populate(&self, chunk: ChunkIndex) {
+    /// Puts memory under all of `chunk`; says whether. A host that does not know how (before Linux 5.14) leaves it to the
+    /// faults.
+    pub(super) fn populate(&self, chunk: ChunkIndex) -> bool {
         let (host, pages) = self.locate(chunk);
-        let _ = populate(host, pages as usize * PAGE_SIZE);
+        populate(host, pages as usize * PAGE_SIZE).is_ok()
+    }
+
+    /// Registers an extent to have its pages installed, if that can be.
+    fn begin_to_install(&self, range: Range<usize>, index: usize, by: Supplier<'_>) -> bool {
+        let Some(installer) = by.installer else { return false };
+        // Each stretch of such extents is a mapping of its own, of which a process may have 65 530.
+        let extents = self.extents();
+        let begins_stretch = !extents.is_beside_installed(index);
+        // Relaxed: a bound that may be exceeded by as many as decide at the same time.
+        if begins_stretch && by.stretches.load(Ordering::Relaxed) >= MAX_STRETCHES || !installer.begin(&range) {
+            return false;
+        }
+        if begins_stretch {
+            by.stretches.fetch_add(1, Ordering::Relaxed);
+            extents.stretches.fetch_add(1, Ordering::Relaxed);
+        }
+        true
     }
 
     /// Puts the pages of `mask`, which are held in `staging` and have never come before, in their places in an extent whose
-    /// pages are [installed](Supply::Installed).
-    pub(super) fn install(&self, chunk: ChunkIndex, mask: u64, staging: &Staging, by: Supplier<'_>) {
+    /// pages are [installed](Supply::Installed). Says whether that goes on: if not, its pages can be written to.
+    pub(super) fn install(&self, chunk: ChunkIndex, mask: u64, staging: &Staging, by: Supplier<'_>) -> bool {
         let (host, pages) = self.locate(chunk);
         assert!(pages == 64 || mask >> pages == 0, "a page past the end of the chunk");
         let installer = by.installer.expect("who begins to install goes on");
@@ -138,17 +165,23 @@ impl GuestMemory {
         by.measure_small(chunk, part, || {
             for mut run in page_runs(mask) {
                 while !run.is_empty() {
-                    let left = staging.pages(run.start, run.end - run.start);
                     // Within the chunk, by the assertion above.
-                    let installed = installer.install(host.addr().get() + run.start as usize * PAGE_SIZE, left);
+                    let to = host.addr().get() + run.start as usize * PAGE_SIZE;
+                    let Some(installed) = installer.install(to, staging.pages(run.start, run.end - run.start)) else {
+                        let (_, start, _) = self.extent_of(chunk).expect("it is installed");
+                        installer.end(&extent_range(start));
+                        bits(mask).for_each(|bit| self.chunk(chunk).copy_in(bit, staging.page(bit)));
+                        return false;
+                    };
                     run.start += u32::try_from(installed / PAGE_SIZE).expect("pages of a chunk");
-                    // The next one is there already, or cannot be installed.
+                    // The next one is there already.
                     if let Some(bit) = run.next() {
                         self.chunk(chunk).copy_in(bit, staging.page(bit));
                     }
                 }
             }
-        });
+            true
+        })
     }
 
     /// Calls `each` with every stretch of extents whose pages are installed; none is decided upon after this.
@@ -170,7 +203,7 @@ impl GuestMemory {
         }
     }
 
-    /// Advises against huge pages but for those asked for one by one: so all of a region stays one mapping.
+    /// Advises against huge pages but for those asked for one by one: so they are no mappings of their own.
     fn want_small_pages(&self) {
         for region in self.regions().iter().filter(|region| region.is_own() && region.backing() == Backing::Anonymous) {
             let _ = advise(region.host(), region.len(), libc::MADV_NOHUGEPAGE);
@@ -200,17 +233,19 @@ pub(crate) struct HostSupply {
     /// Of huge pages and of small ones, if huge ones come on request.
     costs: Option<Mutex<Costs>>,
     installer: Option<Installer>,
+    /// Of extents whose pages are installed, in all guests, at most.
+    stretches: AtomicUsize,
 }
 
 impl HostSupply {
     /// Of this host.
     pub(crate) fn of_this_host() -> Self {
-        Self { costs: huge::on_request().then(Mutex::default), installer: Installer::on_this_host() }
+        Self { costs: huge::on_request().then(Mutex::default), installer: Installer::on_this_host(), stretches: AtomicUsize::new(0) }
     }
 
     /// For memory that stays whole.
     pub(crate) fn with_huge_pages(&self) -> Supplier<'_> {
-        Supplier { costs: self.costs.as_ref(), installer: self.installer.as_ref() }
+        Supplier { costs: self.costs.as_ref(), installer: self.installer.as_ref(), stretches: &self.stretches }
     }
 
     /// For memory of which pages are taken out again one by one, as post-copy does.
@@ -223,6 +258,7 @@ impl HostSupply {
     pub(crate) fn end(&self, memory: &GuestMemory) {
         if let Some(installer) = &self.installer {
             memory.for_each_installed(|range| installer.end(range));
+            self.stretches.fetch_sub(memory.extents().stretches.swap(0, Ordering::Relaxed), Ordering::Relaxed);
         }
     }
 }
@@ -232,18 +268,18 @@ impl HostSupply {
 pub(crate) struct Supplier<'h> {
     costs: Option<&'h Mutex<Costs>>,
     installer: Option<&'h Installer>,
+    stretches: &'h AtomicUsize,
 }
 
 impl Supplier<'_> {
-    /// `part` of an extent is given memory by `work`, in small pages.
-    fn measure_small(&self, chunk: ChunkIndex, part: f64, work: impl FnOnce()) {
-        match self.costs.filter(|_| is_sample(chunk)) {
-            Some(costs) => {
-                let ((), took) = timed(work);
-                lock(costs).learn(Size::Small, f64::from(SAMPLE_EVERY) * part, took * SAMPLE_EVERY);
-            }
-            None => work(),
+    /// `part` of an extent is given memory by `work`, in small pages, which counts if it says so.
+    fn measure_small(&self, chunk: ChunkIndex, part: f64, work: impl FnOnce() -> bool) -> bool {
+        let Some(costs) = self.costs.filter(|_| is_sample(chunk)) else { return work() };
+        let (done, took) = timed(work);
+        if done {
+            lock(costs).learn(Size::Small, f64::from(SAMPLE_EVERY) * part, took * SAMPLE_EVERY);
         }
+        done
     }
 }
 
@@ -279,6 +315,11 @@ fn advise(start: NonNull<u8>, bytes: usize, advice: libc::c_int) -> io::Result<(
     if unsafe { libc::madvise(start.as_ptr().cast(), bytes, advice) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// The extent that begins at `start`.
+fn extent_range(start: NonNull<u8>) -> Range<usize> {
+    start.addr().get()..start.addr().get() + HUGE_PAGE_SIZE
+}
+
 /// Whether a chunk populated by itself stands for all: each place in an extent does as often as the others, because the
 /// first of an extent brings a page table with it.
 fn is_sample(chunk: ChunkIndex) -> bool {
@@ -290,3 +331,5 @@ fn is_sample(chunk: ChunkIndex) -> bool {
 const SAMPLE_EVERY: u32 = 16;
 /// Chunks of an extent.
 const EXTENT_CHUNKS: usize = HUGE_PAGE_SIZE / CHUNK_SIZE;
+/// Stretches of extents whose pages are installed that a receiver has at a time.
+const MAX_STRETCHES: usize = 4096;

@@ -16,7 +16,7 @@ impl Installer {
         match self.0 {}
     }
 
-    pub(super) fn install(&self, _to: usize, _pages: &[u8]) -> usize {
+    pub(super) fn install(&self, _to: usize, _pages: &[u8]) -> Option<usize> {
         match self.0 {}
     }
 

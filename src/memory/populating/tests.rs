@@ -12,13 +12,15 @@ fn allocate() -> GuestMemory {
 
 /// Only the huge pages of this host, if it has any for a guest and gives them on request only.
 fn huge_pages() -> Option<HostSupply> {
-    let (memory, host) = (allocate(), HostSupply { installer: None, ..HostSupply::of_this_host() });
+    let (memory, mut host) = (allocate(), HostSupply { installer: None, ..HostSupply::of_this_host() });
     let probe = host.costs.as_ref().zip(memory.extent_of(ChunkIndex(0)));
     if !probe.is_some_and(|(costs, (_, start, _))| populate_huge(start, costs) && huge_bytes(&memory) == HUGE_PAGE_SIZE) {
         eprintln!("skipped: no huge page at hand on request, or mappings are not aligned to them");
         return None;
     }
-    Some(HostSupply { costs: host.costs.map(|_| Mutex::default()), installer: None })
+    // What it has learned from the probe it is not to know.
+    host.costs = Some(Mutex::default());
+    Some(host)
 }
 
 /// Only what installs pages, if this host lets it.
@@ -180,6 +182,45 @@ fn once_it_has_ended_memory_can_be_touched_by_all_and_filled_as_before() {
     let mut registered = Vec::new();
     memory.for_each_installed(|range| registered.push(range.len() / HUGE_PAGE_SIZE));
     assert_eq!(registered, [2, 1], "two extents side by side, and one");
+}
+
+#[test]
+fn what_cannot_be_installed_is_written() {
+    let Some(host) = installer() else { return };
+    let (memory, chunk) = (allocate(), ChunkIndex(9));
+    let mut placement = memory.placement().supplied_by(host.with_small_pages());
+    let mut fill = |mask: u64, word| {
+        placement.begin(chunk, mask);
+        bits(mask).for_each(|bit| placement.write_uniform(chunk, bit, word));
+        placement.end(chunk);
+    };
+    fill(0b11, 1);
+    // As if the kernel would not any more.
+    memory.for_each_installed(|range| host.installer.as_ref().unwrap().end(range));
+    fill(0b1110, 2);
+    let words = || (0..5).map(|bit| memory.chunk(chunk).load_word(bit, 511)).collect::<Vec<_>>();
+    assert_eq!(words(), [1, 2, 2, 2, 0]);
+    fill(0b1_0001, 3);
+    assert_eq!(words(), [3, 2, 2, 2, 3]);
+}
+
+#[test]
+fn a_peer_that_scatters_pages_does_not_use_up_the_mappings_of_a_process() {
+    let Some(host) = installer() else { return };
+    let memory = allocate();
+    let by = host.with_small_pages();
+    // Two extents side by side are one stretch, whichever comes first.
+    for (extent, stretches) in [(0, 1), (2, 2), (1, 2), (7, 3)] {
+        assert_eq!(memory.supply(ChunkIndex(extent * 8), false, Some(by)), Supply::Installed);
+        assert_eq!(host.stretches.load(Ordering::Relaxed), stretches, "extent {extent}");
+    }
+    host.stretches.fetch_add(MAX_STRETCHES - 3, Ordering::Relaxed);
+    assert_eq!(memory.supply(ChunkIndex(5 * 8), false, Some(by)), Supply::Small, "a stretch too many");
+    assert_eq!(memory.supply(ChunkIndex(6 * 8), false, Some(by)), Supply::Installed, "beside one");
+    host.end(&memory);
+    assert_eq!(host.stretches.load(Ordering::Relaxed), MAX_STRETCHES - 3);
+    host.end(&memory);
+    assert_eq!(host.stretches.load(Ordering::Relaxed), MAX_STRETCHES - 3, "counted once");
 }
 
 #[test]
