@@ -91,9 +91,7 @@ impl Extents {
         let two = |beside: [Option<usize>; 2]| beside.map(dense).iter().sum::<usize>() > EXTENT_CHUNKS;
         two([index.checked_sub(1), index.checked_sub(2)]) || two([index.checked_add(1), index.checked_add(2)])
     }
-}
 
-impl Extents {
     /// Whether the pages of the extent before `index`, or of the one after it, are installed.
     fn is_beside_installed(&self, index: usize) -> bool {
         let beside = [index.checked_sub(1), index.checked_add(1)].into_iter().flatten().filter_map(|index| self.extents.get(index));
