@@ -1,17 +1,19 @@
 //! The control connection: messages over a byte stream.
 //!
-//! One thread reads and hands messages over; whoever owns the state machine writes. Both ends use it.
+//! The thread that owns the state machine reads and writes, and listens for a bell of its own beside the peer. Both ends
+//! use it.
 #![forbid(unsafe_code)]
 
+mod bell;
+
 use std::io::{ErrorKind, Read, Write};
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, bounded, never};
-
+pub(crate) use self::bell::Bell;
+use self::bell::Woken;
 use crate::error::Error;
-use crate::sys::priority;
-use crate::transport::{Deadline, Stream, StreamControl, TransportError};
+use crate::transport::{Deadline, Stream, TransportError};
 use crate::wire::{Message, WireError, decode_message};
 
 /// Writes messages.
@@ -42,21 +44,13 @@ impl MessageWriter {
 pub(crate) struct MessageReader {
     stream: Stream,
     buffer: Vec<u8>,
+    /// Whether to look for more before waiting for it: an encrypted stream may have read on.
+    has_more: bool,
 }
 
 impl MessageReader {
     pub(crate) fn new(stream: Stream) -> Self {
-        Self { stream, buffer: Vec::new() }
-    }
-
-    /// The next message, with some more bytes if need be; none if it is not whole then.
-    fn advance(&mut self) -> Result<Option<Message>, Error> {
-        let message = self.take()?;
-        if message.is_some() {
-            return Ok(message);
-        }
-        self.fill()?;
-        self.take()
+        Self { stream, buffer: Vec::new(), has_more: true }
     }
 
     /// The next message, if all of it was read.
@@ -103,14 +97,32 @@ impl MessageReader {
         self.stream.set_read_timeout(timeout).map_err(|source| broken(CONTROL, source))
     }
 
+    /// Reads some more, once there is any.
     fn fill(&mut self) -> Result<(), Error> {
+        self.fill_with(Stream::read)
+    }
+
+    /// Reads what has come; whether there was any.
+    fn fill_at_once(&mut self) -> Result<bool, Error> {
+        match self.fill_with(Stream::read_at_once) {
+            Ok(()) => Ok(true),
+            Err(error) if is_timeout(&error) => {
+                self.has_more = false;
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn fill_with(&mut self, read: impl Fn(&mut Stream, &mut [u8]) -> std::io::Result<usize>) -> Result<(), Error> {
         let mut piece = [0; 16 << 10];
         loop {
-            match self.stream.read(&mut piece) {
+            match read(&mut self.stream, &mut piece) {
                 Ok(0) => return Err(TransportError::Closed { lane: CONTROL.to_owned() }.into()),
                 Ok(read) => {
                     // Bounded: `decode_message` refuses a length over its kind's limit once the header is there.
                     self.buffer.extend_from_slice(&piece[..read]);
+                    self.has_more = read == piece.len() || self.stream.is_encrypted();
                     return Ok(());
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -120,41 +132,31 @@ impl MessageReader {
     }
 }
 
-/// What the reading thread hands over: messages, nothing for bytes of one that is not whole yet, and at the end exactly
-/// one error.
-pub(crate) type Inbound = Result<Option<Message>, Error>;
+/// What came of listening.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Heard {
+    /// This.
+    Message(Message),
+    /// Bytes of a message that is not whole yet.
+    Part,
+    /// The bell.
+    Bell,
+    /// Nothing, for as long as it was listened.
+    Nothing,
+}
 
-/// A control connection in use: messages go out from here, and come in on a thread of their own.
+/// A control connection in use, written to and read by one thread.
 #[derive(Debug)]
 pub(crate) struct Connection {
     /// Until writing failed. What the peer had said before may still come in.
     writer: Option<MessageWriter>,
-    inbound: Receiver<Inbound>,
-    control: StreamControl,
-    reader: Option<JoinHandle<()>>,
+    reader: MessageReader,
 }
 
 impl Connection {
     /// Takes over a connection, of which `reader` may have read some already.
-    pub(crate) fn new(mut reader: MessageReader) -> Result<Self, Error> {
-        // Bounded: a flood of messages, which may be large, waits in the socket. The reader drops its end after an error, or ends when this
-        // end is dropped.
-        let (to, inbound) = bounded(4);
-        let (writer, control) = (Some(reader.writer()), reader.stream.control());
-        let reader = std::thread::Builder::new()
-            .name("pf-control-read".into())
-            .spawn(move || {
-                priority::be_prompt();
-                loop {
-                    let next = reader.advance();
-                    let ended = next.is_err();
-                    if to.send(next).is_err() || ended {
-                        break;
-                    }
-                }
-            })
-            .map_err(|source| Error::System { action: "start a thread", source })?;
-        Ok(Self { writer, inbound, control, reader: Some(reader) })
+    pub(crate) fn new(reader: MessageReader) -> Self {
+        Self { writer: Some(reader.writer()), reader }
     }
 
     /// Sends one message, now, unless that has failed before. A failure is not the end: that comes from the other
@@ -166,21 +168,42 @@ impl Connection {
         }
     }
 
-    /// What comes in.
-    pub(crate) fn inbound(&self) -> &Receiver<Inbound> {
-        &self.inbound
+    /// Waits for the next message, or for the bell, for `patience` at most. What the peer has said already comes first.
+    pub(crate) fn listen(&mut self, bell: &Bell, patience: Duration) -> Result<Heard, Error> {
+        let until = Instant::now().checked_add(patience);
+        loop {
+            if let Some(message) = self.reader.take()? {
+                return Ok(Heard::Message(message));
+            }
+            if self.reader.has_more && self.reader.fill_at_once()? {
+                return Ok(self.reader.take()?.map_or(Heard::Part, Heard::Message));
+            }
+            let left = until.map_or(patience, |until| until.saturating_duration_since(Instant::now()));
+            match bell.wait(Some(self.reader.stream.as_fd()), left)? {
+                Woken::Beside => self.reader.has_more = true,
+                Woken::Bell => return Ok(Heard::Bell),
+                Woken::Late => return Ok(Heard::Nothing),
+            }
+        }
+    }
+
+    /// The same where there may be no connection: then only the bell is listened for.
+    pub(crate) fn listen_on(connection: Option<&mut Self>, bell: &Bell, patience: Duration) -> Result<Heard, Error> {
+        match connection {
+            Some(connection) => connection.listen(bell, patience),
+            None => Ok(if bell.wait(None, patience)? == Woken::Late { Heard::Nothing } else { Heard::Bell }),
+        }
+    }
+
+    /// The next message, whole within `timeout`.
+    pub(crate) fn next_within(&mut self, timeout: Duration) -> Result<Message, Error> {
+        self.reader.next_within(timeout)
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.control.shut_down();
-        // Lets a reader that waits for room go.
-        self.inbound = never();
-        if let Some(reader) = self.reader.take() {
-            // A panic there was reported by the panic hook.
-            let _ = reader.join();
-        }
+        self.reader.stream.control().shut_down();
     }
 }
 
@@ -203,23 +226,41 @@ const KEPT_BYTES: usize = 128 << 10;
 mod tests {
     use super::*;
 
+    const SOON: Duration = Duration::from_secs(10);
+
     #[test]
     fn messages_come_whole_and_once_however_their_bytes_do() {
         let (near, mut far) = Stream::pair().unwrap();
-        let connection = Connection::new(MessageReader::new(near)).unwrap();
+        let (mut connection, bell) = (Connection::new(MessageReader::new(near)), Bell::new().unwrap());
         let mut two = Vec::new();
         [Message::Ping, Message::Ready].iter().for_each(|message| message.encode(&mut two).unwrap());
-        let next = || connection.inbound().recv_timeout(Duration::from_secs(10)).unwrap().unwrap();
+        let mut next = |patience| connection.listen(&bell, patience);
         far.write_all(&two).unwrap();
-        assert_eq!([next(), next()], [Some(Message::Ping), Some(Message::Ready)]);
+        assert_eq!(next(SOON).unwrap(), Heard::Message(Message::Ping));
+        assert_eq!(next(SOON).unwrap(), Heard::Message(Message::Ready), "which nothing more is read for");
         let (some, rest) = two.split_at(two.len() - 1);
         far.write_all(some).unwrap();
-        assert_eq!(next(), Some(Message::Ping));
-        assert!(connection.inbound().recv_timeout(Duration::from_millis(20)).is_err(), "the other is not whole");
+        assert_eq!(next(SOON).unwrap(), Heard::Message(Message::Ping));
+        assert_eq!(next(Duration::from_millis(20)).unwrap(), Heard::Nothing, "the other is not whole");
         far.write_all(rest).unwrap();
-        assert_eq!(next(), Some(Message::Ready));
+        assert_eq!(next(SOON).unwrap(), Heard::Message(Message::Ready));
+        far.write_all(&two[..1]).unwrap();
+        assert_eq!(next(SOON).unwrap(), Heard::Part, "a sign of life");
         drop(far);
-        assert!(connection.inbound().recv_timeout(Duration::from_secs(10)).unwrap().is_err());
+        assert!(next(SOON).is_err());
+        assert!(next(SOON).is_err(), "and it stays so");
+    }
+
+    #[test]
+    fn the_bell_is_heard_after_what_the_peer_has_said() {
+        let (near, mut far) = Stream::pair().unwrap();
+        let (mut connection, bell) = (Connection::new(MessageReader::new(near)), Bell::new().unwrap());
+        let mut ping = Vec::new();
+        Message::Ping.encode(&mut ping).unwrap();
+        far.write_all(&ping).unwrap();
+        bell.ring();
+        let mut next = || connection.listen(&bell, Duration::from_millis(20)).unwrap();
+        assert_eq!([next(), next(), next()], [Heard::Message(Message::Ping), Heard::Bell, Heard::Nothing]);
     }
 
     #[test]

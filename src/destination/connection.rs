@@ -1,7 +1,7 @@
 //! What the first message of a connection makes of it.
 
 use std::io::ErrorKind;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::bulk;
 use super::door::TurnedAway;
@@ -107,7 +107,7 @@ fn resume(hub: &Hub, mut reader: MessageReader, claim: &Claim) -> Result<(), Err
     if !shared.is_of(claim) {
         return told(&mut writer, Resumption::Refused).map(drop);
     }
-    let mut connection = Some(Connection::new(reader)?);
+    let mut connection = Some(Connection::new(reader));
     let resumption = shared.feed(|machine| {
         let resumption = machine.resume(Instant::now(), claim.token);
         if let Resumption::Accepted { generation } = resumption {
@@ -116,7 +116,7 @@ fn resume(hub: &Hub, mut reader: MessageReader, claim: &Claim) -> Result<(), Err
         resumption
     });
     let is_complete = told(&mut writer, resumption)?;
-    if is_complete && connection.is_some_and(|connection| says_released(&connection, handshake)) {
+    if is_complete && matches!(connection.map(|mut connection| connection.next_within(handshake)), Some(Ok(Message::Released))) {
         hub.registry.released(claim);
     }
     Ok(())
@@ -132,17 +132,6 @@ fn told(writer: &mut MessageWriter, resumption: Resumption) -> Result<bool, Erro
         return Err(NO_SESSION.into());
     }
     Ok(matches!(resumption, Resumption::Complete { .. }))
-}
-
-/// Whether Released is the next message, before `timeout` is over.
-fn says_released(connection: &Connection, timeout: Duration) -> bool {
-    let until = Instant::now() + timeout;
-    loop {
-        match connection.inbound().recv_deadline(until) {
-            Ok(Ok(None)) => {}
-            said => return matches!(said, Ok(Ok(Some(Message::Released)))),
-        }
-    }
 }
 
 /// A source in doubt.

@@ -8,7 +8,7 @@
 //!                   - a session's thread (Hello): owns its protocol machine, places nothing
 //!                   - a bulk worker (Attach): reads frames straight into guest memory
 //!                   - an answer to a source in doubt (Query), and ends
-//! pf-control-read   decodes what a session's source says
+//! pf-control        the pump, one for each session: the protocol machine's connection, heartbeats
 //! pf-faults         in post-copy, one for each session: learns which pages the guest waits for, and asks for them
 //! ```
 //! In post-copy a lane's thread puts what it reads into a buffer first, and from there under the running guest; see

@@ -8,14 +8,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
-use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam::channel::{Receiver, Sender, unbounded};
 
 use super::bulk::{Arrived, BulkReport};
 use super::control::UnderWay;
 use super::door::TurnedAway;
 use super::faults::Incomplete;
 use super::follow::Followed;
-use crate::control::Connection;
+use crate::control::{Bell, Connection};
 use crate::error::Error;
 use crate::memory::{GuestMemory, HostSupply};
 use crate::page::{Codecs, PageKey};
@@ -27,9 +27,8 @@ use crate::wire::{AnswerStatus, SessionId, Token};
 /// What the threads of one session share.
 pub(super) struct Shared {
     machine: Mutex<Destination>,
-    /// Full means: the pump is about to look anyway.
-    wake: Sender<()>,
-    pub(super) woken: Receiver<()>,
+    /// Has the pump look at what the machine says.
+    pub(super) bell: Bell,
     pub(super) arrived: Arrived,
     /// The session's thread reads them all; a worker waits when it is behind.
     pub(super) reports: Sender<BulkReport>,
@@ -98,14 +97,12 @@ impl Lanes {
 }
 
 impl Shared {
-    pub(super) fn new(timeouts: &Timeouts, reports: Sender<BulkReport>, certificate: Option<PeerCertificate>) -> Self {
-        let (wake, woken) = bounded(1);
+    pub(super) fn new(timeouts: &Timeouts, reports: Sender<BulkReport>, certificate: Option<PeerCertificate>) -> Result<Self, Error> {
         // One for each time that the source comes back, and the pump takes them at once.
         let (replace, newer) = unbounded();
-        Self {
+        Ok(Self {
             machine: Mutex::new(Destination::new(Instant::now(), *timeouts)),
-            wake,
-            woken,
+            bell: Bell::new()?,
             arrived: Arrived::default(),
             reports,
             arrival: OnceLock::new(),
@@ -117,7 +114,7 @@ impl Shared {
             followed: Mutex::default(),
             certificate,
             cause: Mutex::default(),
-        }
+        })
     }
 
     /// Whether whoever makes this claim has shown the certificate that the session began with. The machine looks at the
@@ -129,7 +126,7 @@ impl Shared {
     /// Feeds the machine and has its pump look at what comes of it.
     pub(super) fn feed<T>(&self, input: impl FnOnce(&mut Destination) -> T) -> T {
         let result = input(&mut self.machine());
-        let _ = self.wake.try_send(());
+        self.bell.ring();
         result
     }
 

@@ -3,11 +3,11 @@
 //! Two threads: the pump drives the protocol machine and never does anything that takes long, so the heartbeat goes on;
 //! this one builds the guest, collects what the bulk workers report, loads and resumes.
 
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, Sender, bounded, never, select, unbounded};
+use crossbeam::channel::{Receiver, Sender, bounded, select, unbounded};
 
 use super::admission::{Arrival, Ending, Placed, Refusal};
 use super::budget::Reservation;
@@ -19,7 +19,7 @@ use super::ledger::Ledger;
 use super::registry::{Arriving, NotBegun, Shared};
 use super::standstill::Standstill;
 use crate::bitmap::PageBitmap;
-use crate::control::{Connection, MessageReader};
+use crate::control::{Connection, Heard, MessageReader};
 use crate::error::Error;
 use crate::guest::GuestError;
 use crate::memory::{GuestMemory, HostSupply};
@@ -37,7 +37,7 @@ pub(super) fn run(hub: &Hub, reader: MessageReader, hello: Message, certificate:
     let offer = offer.clone();
     // Read as they come; while the session waits for its lanes to end there is room for what each has to say then.
     let (reports, reported) = bounded(4 * usize::from(MAX_CHANNELS));
-    let shared = Arc::new(Shared::new(&hub.options.timeouts, reports, certificate));
+    let shared = Arc::new(Shared::new(&hub.options.timeouts, reports, certificate)?);
     if let Err(not_begun) = begin(hub, &offer, &shared) {
         let (detail, error) = match not_begun {
             NotBegun::Crowded(refusal) => (refusal.to_string(), Err(refusal.into())),
@@ -49,30 +49,28 @@ pub(super) fn run(hub: &Hub, reader: MessageReader, hello: Message, certificate:
     }
     let _begun = Begun { hub, offer: &offer, shared: &shared };
     let connection = Connection::new(reader);
-    connection.and_then(|connection| {
-        shared.machine().handle_message(Instant::now(), hello);
-        // A few events in the life of a session, and two more each time the source comes back.
-        let (tell, events) = unbounded();
-        let pump = spawn_pump(Pump { shared: Arc::clone(&shared), connection: Some(connection), events: tell })?;
-        let served = Session {
-            hub,
-            offer: &offer,
-            shared: &shared,
-            events,
-            reported,
-            started,
-            ledger: Ledger::default(),
-            supplied: None,
-            empty: None,
-            following: None,
-            is_running: false,
-        }
-        .serve();
-        // The pump ends with the machine, and the machine has ended or is told to.
-        shared.feed(|machine| machine.fail(Instant::now(), "the session was given up".into()));
-        let _ = pump.join();
-        served
-    })
+    shared.machine().handle_message(Instant::now(), hello);
+    // A few events in the life of a session, and two more each time the source comes back.
+    let (tell, events) = unbounded();
+    let pump = spawn_pump(Pump { shared: Arc::clone(&shared), connection: Some(connection), events: tell })?;
+    let served = Session {
+        hub,
+        offer: &offer,
+        shared: &shared,
+        events,
+        reported,
+        started,
+        ledger: Ledger::default(),
+        supplied: None,
+        empty: None,
+        following: None,
+        is_running: false,
+    }
+    .serve();
+    // The pump ends with the machine, and the machine has ended or is told to.
+    shared.feed(|machine| machine.fail(Instant::now(), "the session was given up".into()));
+    let _ = pump.join();
+    served
 }
 
 /// A session under way: over when this goes, which it does as well when the embedder's code panics.
@@ -511,34 +509,25 @@ fn spawn_pump(pump: Pump) -> Result<JoinHandle<()>, Error> {
 impl Pump {
     fn run(mut self) {
         while !self.drain() {
-            let newer = self.shared.newer.clone();
             let deadline = self.shared.machine().poll_timeout();
-            let wait = deadline.map_or(IDLE, |deadline| deadline.saturating_duration_since(Instant::now()));
-            let silent = never();
-            let inbound = self.connection.as_ref().map_or(&silent, Connection::inbound);
-            select! {
-                recv(inbound) -> inbound => match inbound {
-                    Ok(Ok(Some(message))) => {
-                        let mut machine = self.shared.machine();
-                        let (frames, bytes) = self.shared.arrived.now();
-                        machine.arrived(frames, bytes);
-                        machine.handle_message(Instant::now(), message);
-                    }
-                    Ok(Ok(None)) => self.shared.machine().heard(Instant::now()),
-                    Ok(Err(error)) => self.lost(error),
-                    Err(_) => self.lost(Error::Cancelled),
-                },
-                recv(self.shared.woken) -> _ => {}
-                recv(newer) -> connection => self.connection = connection.ok(),
-                default(wait) => {
-                    let mut machine = self.shared.machine();
-                    let (frames, bytes) = self.shared.arrived.now();
-                    machine.arrived(frames, bytes);
-                    machine.handle_timeout(Instant::now());
-                }
+            let patience = deadline.map_or(IDLE, |deadline| deadline.saturating_duration_since(Instant::now()));
+            match Connection::listen_on(self.connection.as_mut(), &self.shared.bell, patience) {
+                Ok(Heard::Message(message)) => self.machine_of_now().handle_message(Instant::now(), message),
+                Ok(Heard::Part) => self.shared.machine().heard(Instant::now()),
+                Ok(Heard::Bell) => {}
+                Ok(Heard::Nothing) => self.machine_of_now().handle_timeout(Instant::now()),
+                Err(error) => self.lost(error),
             }
         }
         self.shared.close_lanes();
+    }
+
+    /// The machine, which knows how much has arrived by now.
+    fn machine_of_now(&self) -> MutexGuard<'_, Destination> {
+        let mut machine = self.shared.machine();
+        let (frames, bytes) = self.shared.arrived.now();
+        machine.arrived(frames, bytes);
+        machine
     }
 
     /// Writes and tells everything the machine has to say; whether it has ended.

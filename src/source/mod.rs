@@ -6,8 +6,7 @@
 //! # Threads
 //! ```text
 //! caller's thread   the driver: rounds, policy, pause, handover
-//! pf-control        the pump: owns the protocol machine, heartbeats, reconnects when in doubt
-//! pf-control-read   decodes what the destination says
+//! pf-control        the pump: owns the protocol machine and its connection, heartbeats, reconnects when in doubt
 //! pf-send-N         one for each channel: walks its own words of the round, encodes, writes
 //! pf-push-N         in post-copy, one for each bulk lane: what the guest is likely to need next, a little at a time
 //! pf-urgent         in post-copy: answers what the guest waits for

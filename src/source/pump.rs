@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, Sender, bounded, never, select};
+use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded};
 
 use crate::bitmap::PageBitmap;
-use crate::control::{Connection, MessageReader};
+use crate::control::{Bell, Connection, Heard, MessageReader};
 use crate::error::Error;
 use crate::protocol::{Source, SourceEnd, SourceEvent, Timeouts};
 use crate::stats::GuestOwner;
@@ -47,6 +47,7 @@ pub(super) enum Command {
 #[derive(Debug)]
 pub(super) struct Pump {
     commands: Option<Sender<Command>>,
+    bell: Bell,
     events: Receiver<SourceEvent>,
     ended: Receiver<Ended>,
     bulk: BulkConnections,
@@ -74,12 +75,14 @@ impl Pump {
         let (commands, to_do) = bounded(4);
         let (tell, events) = bounded(16);
         let (tell_end, ended) = bounded(1);
-        let bulk = BulkConnections::default();
+        let (bulk, bell) = (BulkConnections::default(), Bell::new()?);
         let session = Session {
             machine: Source::new(Instant::now(), offer, *timeouts),
             route: route.clone(),
             connect_timeout: timeouts.heartbeat.max(Duration::from_secs(1)),
-            connection: Some(Connection::new(MessageReader::new(stream))?),
+            connection: Some(Connection::new(MessageReader::new(stream))),
+            commands: Some(to_do),
+            bell: bell.clone(),
             events: tell,
             bulk: Arc::clone(&bulk),
             cause: None,
@@ -89,12 +92,12 @@ impl Pump {
             .name("pf-control".into())
             .spawn(move || {
                 priority::be_prompt();
-                let ended = session.run(to_do);
+                let ended = session.run();
                 // The driver may have given up listening; then nobody needs to know.
                 let _ = tell_end.send(ended);
             })
             .map_err(|source| Error::System { action: "start a thread", source })?;
-        Ok(Self { commands: Some(commands), events, ended, bulk, thread: Some(thread) })
+        Ok(Self { commands: Some(commands), bell, events, ended, bulk, thread: Some(thread) })
     }
 
     /// A bulk connection of this session: shut down with it.
@@ -106,6 +109,7 @@ impl Pump {
     pub(super) fn command(&self, command: Command) {
         if let Some(commands) = &self.commands {
             let _ = commands.send(command);
+            self.bell.ring();
         }
     }
 
@@ -123,6 +127,7 @@ impl Pump {
 impl Drop for Pump {
     fn drop(&mut self) {
         self.commands = None;
+        self.bell.ring();
         if let Some(thread) = self.thread.take() {
             // A panic there was reported by the panic hook; there is no more to do about it here.
             let _ = thread.join();
@@ -135,6 +140,9 @@ struct Session {
     route: Route,
     connect_timeout: Duration,
     connection: Option<Connection>,
+    /// Until the driver has given up.
+    commands: Option<Receiver<Command>>,
+    bell: Bell,
     events: Sender<SourceEvent>,
     bulk: BulkConnections,
     cause: Option<Error>,
@@ -143,38 +151,33 @@ struct Session {
 }
 
 impl Session {
-    fn run(mut self, commands: Receiver<Command>) -> Ended {
-        let mut commands = commands;
+    fn run(mut self) -> Ended {
         loop {
             if let Some(end) = self.drain() {
                 self.shut_down_bulk();
                 return Ended { end, owner: self.machine.owner(), cause: self.cause.take() };
             }
-            self.wait(&mut commands);
+            match self.commands.as_ref().map(Receiver::try_recv) {
+                Some(Ok(command)) => self.obey(command),
+                Some(Err(TryRecvError::Disconnected)) => {
+                    self.commands = None;
+                    self.machine.abort(Instant::now(), "the sender gave up".into());
+                }
+                Some(Err(TryRecvError::Empty)) | None => self.listen(),
+            }
         }
     }
 
-    /// Waits for one input and feeds it to the machine.
-    fn wait(&mut self, commands: &mut Receiver<Command>) {
+    /// Waits for one input and feeds it to the machine. A command is not fed: it rings.
+    fn listen(&mut self) {
         let deadline = self.machine.poll_timeout();
-        let timeout = deadline.map_or(IDLE, |deadline| deadline.saturating_duration_since(Instant::now()));
-        let no_inbound = never();
-        let inbound = self.connection.as_ref().map_or(&no_inbound, Connection::inbound);
-        select! {
-            recv(commands) -> command => match command {
-                Ok(command) => self.obey(command),
-                Err(_) => {
-                    *commands = never();
-                    self.machine.abort(Instant::now(), "the sender gave up".into());
-                }
-            },
-            recv(inbound) -> inbound => match inbound {
-                Ok(Ok(Some(message))) => self.machine.handle_message(Instant::now(), message),
-                Ok(Ok(None)) => self.machine.heard(Instant::now()),
-                Ok(Err(error)) => self.lost(error),
-                Err(_) => self.lost(Error::System { action: "read on", source: std::io::ErrorKind::UnexpectedEof.into() }),
-            },
-            default(timeout) => self.machine.handle_timeout(Instant::now()),
+        let patience = deadline.map_or(IDLE, |deadline| deadline.saturating_duration_since(Instant::now()));
+        match Connection::listen_on(self.connection.as_mut(), &self.bell, patience) {
+            Ok(Heard::Message(message)) => self.machine.handle_message(Instant::now(), message),
+            Ok(Heard::Part) => self.machine.heard(Instant::now()),
+            Ok(Heard::Bell) => {}
+            Ok(Heard::Nothing) => self.machine.handle_timeout(Instant::now()),
+            Err(error) => self.lost(error),
         }
     }
 
@@ -261,13 +264,13 @@ impl Session {
     fn reconnect(&mut self) {
         self.shut_down_bulk();
         self.connection = None;
-        match self.route.connect(self.connect_timeout).map_err(Error::from).and_then(|stream| Connection::new(MessageReader::new(stream))) {
-            Ok(connection) => {
-                self.connection = Some(connection);
+        match self.route.connect(self.connect_timeout) {
+            Ok(stream) => {
+                self.connection = Some(Connection::new(MessageReader::new(stream)));
                 self.machine.reconnected(Instant::now());
             }
             Err(error) => {
-                tracing::debug!(error = %error.in_full(), "cannot ask the destination yet");
+                tracing::debug!(error = %Error::from(error).in_full(), "cannot ask the destination yet");
                 self.machine.reconnect_failed(Instant::now());
             }
         }

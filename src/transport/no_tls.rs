@@ -16,6 +16,10 @@ impl Session {
         match *self {}
     }
 
+    pub(super) fn read_at_once(&self, _buffer: &mut [u8]) -> io::Result<usize> {
+        match *self {}
+    }
+
     pub(super) fn read_with(&self, _take: impl FnOnce(&[u8]) -> usize) -> io::Result<usize> {
         match *self {}
     }

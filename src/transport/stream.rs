@@ -191,6 +191,19 @@ impl Stream {
         socket_queue::set_priority(self.socket.as_fd(), INTERACTIVE)
     }
 
+    /// Reads what there is, as [`Read::read`] does, without waiting for any: then the error is [`WouldBlock`].
+    ///
+    /// # Errors
+    /// As reading.
+    ///
+    /// [`WouldBlock`]: io::ErrorKind::WouldBlock
+    pub fn read_at_once(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match &self.tls {
+            None => Ok(nix::sys::socket::recv(self.socket.as_raw_fd(), buffer, nix::sys::socket::MsgFlags::MSG_DONTWAIT)?),
+            Some(tls) => tls.read_at_once(buffer),
+        }
+    }
+
     /// Whether a read would not wait: there is something to read, or the stream has ended.
     #[must_use]
     pub fn is_readable(&self) -> bool {

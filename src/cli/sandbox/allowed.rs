@@ -124,6 +124,7 @@ const FREELY: &[i64] = &[
     libc::SYS_nanosleep,
     // Files. Which ones is the other layer's to say.
     libc::SYS_close,
+    libc::SYS_eventfd2,
     libc::SYS_fallocate,
     libc::SYS_fcntl,
     libc::SYS_fdatasync,

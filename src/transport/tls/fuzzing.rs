@@ -42,7 +42,7 @@ impl Records {
         let mut received = Vec::new();
         // The key is not changed at a request, so nothing is opened after one that was meant.
         while self.incoming.end().is_none() {
-            match self.incoming.fill(&self.socket) {
+            match self.incoming.fill(&self.socket, Patience::OfSocket) {
                 Ok(Some(_)) => {}
                 Ok(None) => {
                     received.extend_from_slice(self.incoming.data());

@@ -5,8 +5,10 @@
 //! with one copy.
 
 use std::io::{self, Read};
+use std::os::fd::AsRawFd;
 use std::time::Instant;
 
+use nix::sys::socket::{MsgFlags, recv};
 use rustls::AlertDescription;
 use socket2::Socket;
 
@@ -44,11 +46,29 @@ pub(super) enum Request {
     },
 }
 
+/// How long to wait for the socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// As long as it is set to.
+    OfSocket,
+    /// Not at all.
+    None,
+}
+
 /// Part of the buffer.
 #[derive(Clone, Copy, Debug, Default)]
 struct Span {
     start: usize,
     end: usize,
+}
+
+impl Patience {
+    fn read(self, mut socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::OfSocket => socket.read(buffer),
+            Self::None => Ok(recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?),
+        }
+    }
 }
 
 impl Incoming {
@@ -81,7 +101,7 @@ impl Incoming {
     ///
     /// # Errors
     /// As the socket's, its time-out included. What has come so far is kept.
-    pub(super) fn fill(&mut self, mut socket: &Socket) -> io::Result<Option<Request>> {
+    pub(super) fn fill(&mut self, socket: &Socket, patience: Patience) -> io::Result<Option<Request>> {
         let mut since = None;
         loop {
             if let Some(request) = self.open() {
@@ -92,11 +112,11 @@ impl Incoming {
             }
             // A record that comes in bit by bit does not hold up whoever has a time limit.
             let since = *since.get_or_insert_with(Instant::now);
-            if self.sealed.start < self.sealed.end && socket.read_timeout()?.is_some_and(|limit| since.elapsed() >= limit) {
+            if patience == Patience::OfSocket && self.sealed.start < self.sealed.end && socket.read_timeout()?.is_some_and(|limit| since.elapsed() >= limit) {
                 return Err(io::ErrorKind::TimedOut.into());
             }
             self.make_room();
-            match socket.read(&mut self.buffer[self.sealed.end..])? {
+            match patience.read(socket, &mut self.buffer[self.sealed.end..])? {
                 0 => self.end = Some(End::Closed),
                 read => self.sealed.end += read,
             }

@@ -15,7 +15,7 @@ use socket2::Socket;
 
 use super::check::Explain;
 use super::error::TlsError;
-use super::incoming::{End, Incoming, KEY_UPDATE, Request};
+use super::incoming::{End, Incoming, KEY_UPDATE, Patience, Request};
 use super::outgoing::Outgoing;
 use super::record::{ALERT, HANDSHAKE, RecordKey};
 use crate::transport::PeerCertificate;
@@ -76,18 +76,23 @@ impl Session {
 
     /// As `read(2)`.
     pub(in crate::transport) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.read_with(|data| {
-            let bytes = data.len().min(buffer.len());
-            buffer[..bytes].copy_from_slice(&data[..bytes]);
-            bytes
-        })
+        self.read_with(|data| copy(data, buffer))
+    }
+
+    /// As `recv(2)` with `MSG_DONTWAIT`: of a record that is not whole yet what has come is kept.
+    pub(in crate::transport) fn read_at_once(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.read_some(Patience::None, |data| copy(data, buffer))
     }
 
     /// Shows `take` what has come, at least a byte unless it is the end, and lets it say how much of that it took.
     pub(in crate::transport) fn read_with(&self, take: impl FnOnce(&[u8]) -> usize) -> io::Result<usize> {
+        self.read_some(Patience::OfSocket, take)
+    }
+
+    fn read_some(&self, patience: Patience, take: impl FnOnce(&[u8]) -> usize) -> io::Result<usize> {
         let mut incoming = lock(&self.incoming);
         while incoming.data().is_empty() {
-            match incoming.fill(&self.socket)? {
+            match incoming.fill(&self.socket, patience)? {
                 Some(Request::Rekey { both }) => {
                     incoming.rekey(lock(&self.keys).next_incoming()?);
                     if both {
@@ -173,6 +178,13 @@ impl Keys {
         };
         secrets.ok().and_then(RecordKey::new).ok_or_else(|| io::Error::other("there is no next key"))
     }
+}
+
+/// As much as fits; how much that was.
+fn copy(data: &[u8], buffer: &mut [u8]) -> usize {
+    let bytes = data.len().min(buffer.len());
+    buffer[..bytes].copy_from_slice(&data[..bytes]);
+    bytes
 }
 
 fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
