@@ -76,7 +76,7 @@ impl Receiver {
             }
         };
         let spawned = std::thread::Builder::new().name("pf-connection".into()).spawn(move || {
-            priority::be_prompt();
+            priority::ShortTurns::take();
             let peer = stream.peer();
             if let Err(error) = connection::handle(&mut counted, stream) {
                 let error = if counted.gave_way() { TurnedAway::GaveWay.into() } else { error };

@@ -26,7 +26,7 @@ use crate::memory::{GuestMemory, HostSupply};
 use crate::page::{Codecs, PageKey};
 use crate::protocol::{Destination, DestinationEnd, DestinationEvent, ProtocolError};
 use crate::stats::{DowntimeParts, GuestOwner, Laps, Outcome, Report};
-use crate::sys::priority;
+use crate::sys::priority::{self, Prompt};
 use crate::transport::PeerCertificate;
 use crate::wire::{ChannelTotals, Features, MAX_CHANNELS, Message, Offer, RefuseReason};
 
@@ -65,6 +65,7 @@ pub(super) fn run(hub: &Hub, reader: MessageReader, hello: Message, certificate:
         empty: None,
         following: None,
         is_running: false,
+        prompt: Some(priority::be_prompt()),
     }
     .serve();
     // The pump ends with the machine, and the machine has ended or is told to.
@@ -114,6 +115,8 @@ struct Session<'s> {
     /// In post-copy.
     following: Option<Following>,
     is_running: bool,
+    /// Until the guest is the embedder's business only.
+    prompt: Option<Prompt>,
 }
 
 /// Memory that pages come to for the first time. Once this goes, all of it can be touched again, by whoever: before the guest
@@ -184,6 +187,7 @@ impl Session<'_> {
             Ok(()) => Ending::Completed { report },
             Err(error) => Ending::Dropped { error, report },
         };
+        self.prompt = None;
         guest.arrival.ended(ending);
         Ok(())
     }
@@ -500,7 +504,7 @@ fn spawn_pump(pump: Pump) -> Result<JoinHandle<()>, Error> {
     std::thread::Builder::new()
         .name("pf-control".into())
         .spawn(move || {
-            priority::be_prompt();
+            let _prompt = priority::be_prompt();
             pump.run();
         })
         .map_err(|source| Error::System { action: "start a thread", source })

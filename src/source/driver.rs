@@ -253,7 +253,7 @@ impl Driver<'_> {
                     written: 0,
                     buffer: Vec::new(),
                 };
-                let (to, thread) = start(scope, worker, done.clone())?;
+                let (to, thread) = self.hold.aside(|| start(scope, worker, done.clone()))?;
                 jobs.push(to);
                 workers.push(thread);
             }

@@ -28,6 +28,11 @@ impl<'g> Hold<'g> {
         Self { guest, prompt: Prompt::take(), paused_at: None, released: false, stalled: Duration::ZERO, throttled_at: None, throttle: None }
     }
 
+    /// Starts threads that are what the driver's was before the migration.
+    pub(super) fn aside<T>(&self, start: impl FnOnce() -> T) -> T {
+        self.prompt.aside(start)
+    }
+
     /// Pauses the guest, if it is not paused.
     pub(super) fn pause(&mut self) -> Result<(), GuestError> {
         if self.paused_at.is_none() {

@@ -91,7 +91,7 @@ impl Pump {
         let thread = std::thread::Builder::new()
             .name("pf-control".into())
             .spawn(move || {
-                priority::be_prompt();
+                let _prompt = priority::be_prompt();
                 let ended = session.run();
                 // The driver may have given up listening; then nobody needs to know.
                 let _ = tell_end.send(ended);

@@ -158,9 +158,6 @@ impl Driver<'_> {
         if let Some(unsent) = &round.unsent {
             pending.union_with(unsent);
         }
-        if let Some(sending) = &mut self.sending {
-            sending.make_room();
-        }
         if index == 0 {
             watch.skipped(round.skipped.as_ref(), round.unsent.as_ref());
         }
@@ -169,6 +166,9 @@ impl Driver<'_> {
         let harvest = Instant::now();
         self.harvest(pending)?;
         let harvest = harvest.elapsed();
+        if let Some(sending) = self.sending.as_mut().filter(|_| pending.count().0 <= self.report.pages_transferred.0 / BULK) {
+            sending.make_room();
+        }
         if index == 0 {
             watch.finish(pending);
             policy.set_curve(watch.curve().clone());
@@ -415,6 +415,9 @@ fn take_round(pending: &mut PageBitmap, never_sent: &PageBitmap, verdict: Option
 }
 
 const _: () = assert!(MAX_ROUNDS < u16::MAX as u32 - 64, "round numbers, with escapes, a sample and throttled rounds, fit the wire");
+
+/// The bulk of a guest is sent once no more is left than this part of what was.
+const BULK: u64 = 8;
 
 /// What a round takes besides its harvest and pages: waking the workers and hearing from them.
 const ROUND_COST: Duration = Duration::from_micros(300);

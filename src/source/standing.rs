@@ -74,6 +74,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Those who wait for long are many, and each looks for all of them. [`LONGEST`] is a multiple of it.
 const LOOK_AROUND_EVERY: Duration = Duration::from_millis(250);
 /// A guest begins to send after so long, however many do.
-const LONGEST: Duration = Duration::from_secs(10);
+const LONGEST: Duration = Duration::from_secs(60);
 /// A guest that waited for longer sends what it has written meanwhile before it is stopped.
 const SHORT: Duration = Duration::from_millis(5);

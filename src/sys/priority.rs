@@ -12,6 +12,8 @@ use std::io;
 use std::marker::PhantomData;
 use std::time::Duration;
 
+use super::crowd::Share;
+
 /// Puts the calling thread before all ordinary ones, as far as the system allows it to. Threads that it starts are
 /// ordinary ones again.
 pub(crate) fn raise() {
@@ -29,58 +31,72 @@ pub(crate) fn lower() {
     schedule(BEHIND, Duration::ZERO, 0);
 }
 
-/// Has the calling thread, which does little at a time, run soon after it is woken: before those that run for longer. Threads
-/// that it starts are ordinary ones again.
-pub(crate) fn be_prompt() {
-    // A negative nice value was given on purpose, and threads that this one starts would lose it.
-    if nice() >= 0 {
-        schedule(nice(), MOMENT, libc::SCHED_FLAG_RESET_ON_FORK);
-    }
+/// Has the calling thread, which does little at a time, run soon after it is woken: before those that run for longer, and as
+/// often as it needs to, if the system lets it. Threads that it starts are ordinary ones again.
+#[must_use = "as long as this lives"]
+pub(crate) fn be_prompt() -> Prompt {
+    Prompt::begin(libc::SCHED_FLAG_RESET_ON_FORK)
 }
 
-/// The same for a thread of someone else's, as long as this lives there. Threads that it starts meanwhile stay like that,
-/// unless it starts them [aside](Prompt::aside).
+/// A thread that does little at a time, as long as this lives there.
 #[derive(Debug)]
 pub(crate) struct Prompt {
-    /// The slice that the thread had.
-    before: Duration,
+    /// What the thread was like.
+    nice: i32,
+    slice: Duration,
+    flags: libc::c_int,
     _of_this_thread: PhantomData<*const ()>,
 }
 
 impl Prompt {
-    /// Begins.
+    /// Makes someone else's thread one. Threads that it starts meanwhile are like it, unless it starts them
+    /// [aside](Self::aside).
     pub(crate) fn take() -> Self {
-        let before = slice();
-        schedule(nice(), MOMENT, 0);
-        Self { before, _of_this_thread: PhantomData }
+        Self::begin(0)
+    }
+
+    fn begin(flags: libc::c_int) -> Self {
+        // A negative nice value was given on purpose, and threads that this one starts would lose it.
+        let flags = if nice() < 0 { 0 } else { flags };
+        let before = Self { nice: nice(), slice: slice(), flags, _of_this_thread: PhantomData };
+        before.apply();
+        before
+    }
+
+    fn apply(&self) {
+        // Among dozens of busy vCPUs to a processor even a moment is more than a fair share, and is to be waited for.
+        if !schedule(self.nice.min(AHEAD), MOMENT, self.flags) {
+            schedule(self.nice, MOMENT, self.flags);
+        }
     }
 
     /// Does `work` as the thread that this was before.
     pub(crate) fn aside<T>(&self, work: impl FnOnce() -> T) -> T {
-        schedule(nice(), self.before, 0);
+        schedule(self.nice, self.slice, 0);
         let done = work();
-        schedule(nice(), MOMENT, 0);
+        self.apply();
         done
     }
 }
 
 impl Drop for Prompt {
     fn drop(&mut self) {
-        schedule(nice(), self.before, 0);
+        schedule(self.nice, self.slice, 0);
     }
 }
 
-/// A thread that runs for moments at a time, no less and no more in all than others.
+/// A thread that runs for moments at a time, no less and no more in all than others; in a crowd it is not left behind.
 #[derive(Debug)]
 pub(crate) struct ShortTurns {
     chunks: u32,
+    share: Share,
 }
 
 impl ShortTurns {
     /// Makes the calling thread one.
     pub(crate) fn take() -> Self {
         schedule(nice(), MOMENT, 0);
-        Self { chunks: 0 }
+        Self { chunks: 0, share: Share::own() }
     }
 
     /// To be called after each chunk: now and then it lets another thread run that waits for this processor and is due.
@@ -88,19 +104,19 @@ impl ShortTurns {
         self.chunks += 1;
         if self.chunks == CHUNKS {
             self.chunks = 0;
+            self.share.look();
             std::thread::yield_now();
         }
     }
 }
 
 /// Gives the calling thread this nice value and slice (zero: the system's own), unless whoever started the process chose
-/// another class of scheduling than the ordinary one.
-fn schedule(nice: i32, slice: Duration, flags: libc::c_int) {
+/// another class of scheduling than the ordinary one. Whether it has that nice value now.
+fn schedule(nice: i32, slice: Duration, flags: libc::c_int) -> bool {
     // SAFETY: asks about this thread (0), touches no memory.
     let policy = unsafe { libc::sched_getscheduler(0) };
     if policy & !libc::SCHED_RESET_ON_FORK != libc::SCHED_OTHER {
-        set_nice(nice);
-        return;
+        return set_nice(nice);
     }
     // Once it is set, only a privileged thread may clear this flag.
     let kept = if policy & libc::SCHED_RESET_ON_FORK == 0 { 0 } else { libc::SCHED_FLAG_RESET_ON_FORK };
@@ -116,14 +132,12 @@ fn schedule(nice: i32, slice: Duration, flags: libc::c_int) {
     };
     // SAFETY: sets how this thread (0) is scheduled; the kernel only reads the attributes, which outlive the call.
     let result = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
-    if result != 0 {
-        // Only a filter of system calls refuses this: it asks for less.
-        set_nice(nice);
-    }
+    // A lower nice value takes a privilege; else only a filter of system calls refuses this.
+    result == 0 || set_nice(nice)
 }
 
 /// The calling thread's nice value.
-fn nice() -> i32 {
+pub(super) fn nice() -> i32 {
     // SAFETY: takes two integers and touches no memory; 0 is the calling thread, which can always be asked about.
     unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) }
 }
@@ -147,12 +161,14 @@ fn slice() -> Duration {
 }
 
 /// Whether the calling thread has this nice value now.
-fn set_nice(nice: i32) -> bool {
+pub(super) fn set_nice(nice: i32) -> bool {
     // SAFETY: takes three integers and touches no memory; 0 is the calling thread.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) == 0 }
 }
 
 const FIRST: i32 = -20;
+/// As much as nine ordinary threads.
+const AHEAD: i32 = -10;
 const BEHIND: i32 = 5;
 /// What a turn is asked to last. The scheduler looks at its ticks only, so it is up to the thread to make it as short.
 const MOMENT: Duration = Duration::from_micros(100);
@@ -181,19 +197,25 @@ mod tests {
             eprintln!("skipped: this kernel has no slices of threads' own");
             return;
         }
-        let there = std::thread::spawn(|| {
-            be_prompt();
-            (slice(), std::thread::spawn(slice).join().unwrap())
+        let alike = || (nice(), slice());
+        let before = alike();
+        let there = std::thread::spawn(move || {
+            let prompt = be_prompt();
+            let (prompts, child, aside) = (alike(), std::thread::spawn(alike).join().unwrap(), prompt.aside(alike));
+            drop(prompt);
+            (prompts, child, aside, alike())
         });
+        let (prompts, child, aside, afterwards) = there.join().unwrap();
+        assert!([before.0, before.0.min(AHEAD)].contains(&prompts.0) && prompts.1 == MOMENT, "{prompts:?}");
+        assert_eq!((aside, afterwards), (before, before));
         // Whoever runs this before others keeps that.
-        let expected = if nice() < 0 { ordinary } else { MOMENT };
-        assert_eq!(there.join().unwrap(), (expected, ordinary));
+        assert_eq!(child, if before.0 < 0 { prompts } else { before });
         let own = Duration::from_millis(7);
-        schedule(nice(), own, 0);
+        schedule(before.0, own, 0);
         let prompt = Prompt::take();
-        assert_eq!((slice(), prompt.aside(|| std::thread::spawn(slice).join().unwrap()), slice()), (MOMENT, own, MOMENT));
+        assert_eq!((slice(), prompt.aside(|| std::thread::spawn(alike).join().unwrap()), slice()), (MOMENT, (before.0, own), MOMENT));
         drop(prompt);
-        assert_eq!(slice(), own);
+        assert_eq!(alike(), (before.0, own));
     }
 
     #[test]
