@@ -17,7 +17,7 @@ use super::outcome::{Completed, Failure, InDoubt, Stranded};
 use super::post_copy::{Followed, Rest};
 use super::pump::{Command, Ended, Pump};
 use super::push::{Granule, Lanes};
-use super::rounds::LastRound;
+use super::rounds::{LastRound, Tracking};
 use super::worker::{Job, Live, Sent, Worker};
 use super::{AtPause, Migration, Observer, Outgoing, Steering};
 use crate::bitmap::PageBitmap;
@@ -174,6 +174,8 @@ impl Driver<'_> {
             description: words.description,
         };
         let pump = Pump::start(route, offer, &self.timeouts)?;
+        // Both take some milliseconds: what the guest's tracking does here, and building a guest there.
+        let tracking = self.track_early().map_err(|error| part(&pump, error))?;
         let Granted { channels, codecs, features, granule } = self.accepted(&pump).map_err(|error| part(&pump, error))?;
         self.report.channels = channels;
         self.can_post_copy = features.contains(Features::POST_COPY);
@@ -202,7 +204,7 @@ impl Driver<'_> {
             channels,
         };
         let lanes: Vec<Stream> = streams.iter().map(Stream::share).collect();
-        match self.copy(pump, streams, &settings, encoding.compression, rest)? {
+        match self.copy(pump, streams, tracking, &settings, encoding.compression, rest)? {
             Moved::Whole => Ok(()),
             Moved::Switched(switched) => {
                 let Switched { pump, last, rest, spent: _spent } = *switched;
@@ -225,6 +227,7 @@ impl Driver<'_> {
         &mut self,
         pump: Pump,
         streams: Vec<Stream>,
+        tracking: Option<Tracking>,
         settings: &EncoderSettings,
         compression: Compression,
         rest: impl FnOnce(PageBitmap) -> Rest,
@@ -259,7 +262,7 @@ impl Driver<'_> {
             }
             drop(done);
             let session = Session { pump, jobs, results, live: &live, bulk };
-            let moved = self.pre_copy(&session).and_then(|last| match last.verdict.decision {
+            let moved = self.pre_copy(&session, tracking).and_then(|last| match last.verdict.decision {
                 Decision::PostCopy => {
                     let mut rest = rest(PageBitmap::new(0));
                     rest.missing = self.missing(&last.remainder, rest.granule);

@@ -51,16 +51,23 @@ pub(super) struct Round {
     skipped: Option<PageBitmap>,
 }
 
+/// What a guest's tracking began with.
+pub(super) struct Tracking {
+    /// What was populated then, which is round 0: a page populated later is reported as written.
+    pending: PageBitmap,
+    watch: DirtyWatch,
+}
+
 impl Driver<'_> {
     /// Sends rounds until the policy says stop, pauses the guest and harvests for the last time.
-    pub(super) fn pre_copy(&mut self, session: &Session<'_>) -> Result<LastRound, Error> {
+    pub(super) fn pre_copy(&mut self, session: &Session<'_>, tracking: Option<Tracking>) -> Result<LastRound, Error> {
         let mut policy = Policy::new(self.steering.limits(), self.memory.layout().bytes()).with_sample();
         if !self.can_post_copy {
             policy = policy.without_post_copy();
         }
         let verdict = policy.start();
         if verdict.decision == Decision::PostCopy {
-            return self.glance(session, verdict);
+            return self.glance(session, tracking, verdict);
         }
         if !verdict.decision.goes_on() {
             self.await_last_round(session)?;
@@ -71,10 +78,7 @@ impl Driver<'_> {
             return Ok(LastRound { index: 0, kind: RoundKind::Cold, remainder, hot: Vec::new(), paused_at, parts, laps, verdict });
         }
         self.phase(Phase::PreCopy);
-        // Round 0 is what is populated at the start: a page populated later is reported as written.
-        let mut pending = PageBitmap::new(self.memory.layout().chunks());
-        self.tracker.start(&mut pending)?;
-        let mut watch = DirtyWatch::new(self.memory.layout().chunks());
+        let Tracking { mut pending, mut watch } = self.tracking(tracking)?;
         self.first_look(session, &mut watch)?;
         let mut last_verdict = None;
         let mut index = 0;
@@ -115,11 +119,30 @@ impl Driver<'_> {
         }
     }
 
+    /// Begins tracking, while the destination gets ready, unless that may take as long as others take, or there is nothing to
+    /// track for.
+    pub(super) fn track_early(&mut self) -> Result<Option<Tracking>, Error> {
+        let first = Policy::new(self.steering.limits(), self.memory.layout().bytes()).start().decision;
+        if self.member.is_some() || !matches!(first, Decision::Round | Decision::PostCopy) {
+            return Ok(None);
+        }
+        self.tracking(None).map(Some)
+    }
+
+    /// Tracking that has begun: by now, if not before.
+    fn tracking(&mut self, begun: Option<Tracking>) -> Result<Tracking, Error> {
+        if let Some(tracking) = begun {
+            return Ok(tracking);
+        }
+        let chunks = self.memory.layout().chunks();
+        let mut pending = PageBitmap::new(chunks);
+        self.tracker.start(&mut pending)?;
+        Ok(Tracking { pending, watch: DirtyWatch::new(chunks) })
+    }
+
     /// Before a guest moves ahead of all its memory: looks where it writes, for a moment, and pauses it.
-    fn glance(&mut self, session: &Session<'_>, verdict: Verdict) -> Result<LastRound, Error> {
-        let mut remainder = PageBitmap::new(self.memory.layout().chunks());
-        self.tracker.start(&mut remainder)?;
-        let mut watch = DirtyWatch::new(self.memory.layout().chunks());
+    fn glance(&mut self, session: &Session<'_>, tracking: Option<Tracking>, verdict: Verdict) -> Result<LastRound, Error> {
+        let Tracking { pending: mut remainder, mut watch } = self.tracking(tracking)?;
         self.first_look(session, &mut watch)?;
         self.await_last_round(session)?;
         let (paused_at, mut laps) = self.pause()?;
