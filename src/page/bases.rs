@@ -1,9 +1,9 @@
 //! Copies of pages as they were last sent, to make deltas from.
 //!
-//! Memory for them is bounded, so who gets a place matters. Only pages that have come back do: the first time a page is
-//! sent says nothing about whether it will be sent again. And a page keeps its place as long as it comes back round after
-//! round: when the working set is larger than the cache, the pages that are in it stay and go as deltas each time, where
-//! a cache that lets the newest in would have thrown each one out just before it returns.
+//! Memory for them is bounded, so who gets a place matters. Only pages that are known to be written to do: that a page is
+//! sent in round 0 says nothing about whether it will be sent again. And a page keeps its place as long as it comes back
+//! round after round: when the working set is larger than the cache, the pages that are in it stay and go as deltas each
+//! time, where a cache that lets the newest in would have thrown each one out just before it returns.
 
 use std::collections::HashMap;
 
@@ -37,7 +37,7 @@ impl Bases {
         Some(&self.slabs[place / SLAB_PAGES][place % SLAB_PAGES])
     }
 
-    /// `page`, which has come back in `round`, was sent with these contents: keeps them if it has a place already or
+    /// `page`, which was written to before `round`, is sent in it with these contents: keeps them if it has a place already or
     /// there is one to be had. The cache has `limit` places.
     pub(super) fn keep(&mut self, page: PageIndex, contents: &[u8; PAGE_SIZE], round: u16, limit: usize) {
         let place = match self.places.get(&page) {

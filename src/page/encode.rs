@@ -160,7 +160,8 @@ impl Encoder {
         };
         let cache = usize::try_from(self.settings.delta_cache.0).unwrap_or(usize::MAX);
         self.known.remember(chunk, bit, hash, &blocks, cache / 2);
-        if last != 0 {
+        // What goes after round 0 was written while the guest was tracked, and is likely to be written again.
+        if last != 0 || round > 0 {
             let limit = cache.saturating_sub(self.known.block_bytes()) / PAGE_SIZE;
             self.bases.keep(number, page, round, limit);
         }
