@@ -1,5 +1,8 @@
 //! What wakes a thread that waits for its peer.
 //!
+//! A second thread that reads, and a channel, would do as well; but each message would wake two threads, and a guest stands
+//! still while it is said who has it.
+//!
 //! - <https://man7.org/linux/man-pages/man2/eventfd.2.html>, <https://man7.org/linux/man-pages/man2/ppoll.2.html>
 
 use std::os::fd::{AsFd, BorrowedFd};

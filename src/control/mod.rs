@@ -106,7 +106,7 @@ impl MessageReader {
     fn fill_at_once(&mut self) -> Result<bool, Error> {
         match self.fill_with(Stream::read_at_once) {
             Ok(()) => Ok(true),
-            Err(error) if is_timeout(&error) => {
+            Err(Error::Transport(TransportError::Broken { source, .. })) if source.kind() == ErrorKind::WouldBlock => {
                 self.has_more = false;
                 Ok(false)
             }
@@ -151,12 +151,14 @@ pub(crate) struct Connection {
     /// Until writing failed. What the peer had said before may still come in.
     writer: Option<MessageWriter>,
     reader: MessageReader,
+    /// Messages heard since the time to listen was over.
+    late: u32,
 }
 
 impl Connection {
     /// Takes over a connection, of which `reader` may have read some already.
     pub(crate) fn new(reader: MessageReader) -> Self {
-        Self { writer: Some(reader.writer()), reader }
+        Self { writer: Some(reader.writer()), reader, late: 0 }
     }
 
     /// Sends one message, now, unless that has failed before. A failure is not the end: that comes from the other
@@ -168,8 +170,14 @@ impl Connection {
         }
     }
 
-    /// Waits for the next message, or for the bell, for `patience` at most. What the peer has said already comes first.
+    /// Waits for the next message, or for the bell, for `patience` at most. What the peer has said already comes first,
+    /// but one that never stops talking does not keep the time from being over.
     pub(crate) fn listen(&mut self, bell: &Bell, patience: Duration) -> Result<Heard, Error> {
+        self.late = if patience.is_zero() { self.late + 1 } else { 0 };
+        if self.late > MOST_LATE {
+            self.late = 0;
+            return Ok(Heard::Nothing);
+        }
         let until = Instant::now().checked_add(patience);
         loop {
             if let Some(message) = self.reader.take()? {
@@ -217,6 +225,8 @@ fn broken(lane: &str, source: std::io::Error) -> Error {
 }
 
 const CONTROL: &str = "control";
+/// So many messages are heard although it is too late: what an honest peer said while this process stood still.
+const MOST_LATE: u32 = 64;
 /// More than the longest Hello.
 const MAX_OPENING_BYTES: usize = 64 << 10;
 /// Room that a connection keeps for messages: enough for all but the guest's state.
@@ -261,6 +271,19 @@ mod tests {
         bell.ring();
         let mut next = || connection.listen(&bell, Duration::from_millis(20)).unwrap();
         assert_eq!([next(), next(), next()], [Heard::Message(Message::Ping), Heard::Bell, Heard::Nothing]);
+    }
+
+    #[test]
+    fn a_peer_that_never_stops_talking_does_not_stop_the_clock() {
+        let (near, mut far) = Stream::pair().unwrap();
+        let (mut connection, bell) = (Connection::new(MessageReader::new(near)), Bell::new().unwrap());
+        let mut pings = Vec::new();
+        (0..3 * MOST_LATE).for_each(|_| Message::Ping.encode(&mut pings).unwrap());
+        far.write_all(&pings).unwrap();
+        let heard: Vec<_> = (0..3 * MOST_LATE).map(|_| connection.listen(&bell, Duration::ZERO).unwrap()).collect();
+        let late: Vec<_> = (0..).zip(&heard).filter(|(_, heard)| **heard == Heard::Nothing).map(|(index, _)| index).collect();
+        assert_eq!(late, [MOST_LATE, 2 * MOST_LATE + 1]);
+        assert_eq!(connection.listen(&bell, SOON).unwrap(), Heard::Message(Message::Ping), "none is lost");
     }
 
     #[test]

@@ -31,7 +31,8 @@ pub struct ReceiverLimits {
     pub burst_per_peer: u32,
     /// Connections of one peer in a second, beyond the burst.
     pub rate_per_peer: u32,
-    /// How long a session may bring nothing before Commit, although its source is alive.
+    /// How long a session may bring nothing before Commit, although its source is alive. A guest of a batch may wait for a
+    /// minute for its turn.
     pub standstill: Duration,
 }
 

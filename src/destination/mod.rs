@@ -5,10 +5,10 @@
 //! ```text
 //! caller's thread   accepts connections
 //! pf-connection     one for each connection: reads the first message, then becomes
-//!                   - a session's thread (Hello): owns its protocol machine, places nothing
+//!                   - a session's thread (Hello): builds the guest and hands it over, places nothing
 //!                   - a bulk worker (Attach): reads frames straight into guest memory
 //!                   - an answer to a source in doubt (Query), and ends
-//! pf-control        the pump, one for each session: the protocol machine's connection, heartbeats
+//! pf-control        the pump, one for each session: drives its protocol machine, reads and writes its connection
 //! pf-faults         in post-copy, one for each session: learns which pages the guest waits for, and asks for them
 //! ```
 //! In post-copy a lane's thread puts what it reads into a buffer first, and from there under the running guest; see

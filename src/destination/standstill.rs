@@ -1,7 +1,8 @@
 //! Notices a session that brings nothing.
 //!
-//! A source that says that it is alive, and sends no pages, holds memory that others could use. An honest one does not
-//! wait between rounds, and Commit follows Ready at once.
+//! A source that says that it is alive, and sends no pages, holds memory that others could use. An honest one waits
+//! for a while before its first page at most, where others go before it, and not between rounds; and Commit follows Ready at
+//! once.
 
 use std::time::{Duration, Instant};
 

@@ -3,14 +3,14 @@
 //! The bytes come from the peer: every length is checked, and what does not add up is an error.
 
 use super::key::PageKey;
-use super::pack::Unpacker;
+use super::pack::{Unpacker, room};
 use super::{
     CHECK_BYTES, LENGTH_BYTES, MAX_COLUMNS_BYTES, MAX_DELTA_BYTES, MAX_PACKED_BYTES, Masks, PACKED_LENGTH_BYTES, Packing, Pages, WORD_BYTES, columns,
     delta,
 };
 use crate::bitmap::{PageBitmap, bits};
 use crate::memory::PageSink;
-use crate::units::{CHUNK_SIZE, ChunkIndex, PAGE_SIZE};
+use crate::units::{ChunkIndex, PAGE_SIZE};
 
 /// Why the meta bytes of a chunk cannot be placed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -104,7 +104,8 @@ pub struct Decoder {
     earlier: Option<Earlier>,
     unpacker: Unpacker,
     /// What is unpacked.
-    scratch: Box<[u8]>,
+    /// Grows to what it was needed for.
+    scratch: Vec<u8>,
 }
 
 impl Decoder {
@@ -119,7 +120,7 @@ impl Decoder {
     /// zero page is written as such.
     #[must_use]
     pub fn post_copy() -> Self {
-        Self { earlier: None, unpacker: Unpacker::new(), scratch: vec![0; CHUNK_SIZE].into_boxed_slice() }
+        Self { earlier: None, unpacker: Unpacker::new(), scratch: Vec::new() }
     }
 
     /// The same for post-copy (see [`Decoder::post_copy`]).
@@ -205,7 +206,7 @@ impl Decoder {
 
     /// Puts `total` bytes of deltas and columns into the scratch.
     fn unpack_small(&mut self, packing: Packing, bit: u32, total: usize, rest: &mut Reader<'_>) -> Result<(), PageError> {
-        let unpacked = &mut self.scratch[..total];
+        let unpacked = room(&mut self.scratch, total);
         if packing == Packing::Plain {
             unpacked.copy_from_slice(rest.take(total)?);
             return Ok(());
@@ -239,7 +240,7 @@ impl Decoder {
     fn place_zstd<S: PageSink>(&mut self, sink: &mut S, chunk: ChunkIndex, mask: u64, rest: &mut Reader<'_>) -> Result<(), PageError> {
         let Some(bit) = bits(mask).next() else { return Ok(()) };
         let pages = mask.count_ones();
-        let plain = &mut self.scratch[..pages as usize * PAGE_SIZE];
+        let plain = room(&mut self.scratch, pages as usize * PAGE_SIZE);
         if !self.unpacker.zstd(rest.take(rest.bytes.len())?, plain) {
             return Err(PageError::Frame { bit, pages });
         }

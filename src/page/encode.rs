@@ -8,7 +8,7 @@ use super::entropy::looks_random;
 use super::history::History;
 use super::key::{BlockHashes, check_of};
 use super::known::Known;
-use super::pack::{Packer, lz4_room};
+use super::pack::{Packer, lz4_room, room};
 use super::{Codecs, Form, MAX_COLUMNS_BYTES, MAX_DELTA_BYTES, MAX_PACKED_BYTES, Method, Packing, PageKey, Pages, columns, delta};
 use crate::bitmap::bits;
 use crate::memory::{Chunk, PageSummary};
@@ -84,12 +84,12 @@ struct Parts {
     deltas: Vec<u8>,
     columns: Vec<u8>,
     /// LZ4 blocks, with room after them for whatever LZ4 may want to write of one more page.
-    blocks: Box<[u8]>,
+    blocks: Vec<u8>,
     blocks_bytes: usize,
     /// Pages for the Zstandard frame.
     plain: Vec<u8>,
     /// Deltas and columns, compressed.
-    scratch: Box<[u8]>,
+    scratch: Vec<u8>,
 }
 
 impl Encoder {
@@ -160,7 +160,7 @@ impl Encoder {
         };
         let cache = usize::try_from(self.settings.delta_cache.0).unwrap_or(usize::MAX);
         self.known.remember(chunk, bit, hash, &blocks, cache / 2);
-        // What goes after round 0 was written while the guest was tracked, and is likely to be written again.
+        // What goes after round 0 was (nearly always) written while the guest was tracked, and is likely to be written again.
         if last != 0 || round > 0 {
             let limit = cache.saturating_sub(self.known.block_bytes()) / PAGE_SIZE;
             self.bases.keep(number, page, round, limit);
@@ -246,7 +246,8 @@ impl Encoder {
             return None;
         }
         let began = Instant::now();
-        let length = self.packer.lz4(page, &mut self.parts.blocks[self.parts.blocks_bytes..]);
+        let Parts { blocks, blocks_bytes, .. } = &mut self.parts;
+        let length = self.packer.lz4(page, &mut room(blocks, *blocks_bytes + lz4_room(PAGE_SIZE))[*blocks_bytes..]);
         *took += began.elapsed();
         let worth_it = length <= MAX_PACKED_BYTES;
         self.history.record(chunk, bit, worth_it);
@@ -263,8 +264,8 @@ impl Encoder {
         let plain = &self.parts.plain;
         let (Method::Zstd(level), false) = (method, plain.is_empty()) else { return };
         let began = Instant::now();
-        let room = plain.len() / PAGE_SIZE * MAX_PACKED_BYTES;
-        let length = self.packer.zstd(level, plain, &mut self.parts.blocks[..room]);
+        let most = plain.len() / PAGE_SIZE * MAX_PACKED_BYTES;
+        let length = self.packer.zstd(level, plain, room(&mut self.parts.blocks, most));
         encoded.packed.took += began.elapsed();
         encoded.packed.packed_bytes += length.unwrap_or(plain.len());
         if let Some(length) = length {
@@ -303,10 +304,10 @@ impl Encoder {
         }
         let (length, packing) = match method {
             Method::Zstd(level) => {
-                let room = deltas.len();
-                (self.packer.zstd(level, deltas, &mut scratch[..room]), Packing::Zstd)
+                let most = deltas.len();
+                (self.packer.zstd(level, deltas, room(scratch, most)), Packing::Zstd)
             }
-            _ => (Some(self.packer.lz4(deltas, scratch)), Packing::Lz4),
+            _ => (Some(self.packer.lz4(deltas, room(scratch, lz4_room(deltas.len())))), Packing::Lz4),
         };
         match length {
             Some(length) if length + LEAST_PACKED / 2 < deltas.len() => {
@@ -344,10 +345,10 @@ impl Parts {
             lz4_lengths: Vec::with_capacity(CHUNK_PAGES),
             deltas: Vec::with_capacity(CHUNK_PAGES * (MAX_DELTA_BYTES + MAX_COLUMNS_BYTES)),
             columns: Vec::with_capacity(CHUNK_PAGES * MAX_COLUMNS_BYTES),
-            blocks: vec![0; CHUNK_PAGES * MAX_PACKED_BYTES + lz4_room(PAGE_SIZE)].into_boxed_slice(),
+            blocks: Vec::new(),
             blocks_bytes: 0,
             plain: Vec::new(),
-            scratch: vec![0; lz4_room(CHUNK_PAGES * MAX_COLUMNS_BYTES)].into_boxed_slice(),
+            scratch: Vec::new(),
         }
     }
 

@@ -2,6 +2,14 @@
 
 use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
 
+/// The first `bytes` of memory that grows to the most that was asked for: a small guest's worker never needs all of it.
+pub(super) fn room(scratch: &mut Vec<u8>, bytes: usize) -> &mut [u8] {
+    if scratch.len() < bytes {
+        scratch.resize(bytes, 0);
+    }
+    &mut scratch[..bytes]
+}
+
 /// Both compressors, with what they need allocated once.
 pub(super) struct Packer {
     lz4: CompressTable,

@@ -54,7 +54,7 @@ impl Driver<'_> {
         parts.state = laps.end(Instant::now());
         let mut step = Ok(());
         if let Some(at_pause) = self.at_pause.take() {
-            step = at_pause(self.memory);
+            step = self.hold.aside(|| at_pause(self.memory));
             parts.step = laps.end(Instant::now());
         }
         Ok((state, step))

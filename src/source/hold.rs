@@ -28,9 +28,9 @@ impl<'g> Hold<'g> {
         Self { guest, prompt: Prompt::take(), paused_at: None, released: false, stalled: Duration::ZERO, throttled_at: None, throttle: None }
     }
 
-    /// Starts threads that are what the driver's was before the migration.
-    pub(super) fn aside<T>(&self, start: impl FnOnce() -> T) -> T {
-        self.prompt.aside(start)
+    /// Does what takes long, or starts threads, as the thread that the driver's was before the migration.
+    pub(super) fn aside<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.prompt.aside(work)
     }
 
     /// Pauses the guest, if it is not paused.
@@ -62,7 +62,7 @@ impl<'g> Hold<'g> {
 
     /// Slows the guest down.
     pub(super) fn throttle(&mut self, share: RunShare) -> Result<(), GuestError> {
-        self.guest.throttle(share)?;
+        self.prompt.aside(|| self.guest.throttle(share))?;
         self.throttled_at.get_or_insert_with(Instant::now);
         let throttle = self.throttle.get_or_insert(ThrottleReport { lowest_share: share, time: Duration::ZERO });
         throttle.lowest_share = share;
@@ -73,7 +73,7 @@ impl<'g> Hold<'g> {
     pub(super) fn lift_throttle(&mut self) {
         let (Some(since), Some(throttle)) = (self.throttled_at.take(), &mut self.throttle) else { return };
         throttle.time += since.elapsed();
-        if let Err(error) = self.guest.throttle(RunShare::FULL) {
+        if let Err(error) = self.prompt.aside(|| self.guest.throttle(RunShare::FULL)) {
             tracing::error!(%error, "the guest could not be given its full speed back");
         }
     }

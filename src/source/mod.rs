@@ -183,6 +183,9 @@ impl<'h> Migration<'h> {
     /// Moves the guest. It must be running (or never started) and is running again, here or there, when this returns;
     /// only in doubt it stays paused.
     ///
+    /// Until then the calling thread, where the system allows it and it has an ordinary nice value, comes before others, as
+    /// do threads that an observer starts; those that the guest starts when it is resumed or throttled do not.
+    ///
     /// # Errors
     /// When the guest was not moved. [`Failure::owner`] says where it is.
     pub fn run(self, outgoing: Outgoing<'_>) -> Result<Completed, Box<Failure>> {

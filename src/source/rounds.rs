@@ -119,11 +119,12 @@ impl Driver<'_> {
         }
     }
 
-    /// Begins tracking, while the destination gets ready, unless that may take as long as others take, or there is nothing to
-    /// track for.
+    /// Begins tracking, while the destination gets ready, unless there is nothing to track for, the guest waits for others
+    /// first, or is so large that the destination would be waiting for this.
     pub(super) fn track_early(&mut self) -> Result<Option<Tracking>, Error> {
         let first = Policy::new(self.steering.limits(), self.memory.layout().bytes()).start().decision;
-        if self.member.is_some() || !matches!(first, Decision::Round | Decision::PostCopy) {
+        let is_large = self.memory.layout().bytes() > TRACKED_EARLY;
+        if is_large || self.member.is_some() || !matches!(first, Decision::Round | Decision::PostCopy) {
             return Ok(None);
         }
         self.tracking(None).map(Some)
@@ -438,6 +439,9 @@ fn take_round(pending: &mut PageBitmap, never_sent: &PageBitmap, verdict: Option
 }
 
 const _: () = assert!(MAX_ROUNDS < u16::MAX as u32 - 64, "round numbers, with escapes, a sample and throttled rounds, fit the wire");
+
+/// Guests of up to so much memory are tracked in some tens of milliseconds.
+const TRACKED_EARLY: ByteCount = ByteCount(64 << 30);
 
 /// The bulk of a guest is sent once no more is left than this part of what was.
 const BULK: u64 = 8;

@@ -30,6 +30,8 @@ pub(super) struct DirtyWatch {
     skip: Arc<SharedBitmap>,
     /// Pages that the first round left out: they go for the first time when they do.
     never_sent: PageBitmap,
+    /// Time that had passed when looking began.
+    lead: Option<Duration>,
     next: Duration,
     curve: DirtyCurve,
 }
@@ -43,6 +45,7 @@ impl DirtyWatch {
             found: PageBitmap::new(chunks),
             skip,
             never_sent: PageBitmap::new(chunks),
+            lead: None,
             next: FIRST_LOOK,
             curve: DirtyCurve::default(),
         }
@@ -86,7 +89,9 @@ impl DirtyWatch {
         tracker.peek(&mut self.found)?;
         self.found.occupied().for_each(|(chunk, word)| self.skip.mark_word(chunk, word));
         self.curve.add(time, self.found.count());
-        self.next = time.mul_f64(GROWTH);
+        // Tracking may have begun long before the first round, which is what is looked at.
+        let lead = *self.lead.get_or_insert(time.saturating_sub(FIRST_LOOK));
+        self.next = lead + (time - lead).mul_f64(GROWTH);
         Ok(())
     }
 

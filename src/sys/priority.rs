@@ -4,6 +4,9 @@
 //! stands still. Those that do much at a time get out of their way. And a guest that shares its processors with those
 //! who copy its memory does not stand still for some ticks of the scheduler (4 ms each, commonly) at a time.
 //!
+//! Coming soon is for everyone to ask. Coming before others (a lower nice value, a real-time class) takes `CAP_SYS_NICE` or
+//! `RLIMIT_NICE`, and is left out without; what it does for threads that work is in [`crowd`](super::crowd).
+//!
 //! <https://man7.org/linux/man-pages/man7/sched.7.html>,
 //! <https://man7.org/linux/man-pages/man2/sched_setattr.2.html> (on Linux the nice value is each thread's own),
 //! <https://docs.kernel.org/scheduler/sched-eevdf.html> (the slice; Linux 6.12).
@@ -59,15 +62,21 @@ impl Prompt {
         // A negative nice value was given on purpose, and threads that this one starts would lose it.
         let flags = if nice() < 0 { 0 } else { flags };
         let before = Self { nice: nice(), slice: slice(), flags, _of_this_thread: PhantomData };
-        before.apply();
+        if !before.apply() {
+            tracing::debug!(nice = before.nice, "a thread that others wait for weighs no more than they do");
+        }
         before
     }
 
-    fn apply(&self) {
-        // Among dozens of busy vCPUs to a processor even a moment is more than a fair share, and is to be waited for.
-        if !schedule(self.nice.min(AHEAD), MOMENT, self.flags) {
+    /// Whether it comes before others.
+    fn apply(&self) -> bool {
+        // Among dozens of busy vCPUs to a processor even a moment is more than a fair share, and is to be waited for. A nice
+        // value that was given on purpose stays: the flag would have threads that this one starts begin at 0.
+        let ahead = self.nice == 0 && schedule(AHEAD, MOMENT, self.flags) == Scheduled::Whole;
+        if !ahead {
             schedule(self.nice, MOMENT, self.flags);
         }
+        ahead
     }
 
     /// Does `work` as the thread that this was before.
@@ -111,12 +120,13 @@ impl ShortTurns {
 }
 
 /// Gives the calling thread this nice value and slice (zero: the system's own), unless whoever started the process chose
-/// another class of scheduling than the ordinary one. Whether it has that nice value now.
-fn schedule(nice: i32, slice: Duration, flags: libc::c_int) -> bool {
+/// another class of scheduling than the ordinary one.
+fn schedule(nice: i32, slice: Duration, flags: libc::c_int) -> Scheduled {
     // SAFETY: asks about this thread (0), touches no memory.
     let policy = unsafe { libc::sched_getscheduler(0) };
     if policy & !libc::SCHED_RESET_ON_FORK != libc::SCHED_OTHER {
-        return set_nice(nice);
+        set_nice(nice.max(self::nice()));
+        return Scheduled::Partly;
     }
     // Once it is set, only a privileged thread may clear this flag.
     let kept = if policy & libc::SCHED_RESET_ON_FORK == 0 { 0 } else { libc::SCHED_FLAG_RESET_ON_FORK };
@@ -132,8 +142,21 @@ fn schedule(nice: i32, slice: Duration, flags: libc::c_int) -> bool {
     };
     // SAFETY: sets how this thread (0) is scheduled; the kernel only reads the attributes, which outlive the call.
     let result = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
-    // A lower nice value takes a privilege; else only a filter of system calls refuses this.
-    result == 0 || set_nice(nice)
+    if result == 0 {
+        return Scheduled::Whole;
+    }
+    // A lower nice value takes a privilege; else only a filter of system calls refuses this. A higher one is there to be had.
+    set_nice(nice.max(self::nice()));
+    Scheduled::Partly
+}
+
+/// What became of a wish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scheduled {
+    /// All of it.
+    Whole,
+    /// The nice value perhaps, if that is not lower than before.
+    Partly,
 }
 
 /// The calling thread's nice value.
@@ -206,7 +229,8 @@ mod tests {
             (prompts, child, aside, alike())
         });
         let (prompts, child, aside, afterwards) = there.join().unwrap();
-        assert!([before.0, before.0.min(AHEAD)].contains(&prompts.0) && prompts.1 == MOMENT, "{prompts:?}");
+        let is_allowed = std::thread::spawn(|| set_nice(AHEAD)).join().unwrap();
+        assert_eq!(prompts, (if is_allowed && before.0 == 0 { AHEAD } else { before.0 }, MOMENT));
         assert_eq!((aside, afterwards), (before, before));
         // Whoever runs this before others keeps that.
         assert_eq!(child, if before.0 < 0 { prompts } else { before });

@@ -167,6 +167,11 @@ fn another_layout_at_the_destination_is_refused() {
     served.join().unwrap().unwrap();
     assert!(matches!(failure.error, Error::Refused { reason: wire::RefuseReason::Layout, .. }), "{failure}");
     assert!(guest.is_running());
+    // Its tracking had begun by then.
+    let (endpoint, served, seen) = receiver(Factory::default(), &ReceiverOptions::default());
+    migrate(Migration::to(endpoint), &mut guest).unwrap();
+    served.join().unwrap().unwrap();
+    assert!(seen.lock().unwrap().ran && !guest.is_running());
 }
 
 #[test]

@@ -92,6 +92,19 @@ fn a_changed_word_costs_its_block_the_first_time_and_itself_from_then_on() {
 }
 
 #[test]
+fn a_page_that_first_goes_after_round_0_costs_only_its_changes_from_then_on() {
+    let mut pair = Pair::new(Codecs::built_in(), 1 << 20);
+    let late = u64::MAX << 32;
+    fill(&pair.source, CHUNK, &[Content::Random(1); 64], !late);
+    pair.send(!late, Method::Raw);
+    fill(&pair.source, CHUNK, &[Content::Random(1); 64], late);
+    assert_eq!(pair.send(late, Method::Raw).0, Masks { raw: late, ..Masks::default() });
+    (32..64).for_each(|bit| pair.store(bit, 511, 1));
+    let (masks, bytes) = pair.send(late, Method::Raw);
+    assert_eq!((masks, bytes), (Masks { delta: late, ..Masks::default() }, 32 * (6 + 3 + 8)));
+}
+
+#[test]
 fn deltas_are_packed_where_it_pays() {
     for (method, packing) in [
         (Method::Raw, Packing::Plain),

@@ -112,7 +112,10 @@ impl Incoming {
             }
             // A record that comes in bit by bit does not hold up whoever has a time limit.
             let since = *since.get_or_insert_with(Instant::now);
-            if patience == Patience::OfSocket && self.sealed.start < self.sealed.end && socket.read_timeout()?.is_some_and(|limit| since.elapsed() >= limit) {
+            if patience == Patience::OfSocket
+                && self.sealed.start < self.sealed.end
+                && socket.read_timeout()?.is_some_and(|limit| since.elapsed() >= limit)
+            {
                 return Err(io::ErrorKind::TimedOut.into());
             }
             self.make_room();

@@ -94,6 +94,34 @@ fn what_was_shown_and_not_taken_is_shown_again() {
 }
 
 #[test]
+fn what_is_read_at_once_is_all_that_has_come_however_it_was_cut_into_records() {
+    let (mut client, mut server) = pair();
+    let mut read = |bytes: usize| {
+        let mut buffer = vec![0; bytes];
+        server.read_at_once(&mut buffer).map(|read| buffer[..read].to_vec()).map_err(|error| error.kind())
+    };
+    assert_eq!(read(9), Err(ErrorKind::WouldBlock));
+    client.write_all(b"one ").unwrap();
+    client.write_all(b"two ").unwrap();
+    let mut seen = Vec::new();
+    while seen.len() < 8 {
+        match read(3) {
+            Ok(bytes) => seen.extend(bytes),
+            Err(kind) => assert_eq!(kind, ErrorKind::WouldBlock, "on its way"),
+        }
+    }
+    assert_eq!((&seen[..], read(9)), (&b"one two "[..], Err(ErrorKind::WouldBlock)));
+    drop(client);
+    let end = loop {
+        match read(9) {
+            Err(ErrorKind::WouldBlock) => {}
+            end => break end,
+        }
+    };
+    assert_eq!(end, Ok(Vec::new()));
+}
+
+#[test]
 fn a_read_waits_as_long_as_it_may_and_loses_nothing() {
     let (mut client, mut server) = pair();
     server.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
