@@ -187,8 +187,7 @@ impl Driver<'_> {
             return Err(part(&pump, Error::NoPostCopy));
         }
         let lanes: Vec<_> = (0..channels).map(Lane::Bulk).chain(self.can_post_copy.then_some(Lane::Urgent)).collect();
-        let attached = self.hold.aside(|| dial.attach(&pump, &lanes, 0));
-        let (mut streams, round_trip) = attached.map_err(|error| part(&pump, error))?;
+        let (mut streams, round_trip) = dial.attach(&pump, &lanes, 0).map_err(|error| part(&pump, error))?;
         self.round_trip = round_trip;
         let urgent = if self.can_post_copy { streams.pop() } else { None };
         pump.command(Command::Attached);

@@ -230,7 +230,7 @@ const STANDING_FOR: Duration = Duration::from_millis(500);
 /// or for a page meanwhile.
 const SENDING_BESIDES: usize = 1;
 /// For how long one of them counts: small guests are sent by then, and large ones share with those that come.
-const SENDING_FOR: Duration = Duration::from_secs(3);
+const SENDING_FOR: Duration = Duration::from_secs(10);
 /// As much of a guest is worth a channel.
 const CHANNEL_WORTH: ByteCount = ByteCount(64 << 20);
 /// By this factor at most a migration looks less often.

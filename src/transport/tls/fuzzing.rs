@@ -2,7 +2,7 @@
 
 use socket2::{Domain, Socket, Type};
 
-use super::incoming::Incoming;
+use super::incoming::{Incoming, Patience};
 use super::record::{OVERHEAD, RecordKey};
 
 /// One direction of a connection, both ends of it.
