@@ -176,7 +176,8 @@ fn stopped(who: Stopped, moment: Moment) -> Result<Verdict> {
             let received = receiver.next_report(LIMIT)?;
             let noticed = since.elapsed();
             if is_stopped {
-                sender.signal(Signal::SIGCONT)?;
+                // One that was on its way out has ended all the same.
+                sender.hand().signal(Signal::SIGCONT)?;
             }
             (sender.wait(LIMIT)?, received, noticed)
         }
