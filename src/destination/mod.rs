@@ -23,6 +23,7 @@
 #![forbid(unsafe_code)]
 
 mod admission;
+mod blame;
 mod budget;
 mod bulk;
 mod connection;

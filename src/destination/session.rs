@@ -11,6 +11,7 @@ use crossbeam::channel::{Receiver, Sender, bounded, select, unbounded};
 
 use super::admission::{Arrival, Ending, Placed, Refusal};
 use super::budget::Reservation;
+use super::blame::dropped_for;
 use super::bulk::BulkReport;
 use super::door::TurnedAway;
 use super::following::{Following, Stale, post_copy_for};
@@ -452,12 +453,7 @@ impl Session<'_> {
                 }
                 Ok(())
             }
-            // What broke here says more than that it was given up, and most about connections is only a consequence.
-            DestinationEnd::Dropped { error: error @ (ProtocolError::Closed { .. } | ProtocolError::CalledOff { .. }) } => Err(match fault {
-                Some(fault) if !matches!(fault, Error::Transport(_)) => fault,
-                fault => self.shared.take_cause().or(fault).unwrap_or(error.into()),
-            }),
-            DestinationEnd::Dropped { error } => Err(error.into()),
+            DestinationEnd::Dropped { error } => Err(dropped_for(error, fault, self.shared.take_cause())),
             DestinationEnd::Refused => Err(Error::Cancelled),
         }
     }
