@@ -23,6 +23,7 @@
 //! | `Path` of a migration's connections | their workers | relaxed: sums for an estimate of the link | by reading |
 //! | how an extent of memory is populated | workers of the destination | a cell that is set once: the others wait for it; how full it is counts relaxed, being a guess | by reading |
 //! | halt of a round, stop of `bring`, of the workload's and the bench's threads | | relaxed: a flag that is looked at again soon; what follows it waits for a join or a channel | by reading |
+//! | where a beat is, how long it lasts | a thread that works, the one that beats for it | relaxed: a late look beats once more; a beat that rests is unparked by whoever finds that none was left | by reading |
 //! | `stopped` of a generation of lanes | who stops it, its lanes' threads | released before the sockets are shut down, so that an error which that causes is not taken for a broken lane | by reading |
 //! | sessions begun, connections of a receiver | accepting thread, connections | a session is counted while its connection is, and a connection counts off only after what it did is in the registry: acquire and release on both | by reading |
 //! | `owes_update` of a TLS session | its two halves | a flag, taken by a swap: an update is sent once, before the next data | by reading |

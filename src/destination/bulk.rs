@@ -47,7 +47,7 @@ pub(super) enum BulkReport {
 }
 
 /// Receives frames until the connection ends or something is wrong with one. After the switch it follows the guest.
-pub(super) fn receive(stream: Stream, channel: u16, arriving: &Arriving, shared: &Shared) {
+pub(super) fn receive(stream: Stream, channel: u16, arriving: &Arriving, shared: &Shared, mut turns: ShortTurns) {
     let (memory, reports, arrived) = (&arriving.memory, &shared.reports, &shared.arrived);
     let decoder = match memory.populated() {
         Ok(populated) => Decoder::new(arriving.key.clone(), populated),
@@ -65,7 +65,6 @@ pub(super) fn receive(stream: Stream, channel: u16, arriving: &Arriving, shared:
     let supply = &arriving.supply;
     let mut placement = memory.placement().supplied_by(if arriving.post_copy { supply.with_small_pages() } else { supply.with_huge_pages() });
     let mut encodings = Encodings::default();
-    let mut turns = ShortTurns::take();
     let error = loop {
         match lane.next_frame(&mut placement) {
             Ok(header) => {
@@ -85,6 +84,7 @@ pub(super) fn receive(stream: Stream, channel: u16, arriving: &Arriving, shared:
                         // No frame is placed in guest memory after this one; see `follow`.
                         let totals = lane.totals();
                         let _ = reports.send(BulkReport::Switched { channel, totals, encodings });
+                        drop(turns);
                         return follow::follow(lane.into_post_copy(), Lane::Bulk(channel), 0, shared);
                     }
                 }

@@ -12,6 +12,7 @@ use super::session;
 use crate::control::{Connection, MessageReader, MessageWriter};
 use crate::error::Error;
 use crate::protocol::Resumption;
+use crate::sys::priority::ShortTurns;
 use crate::transport::{Deadline, Stream, TransportError};
 use crate::wire::{AnswerStatus, ChannelTotals, Lane, Message, RefuseReason, WireError};
 
@@ -73,7 +74,10 @@ fn attach(hub: &Hub, reader: MessageReader, claim: &Claim, lane: Lane, generatio
     let greeted = writer.send(&Message::Attached { lane });
     match (lane, generation) {
         (Lane::Bulk(channel), 0) => match greeted {
-            Ok(()) => bulk::receive(stream, channel, arriving, &shared),
+            Ok(()) => {
+                let turns = if hub.registry.is_calm() { ShortTurns::take_with_beat() } else { ShortTurns::take() };
+                bulk::receive(stream, channel, arriving, &shared, turns);
+            }
             // The session counts on every channel to report its end.
             Err(_) => {
                 let gone = TransportError::Closed { lane: format!("bulk {channel}") };

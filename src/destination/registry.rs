@@ -276,6 +276,11 @@ impl Registry {
         under_way
     }
 
+    /// Whether there is one session under way, or none.
+    pub(super) fn is_calm(&self) -> bool {
+        self.lock().live.len() <= 1
+    }
+
     /// A session under way.
     pub(super) fn find(&self, session: SessionId) -> Option<Arc<Shared>> {
         self.lock().live.get(&session).cloned()

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, Sender, bounded, select, unbounded};
 
 use super::admission::{Arrival, Ending, Placed, Refusal};
-use super::budget::Reservation;
 use super::blame::dropped_for;
+use super::budget::Reservation;
 use super::bulk::BulkReport;
 use super::door::TurnedAway;
 use super::following::{Following, Stale, post_copy_for};

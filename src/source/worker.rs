@@ -90,7 +90,7 @@ impl Worker<'_> {
     ///
     /// Both channels are bounded: one job waits at most, and one result for each; the driver always reads results.
     pub(super) fn run(mut self, jobs: &Receiver<Job>, results: &Sender<Result<Sent, Error>>) -> FrameWriter {
-        let mut turns = ShortTurns::take();
+        let mut turns = if self.allotment.is_alone() { ShortTurns::take_with_beat() } else { ShortTurns::take() };
         for job in jobs {
             let sent = self.send_round(&job, &mut turns);
             let failed = sent.is_err();

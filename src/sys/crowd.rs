@@ -24,8 +24,10 @@ pub(super) struct Share {
     /// The nice value without a crowd.
     alone: i32,
     nice: i32,
-    /// The system gives no other share, or no times.
+    /// The system gives no other share.
     is_fixed: bool,
+    /// It gives no times.
+    is_unknown: bool,
 }
 
 /// Of a thread.
@@ -39,43 +41,68 @@ impl Share {
     /// The calling thread's.
     pub(super) fn own() -> Self {
         let nice = priority::nice();
-        Self { looked: None, times: None, alone: nice, nice, is_fixed: false }
+        Self { looked: None, times: None, alone: nice, nice, is_fixed: false, is_unknown: false }
     }
 
-    /// To be called often, by the same thread: now and then it looks how crowded the processors are.
-    pub(super) fn look(&mut self) {
+    /// To be called often, by the same thread: now and then it looks how crowded the processors are. Then also whether the
+    /// thread has some company there.
+    pub(super) fn look(&mut self) -> Option<Company> {
         let now = Instant::now();
-        if self.is_fixed || now - *self.looked.get_or_insert(now) < EVERY {
-            return;
+        if self.is_unknown || now - *self.looked.get_or_insert(now) < EVERY {
+            return None;
         }
         self.looked = Some(now);
-        if let Err(error) = self.adapt() {
-            tracing::debug!(%error, nice = self.nice, "this thread's share stays what it is");
-            self.is_fixed = true;
+        match self.since() {
+            Ok(since) => since.map(|since| {
+                self.adapt(since);
+                since.company(self.alone, self.nice)
+            }),
+            Err(error) => {
+                tracing::debug!(%error, "not known how long this thread waits for a processor");
+                self.is_unknown = true;
+                Some(Company::None)
+            }
         }
     }
 
-    fn adapt(&mut self) -> std::io::Result<()> {
+    /// The thread's times since this was last asked.
+    fn since(&mut self) -> std::io::Result<Option<Times>> {
         let Some((file, before)) = &mut self.times else {
             let file = File::open("/proc/thread-self/schedstat")?;
             let times = Times::read(&file)?;
             self.times = Some((file, times));
-            return Ok(());
+            return Ok(None);
         };
         let times = Times::read(file)?;
         let since = Times { run: times.run.saturating_sub(before.run), waited: times.waited.saturating_sub(before.waited) };
         *before = times;
-        let nice = since.nice(self.alone, self.nice);
-        if nice == self.nice {
-            return Ok(());
-        }
-        if !priority::set_nice(nice) {
-            return Err(std::io::Error::last_os_error());
-        }
-        tracing::debug!(from = self.nice, to = nice, "a crowd at the processors");
-        self.nice = nice;
-        Ok(())
+        Ok(Some(since))
     }
+
+    fn adapt(&mut self, since: Times) {
+        let nice = since.nice(self.alone, self.nice);
+        if self.is_fixed || nice == self.nice {
+            return;
+        }
+        if priority::set_nice(nice) {
+            tracing::debug!(from = self.nice, to = nice, "a crowd at the processors");
+            self.nice = nice;
+        } else {
+            tracing::debug!(nice = self.nice, "this thread's share stays what it is");
+            self.is_fixed = true;
+        }
+    }
+}
+
+/// Who else wants the processor of a thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Company {
+    /// Nobody to speak of, or the thread does not want it much.
+    None,
+    /// A few.
+    Some,
+    /// More than are common.
+    Crowd,
 }
 
 impl Times {
@@ -90,13 +117,24 @@ impl Times {
         Some(Self { run: Duration::from_nanos(numbers.next()?), waited: Duration::from_nanos(numbers.next()?) })
     }
 
+    /// How many others wanted the processor of a thread that had these times with the value `nice`, of the weight that it has
+    /// with `alone`. None if mostly it waited for something else.
+    fn others(self, alone: i32, nice: i32) -> Option<f64> {
+        let others = self.waited.as_secs_f64() / self.run.max(LEAST).as_secs_f64() * STEP.powi(alone - nice);
+        (self.run + self.waited >= EVERY / 4).then_some(others)
+    }
+
+    fn company(self, alone: i32, nice: i32) -> Company {
+        match self.others(alone, nice) {
+            Some(others) if others > ORDINARY => Company::Crowd,
+            Some(others) if others > FEW => Company::Some,
+            _ => Company::None,
+        }
+    }
+
     /// The nice value for a thread that had these times with the value `nice`, and has `alone` without a crowd.
     fn nice(self, alone: i32, nice: i32) -> i32 {
-        if self.run + self.waited < EVERY / 4 {
-            return nice; // Mostly it waited for something else.
-        }
-        // Others of the weight that this one has alone, for each processor.
-        let others = self.waited.as_secs_f64() / self.run.max(LEAST).as_secs_f64() * STEP.powi(alone - nice);
+        let Some(others) = self.others(alone, nice) else { return nice };
         let weight = (others / ORDINARY).clamp(1.0, MOST);
         #[expect(clippy::cast_possible_truncation, reason = "a few steps")]
         let steps = weight.log(STEP).round() as i32;
@@ -112,6 +150,8 @@ const EVERY: Duration = Duration::from_millis(20);
 const LEAST: Duration = Duration::from_micros(10);
 /// What a nice value weighs more than the next one.
 const STEP: f64 = 1.25;
+/// Less than so many others are none: the system's own threads.
+const FEW: f64 = 0.1;
 /// So many others at a processor are no crowd: a busy vCPU, the other end on the same host, the other channels.
 const ORDINARY: f64 = 4.0;
 /// A thread weighs as much as so many others at most. With fifty busy vCPUs for each processor, the three or four threads
@@ -140,6 +180,13 @@ mod tests {
     fn a_thread_weighs_more_in_a_crowd_only_and_not_without_bounds() {
         assert_eq!([settled(0.0), settled(1.0), settled(4.0)], [0, 0, 0]);
         assert_eq!([settled(8.0), settled(50.0), settled(1e6)], [-3, -11, -12]);
+    }
+
+    #[test]
+    fn company_is_what_a_thread_waits_for_while_it_has_something_to_do() {
+        let company = |run, waited| times(run, waited).company(0, 0);
+        assert_eq!([company(20, 1), company(1, 1), company(10, 10), company(2, 18)], [Company::None, Company::None, Company::Some, Company::Crowd]);
+        assert_eq!(times(10, 10).company(0, -12), Company::Crowd, "though it weighs more");
     }
 
     #[test]

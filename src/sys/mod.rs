@@ -6,6 +6,7 @@
 
 #[cfg(feature = "userfaultfd")]
 pub(crate) mod advise;
+mod beat;
 mod crowd;
 #[cfg(all(feature = "cli", feature = "kvm", target_arch = "x86_64"))]
 pub(crate) mod firmware;

@@ -15,7 +15,8 @@ use std::io;
 use std::marker::PhantomData;
 use std::time::Duration;
 
-use super::crowd::Share;
+use super::beat::Beat;
+use super::crowd::{Company, Share};
 
 /// Puts the calling thread before all ordinary ones, as far as the system allows it to. Threads that it starts are
 /// ordinary ones again.
@@ -99,13 +100,23 @@ impl Drop for Prompt {
 pub(crate) struct ShortTurns {
     chunks: u32,
     share: Share,
+    /// So that the turns of others are short, too.
+    beat: Option<Beat>,
+    /// Who shares its processor: some, until more is known.
+    company: Company,
 }
 
 impl ShortTurns {
     /// Makes the calling thread one.
     pub(crate) fn take() -> Self {
         schedule(nice(), MOMENT, 0);
-        Self { chunks: 0, share: Share::own() }
+        Self { chunks: 0, share: Share::own(), beat: None, company: Company::Some }
+    }
+
+    /// The same, and sees to it that those who share its processor have turns that are not much longer.
+    pub(crate) fn take_with_beat() -> Self {
+        let beat = Beat::begin().inspect_err(|error| tracing::debug!(%error, "no beat"));
+        Self { beat: beat.ok(), ..Self::take() }
     }
 
     /// To be called after each chunk: now and then it lets another thread run that waits for this processor and is due.
@@ -113,7 +124,11 @@ impl ShortTurns {
         self.chunks += 1;
         if self.chunks == CHUNKS {
             self.chunks = 0;
-            self.share.look();
+            self.company = self.share.look().unwrap_or(self.company);
+            // In a crowd there are enough others that wake up.
+            if let Some(beat) = self.beat.as_ref().filter(|_| self.company == Company::Some) {
+                beat.go_on();
+            }
             std::thread::yield_now();
         }
     }

@@ -51,8 +51,9 @@ fn with_arguments(process: u32) -> Vec<(i64, Vec<Vec<Argument>>)> {
         (libc::SYS_tgkill, vec![is(0, process)]),
         // Itself, to give advice about its memory.
         (libc::SYS_pidfd_open, vec![is(0, process)]),
-        // Their own priority.
+        // Their own priority and processors.
         (libc::SYS_sched_getattr, vec![is(0, 0)]),
+        (libc::SYS_sched_setaffinity, vec![is(0, 0)]),
         (libc::SYS_sched_setattr, vec![is(0, 0)]),
         (libc::SYS_sched_setscheduler, vec![is(0, 0)]),
         (libc::SYS_setpriority, vec![[is(0, libc::PRIO_PROCESS), is(1, 0)].concat()]),

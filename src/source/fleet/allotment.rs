@@ -42,6 +42,11 @@ impl<'d> Allotment<'d> {
         }
     }
 
+    /// Whether no other guest moves with this one.
+    pub(in crate::source) fn is_alone(&self) -> bool {
+        self.member.is_none()
+    }
+
     /// Whether bytes wait for their turn at the link.
     pub(in crate::source) fn is_paced(&self) -> bool {
         self.own.rate().is_some() || self.member.as_ref().is_some_and(|member| member.fleet.pacer.rate().is_some())
