@@ -9,7 +9,7 @@
 //!                   - a bulk worker (Attach): reads frames straight into guest memory
 //!                   - an answer to a source in doubt (Query), and ends
 //! pf-control        the pump, one for each session: drives its protocol machine, reads and writes its connection
-//! pf-beat           one for each bulk worker of a guest that comes alone, while others want its processor
+//! pf-beat           one for each bulk worker of a guest that comes alone; awake while others want its processor
 //! pf-faults         in post-copy, one for each session: learns which pages the guest waits for, and asks for them
 //! ```
 //! In post-copy a lane's thread puts what it reads into a buffer first, and from there under the running guest; see

@@ -234,11 +234,12 @@ impl Session<'_> {
                     BulkReport::Complete => self.complete(),
                     BulkReport::Stopped { channel, totals, error } => {
                         self.ledger.stopped(channel, totals);
-                        let broken = matches!(error, Error::Transport(_));
-                        fault.get_or_insert(error);
-                        if broken {
+                        if let Error::Transport(_) = error {
+                            fault.get_or_insert(error);
                             grace.get_or_insert(Instant::now() + LAST_WORDS);
                         } else {
+                            // Says more than that another lane was lost.
+                            fault = fault.filter(|kept| !matches!(kept, Error::Transport(_))).or(Some(error));
                             self.fail(fault.as_ref());
                         }
                     }
@@ -249,9 +250,10 @@ impl Session<'_> {
                 },
             }
             let stuck = standstill.look(Instant::now(), self.shared.arrived.now().0);
-            if let Some(error) = stuck.filter(|_| !self.shared.machine().may_run()) {
-                self.fail(Some(&error));
-                fault.get_or_insert(error);
+            if let Some(error) = stuck.filter(|_| !self.shared.machine().may_run())
+                && self.fail(Some(&error))
+            {
+                fault = Some(error);
             }
             self.tell_if_overdue();
             if let Some(stale) = stale.take_if(|stale| fault.is_none() && self.ledger.has_reached(&stale.totals))
@@ -440,9 +442,10 @@ impl Session<'_> {
         }
     }
 
-    fn fail(&self, error: Option<&Error>) {
+    /// Gives up because of `error`. Whether it was still possible.
+    fn fail(&self, error: Option<&Error>) -> bool {
         let reason = error.map_or_else(|| "the session broke".to_owned(), Error::in_full);
-        self.shared.feed(|machine| machine.fail(Instant::now(), reason));
+        self.shared.feed(|machine| machine.fail(Instant::now(), reason))
     }
 
     fn end(&self, end: DestinationEnd, fault: Option<Error>) -> Result<(), Error> {

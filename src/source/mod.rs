@@ -8,7 +8,7 @@
 //! caller's thread   the driver: rounds, policy, pause, handover
 //! pf-control        the pump: owns the protocol machine and its connection, heartbeats, reconnects when in doubt
 //! pf-send-N         one for each channel: walks its own words of the round, encodes, writes
-//! pf-beat           one for each of those of a guest that moves by itself, while others want its processor
+//! pf-beat           one for each of those of a guest that moves by itself; awake while others want its processor
 //! pf-push-N         in post-copy, one for each bulk lane: what the guest is likely to need next, a little at a time
 //! pf-urgent         in post-copy: answers what the guest waits for
 //! ```

@@ -6,6 +6,8 @@
 //! for a processor and how long it had one, and by its own weight. It takes a share, not the processors: see [`MOST`]. Only a
 //! thread that may lower its nice value can do so (`CAP_SYS_NICE`, or `RLIMIT_NICE`); another goes on as it did.
 //!
+//! The same times tell whether the thread has any company, which is what [`beat`](super::beat) is for.
+//!
 //! - <https://docs.kernel.org/scheduler/sched-stats.html> (`/proc/<pid>/schedstat`: nanoseconds run, nanoseconds waited)
 //! - <https://man7.org/linux/man-pages/man7/sched.7.html> (each nice value weighs 1.25 times the next one)
 
@@ -88,7 +90,8 @@ impl Share {
             tracing::debug!(from = self.nice, to = nice, "a crowd at the processors");
             self.nice = nice;
         } else {
-            tracing::debug!(nice = self.nice, "this thread's share stays what it is");
+            let error = std::io::Error::last_os_error();
+            tracing::debug!(%error, nice = self.nice, "this thread's share stays what it is");
             self.is_fixed = true;
         }
     }

@@ -5,7 +5,8 @@
 //! who copy its memory does not stand still for some ticks of the scheduler (4 ms each, commonly) at a time.
 //!
 //! Coming soon is for everyone to ask. Coming before others (a lower nice value, a real-time class) takes `CAP_SYS_NICE` or
-//! `RLIMIT_NICE`, and is left out without; what it does for threads that work is in [`crowd`](super::crowd).
+//! `RLIMIT_NICE`, and is left out without; what it does for threads that work is in [`crowd`](super::crowd). What keeps the turns
+//! of others short is in [`beat`](super::beat).
 //!
 //! <https://man7.org/linux/man-pages/man7/sched.7.html>,
 //! <https://man7.org/linux/man-pages/man2/sched_setattr.2.html> (on Linux the nice value is each thread's own),
@@ -101,22 +102,31 @@ pub(crate) struct ShortTurns {
     chunks: u32,
     share: Share,
     /// So that the turns of others are short, too.
-    beat: Option<Beat>,
+    beat: Beats,
     /// Who shares its processor: some, until more is known.
     company: Company,
+}
+
+/// Whether others' turns are to be short.
+#[derive(Debug)]
+enum Beats {
+    /// No, or it could not be had.
+    Unwanted,
+    /// Once there is work: threads that a migration cannot do without are started first.
+    Wanted,
+    Begun(Beat),
 }
 
 impl ShortTurns {
     /// Makes the calling thread one.
     pub(crate) fn take() -> Self {
         schedule(nice(), MOMENT, 0);
-        Self { chunks: 0, share: Share::own(), beat: None, company: Company::Some }
+        Self { chunks: 0, share: Share::own(), beat: Beats::Unwanted, company: Company::Some }
     }
 
     /// The same, and sees to it that those who share its processor have turns that are not much longer.
     pub(crate) fn take_with_beat() -> Self {
-        let beat = Beat::begin().inspect_err(|error| tracing::debug!(%error, "no beat"));
-        Self { beat: beat.ok(), ..Self::take() }
+        Self { beat: Beats::Wanted, ..Self::take() }
     }
 
     /// To be called after each chunk: now and then it lets another thread run that waits for this processor and is due.
@@ -125,11 +135,22 @@ impl ShortTurns {
         if self.chunks == CHUNKS {
             self.chunks = 0;
             self.company = self.share.look().unwrap_or(self.company);
-            // In a crowd there are enough others that wake up.
-            if let Some(beat) = self.beat.as_ref().filter(|_| self.company == Company::Some) {
-                beat.go_on();
-            }
             std::thread::yield_now();
+        }
+        // Where a crowd is, nobody's turn comes often, and what helps is a larger share.
+        if self.company == Company::Some {
+            self.beat();
+        }
+    }
+
+    fn beat(&mut self) {
+        match &self.beat {
+            Beats::Unwanted => {}
+            Beats::Begun(beat) => beat.go_on(),
+            Beats::Wanted => {
+                let begun = Beat::begin().inspect_err(|error| tracing::debug!(%error, "no beat"));
+                self.beat = begun.map_or(Beats::Unwanted, Beats::Begun);
+            }
         }
     }
 }
@@ -208,7 +229,8 @@ const FIRST: i32 = -20;
 /// As much as nine ordinary threads.
 const AHEAD: i32 = -10;
 const BEHIND: i32 = 5;
-/// What a turn is asked to last. The scheduler looks at its ticks only, so it is up to the thread to make it as short.
+/// What a turn is asked to last. The scheduler looks at its ticks only, or when another thread wakes, so it
+/// is up to the thread to make it as short.
 const MOMENT: Duration = Duration::from_micros(100);
 /// Chunks of a turn: half a millisecond at most, commonly, and caches do not change hands more often than that.
 const CHUNKS: u32 = 4;

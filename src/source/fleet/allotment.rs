@@ -42,7 +42,7 @@ impl<'d> Allotment<'d> {
         }
     }
 
-    /// Whether no other guest moves with this one.
+    /// Whether this is in no fleet.
     pub(in crate::source) fn is_alone(&self) -> bool {
         self.member.is_none()
     }
