@@ -10,6 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::sched::{sched_getaffinity, sched_setaffinity};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::kill;
@@ -104,6 +105,7 @@ pub(crate) const REFUSED: &[Attempt] = &[
     no_call("connect to a Unix socket without a file", |_| UnixStream::connect_addr(&abstract_name()?).map(drop)),
     no_call("fork", |_| fork()),
     no_call("signal the parent", |_| Ok(kill(getppid(), None)?)),
+    no_call("choose the parent's processors", |_| Ok(sched_setaffinity(getppid(), &sched_getaffinity(Pid::from_raw(0))?)?)),
     no_call("map memory as code", |_| map(libc::PROT_READ | libc::PROT_EXEC).map(drop)),
     no_call("make code of memory", |_| make_code(map(libc::PROT_READ | libc::PROT_WRITE)?)),
     no_call("set a limit", |_| {
@@ -135,6 +137,7 @@ pub(crate) const HOSTILE: &[Attempt] = &[
 
 pub(crate) const POSSIBLE: &[Attempt] = &[
     works("start a thread", |_| std::thread::Builder::new().spawn(|| ())?.join().map_err(|_| io::Error::other("panicked"))),
+    works("choose its own processors", |_| Ok(sched_setaffinity(Pid::from_raw(0), &sched_getaffinity(Pid::from_raw(0))?)?)),
     works("write an image", |place| File::create(&place.image)?.write_all_at(b"image", 1 << 20)),
     works("make another file beside the image", |place| File::create(place.image.with_extension("new"))?.write_all_at(b"image", 0)),
     works("read the page map", |_| File::open("/proc/self/pagemap").map(drop)),
