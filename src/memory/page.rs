@@ -9,6 +9,7 @@
 
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -96,6 +97,13 @@ impl Chunk<'_> {
     #[inline]
     pub fn copy_in(&self, bit: u32, page: &[u8; PAGE_SIZE]) {
         for (to, word) in self.words(bit).iter().zip(page.as_chunks::<8>().0) {
+            to.store(u64::from_le_bytes(*word), Ordering::Relaxed);
+        }
+    }
+
+    /// Copies the words `words` of `page` to page `bit`. Panics if the chunk or the page has no such.
+    pub(super) fn copy_words_in(&self, bit: u32, page: &[u8; PAGE_SIZE], words: Range<usize>) {
+        for (to, word) in self.words(bit)[words.clone()].iter().zip(&page.as_chunks::<8>().0[words]) {
             to.store(u64::from_le_bytes(*word), Ordering::Relaxed);
         }
     }

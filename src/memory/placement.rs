@@ -11,6 +11,7 @@
 //! soundness: like copying out, placing goes by relaxed atomic words and system calls only.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{NonNull, null_mut};
 
@@ -126,6 +127,13 @@ impl PageSink for Placement<'_> {
         match self.staged_mut() {
             Some(staging) => staging.write_page(chunk, bit, page),
             None => self.memory.chunk(chunk).copy_in(bit, page),
+        }
+    }
+
+    fn amend_page(&mut self, chunk: ChunkIndex, bit: u32, page: &[u8; PAGE_SIZE], words: impl Iterator<Item = Range<usize>>) {
+        match self.staged_mut() {
+            Some(staging) => staging.amend_page(chunk, bit, page, words),
+            None => words.for_each(|words| self.memory.chunk(chunk).copy_words_in(bit, page, words)),
         }
     }
 

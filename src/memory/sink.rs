@@ -30,6 +30,9 @@ pub trait PageSink {
     /// Writes a page.
     fn write_page(&mut self, chunk: ChunkIndex, bit: u32, page: &[u8; PAGE_SIZE]);
 
+    /// Writes a page that an earlier frame filled, and that is the same but for these of its words.
+    fn amend_page(&mut self, chunk: ChunkIndex, bit: u32, page: &[u8; PAGE_SIZE], words: impl Iterator<Item = Range<usize>>);
+
     /// Makes a page zeros that may hold something else.
     fn write_zero(&mut self, chunk: ChunkIndex, bit: u32);
 

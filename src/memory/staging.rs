@@ -112,6 +112,11 @@ impl PageSink for Staging {
         *self.page_mut(chunk, bit) = *page;
     }
 
+    /// The buffer does not hold what the page was.
+    fn amend_page(&mut self, chunk: ChunkIndex, bit: u32, page: &[u8; PAGE_SIZE], _words: impl Iterator<Item = Range<usize>>) {
+        self.write_page(chunk, bit, page);
+    }
+
     fn write_zero(&mut self, chunk: ChunkIndex, bit: u32) {
         self.hold(chunk, 0);
         self.zeros |= 1 << bit;

@@ -198,7 +198,7 @@ impl Decoder {
                 if checks.next() != Some(&key.check(&page)) {
                     return Err(PageError::Base { bit });
                 }
-                sink.write_page(chunk, bit, &page);
+                sink.amend_page(chunk, bit, &page, delta::replaced(bytes));
             }
         }
         Ok(())

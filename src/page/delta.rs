@@ -10,6 +10,8 @@
 //! ones: so a delta can also be made by who no longer has the old page but knows which blocks of it have changed, and the
 //! general compressor that comes after finds as much in them.
 
+use std::ops::Range;
+
 use super::key::{BLOCK_BYTES, BLOCKS};
 use crate::units::{PAGE_SIZE, PAGE_WORDS};
 
@@ -65,18 +67,49 @@ pub(super) fn of_blocks(changed: u8, new: &[u8; PAGE_SIZE], out: &mut Vec<u8>) -
 
 /// Applies `delta` to `page`. `None` when it is not one: the page may be changed in part then.
 #[must_use]
-pub(super) fn apply(mut delta: &[u8], page: &mut [u8; PAGE_SIZE]) -> Option<()> {
-    let mut at = 0;
-    while !delta.is_empty() {
-        let skip = take_number(&mut delta)?;
-        let length = take_number(&mut delta)? + 1;
-        let (words, rest) = delta.split_at_checked(length * 8)?;
-        at += skip;
-        page.get_mut(at * 8..(at + length) * 8)?.copy_from_slice(words);
-        at += length;
-        delta = rest;
+pub(super) fn apply(delta: &[u8], page: &mut [u8; PAGE_SIZE]) -> Option<()> {
+    for run in runs(delta) {
+        let Run { words, bytes } = run?;
+        page.as_chunks_mut::<8>().0[words].as_flattened_mut().copy_from_slice(bytes);
     }
     Some(())
+}
+
+/// The words of a page that `delta` replaces.
+pub(super) fn replaced(delta: &[u8]) -> impl Iterator<Item = Range<usize>> {
+    runs(delta).map_while(|run| run.map(|run| run.words))
+}
+
+/// Words of a page, and what becomes of them.
+struct Run<'d> {
+    words: Range<usize>,
+    bytes: &'d [u8],
+}
+
+/// The runs of `delta`; `None` where it is not one, and nothing after that.
+fn runs(mut delta: &[u8]) -> impl Iterator<Item = Option<Run<'_>>> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        if delta.is_empty() {
+            return None;
+        }
+        let run = take_run(&mut delta, &mut at);
+        if run.is_none() {
+            delta = &[];
+        }
+        Some(run)
+    })
+}
+
+fn take_run<'d>(delta: &mut &'d [u8], at: &mut usize) -> Option<Run<'d>> {
+    let start = *at + take_number(delta)?;
+    let words = start..start + take_number(delta)? + 1;
+    let (bytes, rest) = delta.split_at_checked(words.len() * 8)?;
+    if words.end > PAGE_WORDS {
+        return None;
+    }
+    (*delta, *at) = (rest, words.end);
+    Some(Run { words, bytes })
 }
 
 fn push_run(out: &mut Vec<u8>, skip: usize, words: &[u8]) {
@@ -170,6 +203,9 @@ mod tests {
                 let mut page = old;
                 prop_assert_eq!(apply(&delta, &mut page), Some(()));
                 prop_assert!(page == new);
+                let words: Vec<_> = replaced(&delta).flatten().collect();
+                let differ = (0..PAGE_WORDS).filter(|word| old[word * 8..][..8] != new[word * 8..][..8]);
+                prop_assert!(differ.eq(words), "these words, and no others");
             }
         }
 

@@ -74,6 +74,15 @@ pub struct Encoder {
     parts: Parts,
 }
 
+/// What a delta was made from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum MadeFrom {
+    /// A copy of the page as it was, which is now what it has become.
+    Base,
+    /// The hashes of its blocks.
+    Blocks,
+}
+
 /// The parts of the chunk's meta bytes as they come together.
 struct Parts {
     words: Vec<u64>,
@@ -96,7 +105,7 @@ impl Encoder {
     /// An encoder for memory of `chunks` chunks, of which nothing has been sent.
     #[must_use]
     pub fn new(settings: EncoderSettings, chunks: u32) -> Self {
-        Self { settings, history: History::new(chunks), packer: Packer::new(), known: Known::new(chunks), bases: Bases::new(), parts: Parts::new() }
+        Self { settings, history: History::new(chunks), packer: Packer::new(), known: Known::new(chunks), bases: Bases::new(chunks), parts: Parts::new() }
     }
 
     /// The same for post-copy, in which pages cross once: no deltas and nothing unchanged, and no memory for that. What
@@ -104,7 +113,7 @@ impl Encoder {
     #[must_use]
     pub fn into_post_copy(self) -> Self {
         let codecs = self.settings.codecs.without(Codecs::DELTA);
-        Self { settings: EncoderSettings { codecs, ..self.settings }, known: Known::new(0), bases: Bases::new(), ..self }
+        Self { settings: EncoderSettings { codecs, ..self.settings }, known: Known::new(0), bases: Bases::new(0), ..self }
     }
 
     /// Copies the pages of `work` out of memory and appends their bytes to `out`.
@@ -137,13 +146,12 @@ impl Encoder {
     /// The form that `page` takes; what belongs to it is put into the parts.
     fn encode_page(&mut self, work: &Work<'_>, bit: u32, page: &[u8; PAGE_SIZE], summary: PageSummary, method: Method, packed: &mut Packed) -> Form {
         let Work { chunk, round, .. } = *work;
-        let number = chunk.page(bit);
         if !self.settings.codecs.contains(Codecs::DELTA) {
             return self.whole_page(work, bit, page, summary, method, packed);
         }
         if summary == PageSummary::Uniform(0) {
             self.known.remember_zero(chunk, bit);
-            self.bases.forget(number);
+            self.bases.forget(chunk, bit);
             return Form::Zero;
         }
         let blocks = self.settings.key.blocks(page);
@@ -151,35 +159,49 @@ impl Encoder {
         if hash == last {
             return Form::Unchanged;
         }
-        let form = match summary {
-            PageSummary::Mixed if last != 0 && self.push_delta(chunk, bit, page, &blocks) => {
+        let delta = if summary == PageSummary::Mixed && last != 0 { self.push_delta(chunk, bit, page, &blocks) } else { None };
+        let form = match delta {
+            Some(_) => {
                 self.parts.checks.push(check_of(hash));
                 Form::Delta
             }
-            _ => self.whole_page(work, bit, page, summary, method, packed),
+            None => self.whole_page(work, bit, page, summary, method, packed),
         };
         let cache = usize::try_from(self.settings.delta_cache.0).unwrap_or(usize::MAX);
         self.known.remember(chunk, bit, hash, &blocks, cache / 2);
         // What goes after round 0 was (nearly always) written while the guest was tracked, and is likely to be written again.
-        if last != 0 || round > 0 {
+        if delta == Some(MadeFrom::Base) {
+            self.bases.kept_up(chunk, bit, round);
+        } else if last != 0 || round > 0 {
             let limit = cache.saturating_sub(self.known.block_bytes()) / PAGE_SIZE;
-            self.bases.keep(number, page, round, limit);
+            let packs = || match form {
+                Form::Delta => !looks_random(page),
+                form => form != Form::Raw,
+            };
+            self.bases.keep((chunk, bit), page, round, limit, packs);
         }
         form
     }
 
-    /// Appends the delta of a page that was sent before, if it has a short one.
-    fn push_delta(&mut self, chunk: ChunkIndex, bit: u32, page: &[u8; PAGE_SIZE], blocks: &BlockHashes) -> bool {
+    /// Appends the delta of a page that was sent before, if it has a short one, and says what it was made from. A base is
+    /// brought up to date with it: writing only the words that differ costs less than copying the page.
+    fn push_delta(&mut self, chunk: ChunkIndex, bit: u32, page: &[u8; PAGE_SIZE], blocks: &BlockHashes) -> Option<MadeFrom> {
         let deltas = &mut self.parts.deltas;
         let start = deltas.len();
-        let made = match self.bases.base(chunk.page(bit)) {
-            Some(base) => delta::between(base, page, deltas),
-            None => self.known.changed_blocks(chunk, bit, blocks).is_some_and(|changed| delta::of_blocks(changed, page, deltas)),
+        let from = match self.bases.base(chunk, bit) {
+            Some(base) => delta::between(base, page, deltas).then(|| {
+                delta::apply(&deltas[start..], base).expect("a delta of this base");
+                MadeFrom::Base
+            }),
+            None => {
+                let changed = self.known.changed_blocks(chunk, bit, blocks);
+                changed.filter(|&changed| delta::of_blocks(changed, page, deltas)).map(|_| MadeFrom::Blocks)
+            }
         };
-        if made {
+        if from.is_some() {
             self.parts.delta_lengths.push(u16::try_from(deltas.len() - start).expect("shorter than a page"));
         }
-        made
+        from
     }
 
     /// Appends the columns of a page that has some, if no compressor is likely to make less of it.

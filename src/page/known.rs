@@ -8,6 +8,7 @@
 use std::num::NonZeroU32;
 
 use super::key::BlockHashes;
+use super::slab::Slab;
 use crate::units::{CHUNK_PAGES, ChunkIndex};
 
 /// What one worker remembers.
@@ -75,43 +76,6 @@ impl Known {
     }
 }
 
-/// Values that stay, allocated several at a time: one by one, each would have the heap of its thread grow, and the kernel
-/// lock all of this process's mappings for that.
-struct Slab<T> {
-    pieces: Vec<Vec<T>>,
-}
-
-impl<T> Slab<T> {
-    const fn new() -> Self {
-        Self { pieces: Vec::new() }
-    }
-
-    fn len(&self) -> usize {
-        self.pieces.last().map_or(0, |last| (self.pieces.len() - 1) * PIECE + last.len())
-    }
-
-    /// Where it is from now on.
-    fn push(&mut self, value: T) -> NonZeroU32 {
-        if self.len().is_multiple_of(PIECE) {
-            self.pieces.push(Vec::with_capacity(PIECE));
-        }
-        self.pieces.last_mut().expect("there is one with room").push(value);
-        u32::try_from(self.len()).ok().and_then(NonZeroU32::new).expect("no more than chunks, and one at least")
-    }
-
-    fn get(&self, place: NonZeroU32) -> &T {
-        let index = place.get() as usize - 1;
-        &self.pieces[index / PIECE][index % PIECE]
-    }
-
-    fn get_mut(&mut self, place: NonZeroU32) -> &mut T {
-        let index = place.get() as usize - 1;
-        &mut self.pieces[index / PIECE][index % PIECE]
-    }
-}
-
-/// Values allocated at a time: those for 16 MiB of memory.
-const PIECE: usize = 64;
 const BLOCKS_OF_A_CHUNK: usize = size_of::<[BlockHashes; CHUNK_PAGES]>();
 
 #[cfg(test)]
@@ -130,15 +94,6 @@ mod tests {
         assert_eq!(known.changed_blocks(CHUNK, 5, &[0, 2, 3, 4, 5, 6, 7, 0]), Some(0b1000_0001));
         known.remember_zero(CHUNK, 5);
         assert_eq!(known.page(CHUNK, 5), 0);
-    }
-
-    #[test]
-    fn values_stay_where_they_were_put() {
-        let mut slab = Slab::new();
-        let places: Vec<_> = (0..3 * PIECE + 1).map(|value| slab.push(value)).collect();
-        assert_eq!(slab.len(), 3 * PIECE + 1);
-        *slab.get_mut(places[PIECE]) += 1000;
-        assert!((0..).zip(&places).all(|(value, place)| *slab.get(*place) == value + if value == PIECE { 1000 } else { 0 }));
     }
 
     #[test]

@@ -31,6 +31,7 @@ mod key;
 mod known;
 mod masks;
 mod pack;
+mod slab;
 
 pub use adaptive::{Chooser, LinkSample, Method, Path};
 pub use codecs::Codecs;
