@@ -72,15 +72,14 @@ impl Bases {
     }
 
     /// A page that was written to before `round` is sent in it with these contents: keeps them if it has a place already or
-    /// there is one to be had. The cache has `limit` places. Asks whether a compressor makes the page smaller when it
-    /// matters.
-    pub(super) fn keep(&mut self, (chunk, bit): (ChunkIndex, u32), contents: &[u8; PAGE_SIZE], round: u16, limit: usize, packs: impl FnOnce() -> bool) {
+    /// there is one to be had. The cache has `limit` places, or as many as it has if that is more. `packs` says whether a
+    /// compressor makes the page smaller.
+    pub(super) fn keep(&mut self, (chunk, bit): (ChunkIndex, u32), contents: &[u8; PAGE_SIZE], round: u16, limit: usize, packs: bool) {
         if let Some(place) = self.place(chunk, bit) {
             self.owners[place].round = round;
             self.slabs[place / SLAB_PAGES][place % SLAB_PAGES] = *contents;
             return;
         }
-        let packs = packs();
         let Some(place) = self.place_for_another(round, packs, limit) else { return };
         let owner = Owner { page: Some((chunk, bit)), round, packs };
         let all = &mut self.places;
@@ -148,8 +147,8 @@ const LOOKS: usize = 16;
 mod tests {
     use super::*;
 
-    const RANDOM: fn() -> bool = || false;
-    const PACKS: fn() -> bool = || true;
+    const RANDOM: bool = false;
+    const PACKS: bool = true;
 
     /// The cache of a guest of 1024 pages.
     fn bases() -> Bases {
@@ -202,7 +201,7 @@ mod tests {
         let mut bases = bases();
         for round in 1..6 {
             let packs = |page: u32| page.is_multiple_of(2);
-            (0..160).for_each(|page| bases.keep(at(page), &contents(page, round), round, 100, || packs(page)));
+            (0..160).for_each(|page| bases.keep(at(page), &contents(page, round), round, 100, packs(page)));
             assert_eq!((held(&mut bases, (1..160).step_by(2), round), held(&mut bases, (0..160).step_by(2), round)), (80, 20), "round {round}");
         }
         assert_eq!(bases.bytes(), 100 * PAGE_SIZE);

@@ -18,14 +18,20 @@ use crate::units::{PAGE_SIZE, PAGE_WORDS};
 /// The longest delta that is worth more than the page itself.
 pub const MAX_DELTA_BYTES: usize = PAGE_SIZE / 2;
 
-/// Appends to `out` what makes `new` of `old`; nothing, and false, when that is longer than [`MAX_DELTA_BYTES`].
-pub(super) fn between(old: &[u8; PAGE_SIZE], new: &[u8; PAGE_SIZE], out: &mut Vec<u8>) -> bool {
+/// Appends to `out` what makes `new` of `old`; nothing, and false, when that is longer than [`MAX_DELTA_BYTES`]. Only the
+/// blocks named in `changed` are looked at: the others are known to be the same.
+pub(super) fn between(old: &[u8; PAGE_SIZE], new: &[u8; PAGE_SIZE], changed: u8, out: &mut Vec<u8>) -> bool {
     let start = out.len();
     let (old_words, new_words) = (old.as_chunks::<8>().0, new.as_chunks::<8>().0);
+    let (old_lines, new_lines) = (old.as_chunks::<LINE_BYTES>().0, new.as_chunks::<LINE_BYTES>().0);
     let (mut at, mut kept) = (0, 0);
     while at < PAGE_WORDS {
+        if at.is_multiple_of(BLOCK_WORDS) && changed >> (at / BLOCK_WORDS) & 1 == 0 {
+            at += BLOCK_WORDS;
+            continue;
+        }
         // Most of a page is the same: compare a line at a time there.
-        if at.is_multiple_of(LINE_WORDS) && old_words[at..at + LINE_WORDS] == new_words[at..at + LINE_WORDS] {
+        if at.is_multiple_of(LINE_WORDS) && are_equal(&old_lines[at / LINE_WORDS], &new_lines[at / LINE_WORDS]) {
             at += LINE_WORDS;
             continue;
         }
@@ -112,6 +118,13 @@ fn take_run<'d>(delta: &mut &'d [u8], at: &mut usize) -> Option<Run<'d>> {
     Some(Run { words, bytes })
 }
 
+/// In place: a call of `memcmp` for each line would cost several times as much.
+#[inline]
+fn are_equal(one: &[u8; LINE_BYTES], other: &[u8; LINE_BYTES]) -> bool {
+    let pairs = one.as_chunks().0.iter().zip(other.as_chunks().0);
+    pairs.fold(0, |differs, (one, other)| differs | u64::from_le_bytes(*one) ^ u64::from_le_bytes(*other)) == 0
+}
+
 fn push_run(out: &mut Vec<u8>, skip: usize, words: &[u8]) {
     push_number(out, skip);
     push_number(out, words.len() / 8 - 1);
@@ -141,6 +154,8 @@ fn take_number(bytes: &mut &[u8]) -> Option<usize> {
 }
 
 const LINE_WORDS: usize = 8;
+const LINE_BYTES: usize = LINE_WORDS * 8;
+const BLOCK_WORDS: usize = BLOCK_BYTES / 8;
 
 #[cfg(test)]
 mod tests {
@@ -161,7 +176,7 @@ mod tests {
         new[8] = 1;
         new[4088..].fill(0xff);
         let mut delta = Vec::new();
-        assert!(between(&old, &new, &mut delta));
+        assert!(between(&old, &new, 0b1000_0001, &mut delta));
         // Skip 1, 1 word; skip 509 (0xfd, 0x03), 1 word.
         let expected = [[1, 0].as_slice(), &[1, 0, 0, 0, 0, 0, 0, 0], &[0xfd, 0x03, 0], &[0xff; 8]].concat();
         assert_eq!(delta, expected);
@@ -173,7 +188,7 @@ mod tests {
     #[test]
     fn a_page_that_changed_too_much_has_no_delta() {
         let mut out = b"before".to_vec();
-        assert!(!between(&page(0), &page(1), &mut out));
+        assert!(!between(&page(0), &page(1), u8::MAX, &mut out));
         assert!(!of_blocks(0b1111, &page(1), &mut out), "half a page and its runs");
         assert!(of_blocks(0b0111, &page(1), &mut out));
         assert!(out.starts_with(b"before"));
@@ -197,8 +212,12 @@ mod tests {
             let mut new = old;
             changes.iter().for_each(|&(at, byte)| new[at] = byte);
             new[700..700 + run].iter_mut().for_each(|byte| *byte ^= 0x5a);
-            let mut delta = Vec::new();
-            if between(&old, &new, &mut delta) {
+            let blocks = old.chunks(BLOCK_BYTES).zip(new.chunks(BLOCK_BYTES)).rev();
+            let changed = blocks.fold(0, |changed, (old, new)| changed << 1 | u8::from(old != new));
+            let (mut delta, mut whole) = (Vec::new(), Vec::new());
+            let made = between(&old, &new, changed, &mut delta);
+            prop_assert_eq!((between(&old, &new, u8::MAX, &mut whole), &whole), (made, &delta));
+            if made {
                 prop_assert!(delta.len() <= MAX_DELTA_BYTES);
                 let mut page = old;
                 prop_assert_eq!(apply(&delta, &mut page), Some(()));

@@ -67,6 +67,7 @@ pub struct Packed {
 /// `out` has grown to its size.
 pub struct Encoder {
     settings: EncoderSettings,
+    keeps_copies: bool,
     history: History,
     packer: Packer,
     known: Known,
@@ -105,7 +106,21 @@ impl Encoder {
     /// An encoder for memory of `chunks` chunks, of which nothing has been sent.
     #[must_use]
     pub fn new(settings: EncoderSettings, chunks: u32) -> Self {
-        Self { settings, history: History::new(chunks), packer: Packer::new(), known: Known::new(chunks), bases: Bases::new(chunks), parts: Parts::new() }
+        Self {
+            settings,
+            keeps_copies: true,
+            history: History::new(chunks),
+            packer: Packer::new(),
+            known: Known::new(chunks),
+            bases: Bases::new(chunks),
+            parts: Parts::new(),
+        }
+    }
+
+    /// Whether to keep copies of more pages that may come back, as far as there is memory for them: their deltas become
+    /// shorter for it. It does, unless told otherwise.
+    pub fn keep_copies(&mut self, keeps: bool) {
+        self.keeps_copies = keeps;
     }
 
     /// The same for post-copy, in which pages cross once: no deltas and nothing unchanged, and no memory for that. What
@@ -169,16 +184,15 @@ impl Encoder {
         };
         let cache = usize::try_from(self.settings.delta_cache.0).unwrap_or(usize::MAX);
         self.known.remember(chunk, bit, hash, &blocks, cache / 2);
+        if form != Form::Delta {
+            self.known.note_packing(chunk, bit, form != Form::Raw);
+        }
         // What goes after round 0 was (nearly always) written while the guest was tracked, and is likely to be written again.
         if delta == Some(MadeFrom::Base) {
             self.bases.kept_up(chunk, bit, round);
         } else if last != 0 || round > 0 {
-            let limit = cache.saturating_sub(self.known.block_bytes()) / PAGE_SIZE;
-            let packs = || match form {
-                Form::Delta => !looks_random(page),
-                form => form != Form::Raw,
-            };
-            self.bases.keep((chunk, bit), page, round, limit, packs);
+            let limit = if self.keeps_copies { cache.saturating_sub(self.known.block_bytes()) / PAGE_SIZE } else { 0 };
+            self.bases.keep((chunk, bit), page, round, limit, self.known.packs(chunk, bit));
         }
         form
     }
@@ -188,15 +202,13 @@ impl Encoder {
     fn push_delta(&mut self, chunk: ChunkIndex, bit: u32, page: &[u8; PAGE_SIZE], blocks: &BlockHashes) -> Option<MadeFrom> {
         let deltas = &mut self.parts.deltas;
         let start = deltas.len();
+        let changed = self.known.changed_blocks(chunk, bit, blocks);
         let from = match self.bases.base(chunk, bit) {
-            Some(base) => delta::between(base, page, deltas).then(|| {
+            Some(base) => delta::between(base, page, changed.unwrap_or(u8::MAX), deltas).then(|| {
                 delta::apply(&deltas[start..], base).expect("a delta of this base");
                 MadeFrom::Base
             }),
-            None => {
-                let changed = self.known.changed_blocks(chunk, bit, blocks);
-                changed.filter(|&changed| delta::of_blocks(changed, page, deltas)).map(|_| MadeFrom::Blocks)
-            }
+            None => changed.filter(|&changed| delta::of_blocks(changed, page, deltas)).map(|_| MadeFrom::Blocks),
         };
         if from.is_some() {
             self.parts.delta_lengths.push(u16::try_from(deltas.len() - start).expect("shorter than a page"));

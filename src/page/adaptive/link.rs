@@ -129,6 +129,11 @@ impl Link {
         self.rate
     }
 
+    /// Whether it was seen to be what the sender waits for.
+    pub(super) fn is_bottleneck(&self) -> bool {
+        self.is_measured
+    }
+
     /// Seconds that writing a byte takes when there is room.
     pub(super) fn write_cost(&self) -> f64 {
         self.write_cost

@@ -75,17 +75,24 @@ impl Chooser {
 
     /// The method for the next chunk.
     pub fn method(&mut self, now: Instant) -> Method {
+        self.link.resume(now);
         match self.setting {
             Compression::None => Method::Raw,
             Compression::Lz4 => Method::Lz4,
             Compression::Zstd => FIXED_ZSTD,
             Compression::Auto => {
-                self.link.resume(now);
                 let index = self.choose(now);
                 self.costs[index].use_at(now);
                 LADDER[index]
             }
         }
+    }
+
+    /// Whether a copy of a page is worth its making for the bytes that it may save later: where the link is what all wait for,
+    /// and not so fast that it carries them in less time. Memory that was never touched makes copies expensive.
+    #[must_use]
+    pub fn is_worth_copies(&self) -> bool {
+        self.link.is_bottleneck() && self.link.rate() < FAST
     }
 
     /// Takes note of what `method` made of a chunk.
@@ -182,6 +189,10 @@ impl fmt::Display for Chooser {
         write!(f, " at {}", self.link)
     }
 }
+
+/// Bytes a second of a link that carries what a copy saves, a few hundred bytes, in the time that making one takes, a few
+/// microseconds.
+const FAST: f64 = 200e6;
 
 /// Methods of a family move together when the pages change.
 fn family(index: usize) -> u8 {

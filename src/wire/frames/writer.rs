@@ -45,6 +45,11 @@ impl FrameWriter {
         Self::post_copy(self.encoder)
     }
 
+    /// See [`Encoder::keep_copies`].
+    pub fn keep_copies(&mut self, keeps: bool) {
+        self.encoder.keep_copies(keeps);
+    }
+
     /// Appends to `out` a frame with the pages of `work`, copied out of its memory; says how the pages travel. In
     /// post-copy the round does not matter.
     ///
