@@ -104,6 +104,14 @@ impl PageBitmap {
         }
     }
 
+    /// Removes all pages that `other` does not hold. Panics if the layouts differ.
+    pub fn intersect_with(&mut self, other: &Self) {
+        assert_eq!(self.chunks(), other.chunks(), "bitmaps of two layouts");
+        for (mine, theirs) in self.words_mut().iter_mut().zip(other.words()) {
+            *mine &= theirs;
+        }
+    }
+
     /// About `count` of the pages, from chunks spread over all that hold any; all pages if there are no more.
     #[must_use]
     pub fn spread(&self, count: PageCount) -> Self {
@@ -168,6 +176,9 @@ mod tests {
             let mut union = left.clone();
             union.union_with(&right);
             prop_assert_eq!(pages(&union), a.union(&b).copied().collect());
+            let mut intersection = left.clone();
+            intersection.intersect_with(&right);
+            prop_assert_eq!(pages(&intersection), a.intersection(&b).copied().collect());
             let mut difference = left;
             difference.subtract(&right);
             prop_assert_eq!(pages(&difference), a.difference(&b).copied().collect());

@@ -256,7 +256,7 @@ impl Driver<'_> {
                     written: 0,
                     buffer: Vec::new(),
                 };
-                let (to, thread) = self.hold.aside(|| start(scope, worker, done.clone()))?;
+                let (to, thread) = self.hold.for_short_turns(|| start(scope, worker, done.clone()))?;
                 jobs.push(to);
                 workers.push(thread);
             }

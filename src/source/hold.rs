@@ -28,9 +28,14 @@ impl<'g> Hold<'g> {
         Self { guest, prompt: Prompt::take(), paused_at: None, released: false, stalled: Duration::ZERO, throttled_at: None, throttle: None }
     }
 
-    /// Does what takes long, or starts threads, as the thread that the driver's was before the migration.
+    /// Does what takes long as the thread that the driver's was before the migration.
     pub(super) fn aside<T>(&self, work: impl FnOnce() -> T) -> T {
         self.prompt.aside(work)
+    }
+
+    /// Starts threads that take short turns.
+    pub(super) fn for_short_turns<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.prompt.for_short_turns(work)
     }
 
     /// Pauses the guest, if it is not paused.

@@ -25,6 +25,7 @@ mod handover;
 mod hold;
 mod order;
 mod outcome;
+mod overlap;
 mod post_copy;
 mod pump;
 mod push;

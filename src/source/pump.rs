@@ -76,7 +76,7 @@ impl Pump {
         let (tell, events) = bounded(16);
         let (tell_end, ended) = bounded(1);
         let (bulk, bell) = (BulkConnections::default(), Bell::new()?);
-        let session = Session {
+        let mut session = Session {
             machine: Source::new(Instant::now(), offer, *timeouts),
             route: route.clone(),
             connect_timeout: timeouts.heartbeat.max(Duration::from_secs(1)),
@@ -88,6 +88,8 @@ impl Pump {
             cause: None,
             has_switched: false,
         };
+        // The destination builds a guest meanwhile. A thread may be some milliseconds in coming.
+        session.speak();
         let thread = std::thread::Builder::new()
             .name("pf-control".into())
             .spawn(move || {
@@ -211,13 +213,7 @@ impl Session {
     /// Writes and tells everything the machine has to say; its end, if it came to one.
     fn drain(&mut self) -> Option<SourceEnd> {
         loop {
-            if let Some(message) = self.machine.poll_message() {
-                // Without a connection this is only ever Abort, and nobody is there to hear it.
-                if let Some(connection) = &mut self.connection {
-                    connection.send(&message);
-                }
-                continue;
-            }
+            self.speak();
             match self.machine.poll_event()? {
                 // The guest still needs what is here; nothing more happens unless the driver wants it.
                 stranded @ SourceEvent::Ended(SourceEnd::Stranded { .. } | SourceEnd::InDoubt { .. }) if self.has_switched => self.tell(stranded),
@@ -241,6 +237,16 @@ impl Session {
                     }
                 }
                 event => self.tell(event),
+            }
+        }
+    }
+
+    /// Writes what the machine has to say by now.
+    fn speak(&mut self) {
+        while let Some(message) = self.machine.poll_message() {
+            // Without a connection this is only ever Abort, and nobody is there to hear it.
+            if let Some(connection) = &mut self.connection {
+                connection.send(&message);
             }
         }
     }

@@ -13,6 +13,7 @@ use super::PROGRESS_EVERY;
 use super::driver::{Driver, Session, session_error};
 use super::event::{Event, Phase};
 use super::order::coldest_first;
+use super::overlap::Overlap;
 use super::standing::Wait;
 use super::watch::DirtyWatch;
 use super::worker::{Job, Sent, Then};
@@ -51,11 +52,12 @@ pub(super) struct Round {
     skipped: Option<PageBitmap>,
 }
 
-/// What a guest's tracking began with.
+/// What is known of a guest's pages since its tracking began.
 pub(super) struct Tracking {
-    /// What was populated then, which is round 0: a page populated later is reported as written.
+    /// To be sent. First what was populated then, which is round 0: a page populated later is reported as written.
     pending: PageBitmap,
     watch: DirtyWatch,
+    overlap: Overlap,
 }
 
 impl Driver<'_> {
@@ -78,12 +80,13 @@ impl Driver<'_> {
             return Ok(LastRound { index: 0, kind: RoundKind::Cold, remainder, hot: Vec::new(), paused_at, parts, laps, verdict });
         }
         self.phase(Phase::PreCopy);
-        let Tracking { mut pending, mut watch } = self.tracking(tracking)?;
-        self.first_look(session, &mut watch)?;
+        let mut tracking = self.tracking(tracking)?;
+        self.first_look(session, &mut tracking.watch)?;
         let mut last_verdict = None;
         let mut index = 0;
         loop {
-            let (verdict, totals) = self.pre_copy_round(session, &mut policy, index, &mut pending, &mut watch, last_verdict)?;
+            let (verdict, totals) = self.pre_copy_round(session, &mut policy, index, &mut tracking, last_verdict)?;
+            let Tracking { pending, watch, .. } = &mut tracking;
             index += 1;
             last_verdict = Some(verdict);
             match verdict.decision {
@@ -97,10 +100,10 @@ impl Driver<'_> {
             if self.await_last_round(session)? == Wait::Long {
                 continue;
             }
-            let is_settled = verdict.decision == Decision::PostCopy && self.discard_ahead(session, totals, &pending)?;
+            let is_settled = verdict.decision == Decision::PostCopy && self.discard_ahead(session, totals, pending)?;
             let (paused_at, mut laps) = self.pause()?;
             let mut parts = DowntimeParts { pause: laps.end(Instant::now()), ..DowntimeParts::default() };
-            self.tracker.harvest(&mut pending)?;
+            self.tracker.harvest(pending)?;
             parts.harvest = laps.end(Instant::now());
             let facts = PauseFacts {
                 paused_for: self.hold.paused_for(),
@@ -111,7 +114,8 @@ impl Driver<'_> {
             let confirmed = if is_settled { verdict } else { policy.after_pause(&facts) };
             if !confirmed.decision.goes_on() {
                 let verdict = Verdict { decision: confirmed.decision, reason: confirmed.reason, ..verdict };
-                return Ok(LastRound { index, kind: RoundKind::StopAndCopy, remainder: pending, hot: Vec::new(), paused_at, parts, laps, verdict });
+                let remainder = tracking.pending;
+                return Ok(LastRound { index, kind: RoundKind::StopAndCopy, remainder, hot: Vec::new(), paused_at, parts, laps, verdict });
             }
             self.hold.resume()?;
             self.leave_last_round();
@@ -138,12 +142,12 @@ impl Driver<'_> {
         let chunks = self.memory.layout().chunks();
         let mut pending = PageBitmap::new(chunks);
         self.tracker.start(&mut pending)?;
-        Ok(Tracking { pending, watch: DirtyWatch::new(chunks) })
+        Ok(Tracking { pending, watch: DirtyWatch::new(chunks), overlap: Overlap::default() })
     }
 
     /// Before a guest moves ahead of all its memory: looks where it writes, for a moment, and pauses it.
     fn glance(&mut self, session: &Session<'_>, tracking: Option<Tracking>, verdict: Verdict) -> Result<LastRound, Error> {
-        let Tracking { pending: mut remainder, mut watch } = self.tracking(tracking)?;
+        let Tracking { pending: mut remainder, mut watch, .. } = self.tracking(tracking)?;
         self.first_look(session, &mut watch)?;
         self.await_last_round(session)?;
         let (paused_at, mut laps) = self.pause()?;
@@ -169,13 +173,17 @@ impl Driver<'_> {
         session: &Session<'_>,
         policy: &mut Policy,
         index: u32,
-        pending: &mut PageBitmap,
-        watch: &mut DirtyWatch,
+        tracking: &mut Tracking,
         last_verdict: Option<Verdict>,
     ) -> Result<(Verdict, Vec<ChannelTotals>), Error> {
+        let Tracking { pending, watch, overlap } = tracking;
         let began = Instant::now();
         let under_way_before = self.under_way(session);
-        let taken = take_round(pending, watch.never_sent(), last_verdict);
+        let mut taken = take_round(pending, watch.never_sent(), last_verdict);
+        if let Some(held_back) = overlap.held_back(&taken, watch.never_sent()) {
+            taken.subtract(&held_back);
+            pending.union_with(&held_back);
+        }
         let first = if index == 0 { taken.count() } else { watch.sent(&taken) };
         let early = (index == 0).then_some(&mut *watch);
         let round = self.send(session, index, taken, early, last_verdict)?;
@@ -187,6 +195,8 @@ impl Driver<'_> {
         }
         let unsent = pending.count();
         let settled = self.settle(session)?;
+        let filled = PageCount(round.pages.0 - round.empty.0);
+        overlap.after_round(settled.bottleneck, filled, round.bytes, self.arrival_rate(settled.under_way));
         let harvest = Instant::now();
         self.harvest(pending)?;
         let harvest = harvest.elapsed();

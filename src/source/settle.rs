@@ -108,7 +108,7 @@ impl Driver<'_> {
     }
 
     /// Bytes a second that have arrived since the start.
-    fn arrival_rate(&self, under_way: ByteCount) -> BytesPerSec {
+    pub(super) fn arrival_rate(&self, under_way: ByteCount) -> BytesPerSec {
         let arrived = self.report.wire_bytes.0.saturating_sub(under_way.0);
         BytesPerSec(arrived as f64 / self.started.elapsed().as_secs_f64())
     }

@@ -55,7 +55,7 @@ pub(crate) struct Prompt {
 
 impl Prompt {
     /// Makes someone else's thread one. Threads that it starts meanwhile are like it, unless it starts them
-    /// [aside](Self::aside).
+    /// [aside](Self::aside) or for [short turns](Self::for_short_turns).
     pub(crate) fn take() -> Self {
         Self::begin(0)
     }
@@ -83,7 +83,17 @@ impl Prompt {
 
     /// Does `work` as the thread that this was before.
     pub(crate) fn aside<T>(&self, work: impl FnOnce() -> T) -> T {
-        schedule(self.nice, self.slice, 0);
+        self.with_slice(self.slice, work)
+    }
+
+    /// Starts threads that take [short turns](ShortTurns), in `work`. They begin like that: one that has long turns when it is
+    /// started waits until whoever runs on its processor is through with its own.
+    pub(crate) fn for_short_turns<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.with_slice(MOMENT, work)
+    }
+
+    fn with_slice<T>(&self, slice: Duration, work: impl FnOnce() -> T) -> T {
+        schedule(self.nice, slice, 0);
         let done = work();
         self.apply();
         done
@@ -275,6 +285,7 @@ mod tests {
         schedule(before.0, own, 0);
         let prompt = Prompt::take();
         assert_eq!((slice(), prompt.aside(|| std::thread::spawn(alike).join().unwrap()), slice()), (MOMENT, (before.0, own), MOMENT));
+        assert_eq!(prompt.for_short_turns(|| std::thread::spawn(alike).join().unwrap()), (before.0, MOMENT));
         drop(prompt);
         assert_eq!(alike(), (before.0, own));
     }
