@@ -41,6 +41,7 @@ mod hub;
 mod lane;
 mod ledger;
 mod missing_error;
+mod pump;
 mod receiver;
 mod registry;
 mod session;

@@ -47,11 +47,9 @@ impl Receiver {
     /// # Errors
     /// When the system refuses to take connections.
     pub fn serve(&self) -> Result<(), Error> {
-        // A guest that is about to move waits for each of its connections.
-        let prompt = priority::Prompt::take();
         while !self.hub.is_done() {
             match self.listener.accept(ACCEPT_STEP) {
-                Ok(Some(stream)) => prompt.for_short_turns(|| self.spawn(stream)),
+                Ok(Some(stream)) => self.spawn(stream),
                 Ok(None) => {}
                 Err(error) if is_exhausted(&error) => {
                     tracing::warn!(%error, "cannot take a connection now");

@@ -1,13 +1,12 @@
 //! One session at the destination: from an offer to a running guest, or to nothing.
 //!
-//! Two threads: the pump drives the protocol machine and never does anything that takes long, so the heartbeat goes on;
-//! this one builds the guest, collects what the bulk workers report, loads and resumes.
+//! Two threads: the [pump](super::pump) drives the protocol machine; this one builds the guest, collects what the bulk workers
+//! report, loads and resumes.
 
-use std::sync::{Arc, MutexGuard};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, Sender, bounded, select, unbounded};
+use crossbeam::channel::{Receiver, bounded, select, unbounded};
 
 use super::admission::{Arrival, Ending, Placed, Refusal};
 use super::blame::dropped_for;
@@ -17,15 +16,16 @@ use super::door::TurnedAway;
 use super::following::{Following, Stale, post_copy_for};
 use super::hub::Hub;
 use super::ledger::Ledger;
+use super::pump::Pump;
 use super::registry::{Arriving, NotBegun, Shared};
 use super::standstill::Standstill;
 use crate::bitmap::PageBitmap;
-use crate::control::{Connection, Heard, MessageReader};
+use crate::control::{Connection, MessageReader};
 use crate::error::Error;
 use crate::guest::GuestError;
 use crate::memory::{GuestMemory, HostSupply};
 use crate::page::{Codecs, PageKey};
-use crate::protocol::{Destination, DestinationEnd, DestinationEvent, ProtocolError};
+use crate::protocol::{DestinationEnd, DestinationEvent, ProtocolError};
 use crate::stats::{DowntimeParts, GuestOwner, Laps, Outcome, Report};
 use crate::sys::priority::{self, Prompt};
 use crate::transport::PeerCertificate;
@@ -53,7 +53,7 @@ pub(super) fn run(hub: &Hub, reader: MessageReader, hello: Message, certificate:
     shared.machine().handle_message(Instant::now(), hello);
     // A few events in the life of a session, and two more each time the source comes back.
     let (tell, events) = unbounded();
-    let pump = spawn_pump(Pump { shared: Arc::clone(&shared), connection: Some(connection), events: tell })?;
+    let pump = Pump::start(Arc::clone(&shared), connection, tell)?;
     let served = Session {
         hub,
         offer: &offer,
@@ -489,92 +489,6 @@ impl Session<'_> {
             }
         }
         report
-    }
-}
-
-/// The thread that drives the machine.
-struct Pump {
-    shared: Arc<Shared>,
-    connection: Option<Connection>,
-    events: Sender<DestinationEvent>,
-}
-
-fn spawn_pump(pump: Pump) -> Result<JoinHandle<()>, Error> {
-    std::thread::Builder::new()
-        .name("pf-control".into())
-        .spawn(move || {
-            let _prompt = priority::be_prompt();
-            pump.run();
-        })
-        .map_err(|source| Error::System { action: "start a thread", source })
-}
-
-impl Pump {
-    fn run(mut self) {
-        while !self.drain() {
-            let deadline = self.shared.machine().poll_timeout();
-            let patience = deadline.map_or(IDLE, |deadline| deadline.saturating_duration_since(Instant::now()));
-            match Connection::listen_on(self.connection.as_mut(), &self.shared.bell, patience) {
-                Ok(Heard::Message(message)) => self.machine_of_now().handle_message(Instant::now(), message),
-                Ok(Heard::Part) => self.shared.machine().heard(Instant::now()),
-                Ok(Heard::Bell) => {}
-                Ok(Heard::Nothing) => self.machine_of_now().handle_timeout(Instant::now()),
-                Err(error) => self.lost(error),
-            }
-        }
-        self.shared.close_lanes();
-    }
-
-    /// The machine, which knows how much has arrived by now.
-    fn machine_of_now(&self) -> MutexGuard<'_, Destination> {
-        let mut machine = self.shared.machine();
-        let (frames, bytes) = self.shared.arrived.now();
-        machine.arrived(frames, bytes);
-        machine
-    }
-
-    /// Writes and tells everything the machine has to say; whether it has ended.
-    fn drain(&mut self) -> bool {
-        loop {
-            let message = {
-                let mut machine = self.shared.machine();
-                // What the machine says from now on is for the newest connection.
-                while let Ok(connection) = self.shared.newer.try_recv() {
-                    self.connection = Some(connection);
-                }
-                machine.poll_message()
-            };
-            if let Some(message) = message {
-                if let Some(connection) = &mut self.connection {
-                    connection.send(&message);
-                }
-                continue;
-            }
-            let event = self.shared.machine().poll_event();
-            let Some(event) = event else { return false };
-            if let DestinationEvent::Interrupted { .. } = event {
-                self.connection = None;
-            }
-            let ended = matches!(event, DestinationEvent::Ended(_));
-            // A session that gave up does not need to know.
-            let _ = self.events.send(event);
-            if ended {
-                return true;
-            }
-        }
-    }
-
-    fn lost(&mut self, error: Error) {
-        tracing::debug!(error = %error.in_full(), "the control connection is lost");
-        let (now, reason) = (Instant::now(), error.in_full());
-        let is_nonsense = matches!(error, Error::Wire(_));
-        self.shared.set_cause(error);
-        // A peer that talks nonsense can still be told so, unless the guest is this end's already.
-        let tell = |machine: &mut Destination| !machine.may_run() && machine.fail(now, reason);
-        if !is_nonsense || !tell(&mut self.shared.machine()) {
-            self.connection = None;
-            self.shared.machine().handle_closed(now);
-        }
     }
 }
 

@@ -30,7 +30,7 @@ pub trait PageSink {
     /// Writes a page.
     fn write_page(&mut self, chunk: ChunkIndex, bit: u32, page: &[u8; PAGE_SIZE]);
 
-    /// Writes a page that an earlier frame filled, and that is the same but for these of its words.
+    /// Writes a page that an earlier frame filled. What it holds is `page` already but for these of its words, in order.
     fn amend_page(&mut self, chunk: ChunkIndex, bit: u32, page: &[u8; PAGE_SIZE], words: impl Iterator<Item = Range<usize>>);
 
     /// Makes a page zeros that may hold something else.

@@ -6,6 +6,9 @@
 //! against its like as long as it comes back round after round: when the working set is larger than the cache, the pages
 //! that are in it stay and go as deltas each time, where a cache that lets the newest in would have thrown each one out just
 //! before it returns.
+//!
+//! Whether more copies are made at all is for the [encoder](super::Encoder::keep_copies) to be told: where the link is not what
+//! all wait for they cost more than they save. Those that there are stay of use.
 
 use std::num::NonZeroU32;
 
@@ -76,7 +79,8 @@ impl Bases {
     /// compressor makes the page smaller.
     pub(super) fn keep(&mut self, (chunk, bit): (ChunkIndex, u32), contents: &[u8; PAGE_SIZE], round: u16, limit: usize, packs: bool) {
         if let Some(place) = self.place(chunk, bit) {
-            self.owners[place].round = round;
+            let owner = &mut self.owners[place];
+            (owner.round, owner.packs) = (round, packs);
             self.slabs[place / SLAB_PAGES][place % SLAB_PAGES] = *contents;
             return;
         }
@@ -108,6 +112,11 @@ impl Bases {
     fn vacate(&mut self, chunk: ChunkIndex, bit: u32) -> Option<usize> {
         let places = self.places.get_mut(self.chunks[chunk.as_usize()]?);
         places[bit as usize].take().map(Place::index)
+    }
+
+    /// Bytes that finding the copies takes.
+    pub(super) fn index_bytes(&self) -> usize {
+        self.places.len() * size_of::<[Option<Place>; CHUNK_PAGES]>()
     }
 
     /// Bytes of the copies.
@@ -205,6 +214,28 @@ mod tests {
             assert_eq!((held(&mut bases, (1..160).step_by(2), round), held(&mut bases, (0..160).step_by(2), round)), (80, 20), "round {round}");
         }
         assert_eq!(bases.bytes(), 100 * PAGE_SIZE);
+    }
+
+    #[test]
+    fn a_page_that_has_become_random_keeps_its_place_against_others_like_it() {
+        let mut bases = bases();
+        bases.keep(at(5), &contents(5, 1), 1, 1, PACKS);
+        bases.keep(at(5), &contents(5, 2), 2, 1, RANDOM);
+        bases.keep(at(6), &contents(6, 2), 2, 1, RANDOM);
+        assert_eq!((held(&mut bases, [5], 2), held(&mut bases, [6], 2)), (1, 0));
+        bases.keep(at(5), &contents(5, 3), 3, 1, PACKS);
+        bases.keep(at(6), &contents(6, 3), 3, 1, RANDOM);
+        assert_eq!((held(&mut bases, [5], 3), held(&mut bases, [6], 3)), (0, 1));
+    }
+
+    #[test]
+    fn no_place_is_given_away_where_no_copies_are_to_be_made_and_those_there_are_stay() {
+        let mut bases = bases();
+        bases.keep(at(1), &contents(1, 1), 1, 0, RANDOM);
+        assert_eq!((held(&mut bases, [1], 1), bases.bytes()), (0, 0));
+        bases.keep(at(1), &contents(1, 1), 1, 1, RANDOM);
+        bases.keep(at(1), &contents(1, 2), 2, 0, RANDOM);
+        assert_eq!(held(&mut bases, [1], 2), 1);
     }
 
     #[test]

@@ -184,17 +184,23 @@ impl Encoder {
         };
         let cache = usize::try_from(self.settings.delta_cache.0).unwrap_or(usize::MAX);
         self.known.remember(chunk, bit, hash, &blocks, cache / 2);
-        if form != Form::Delta {
+        // A raw page that no compressor was tried on may still be one that packs.
+        if form != Form::Delta && (form != Form::Raw || method != Method::Raw) {
             self.known.note_packing(chunk, bit, form != Form::Raw);
         }
         // What goes after round 0 was (nearly always) written while the guest was tracked, and is likely to be written again.
         if delta == Some(MadeFrom::Base) {
             self.bases.kept_up(chunk, bit, round);
         } else if last != 0 || round > 0 {
-            let limit = if self.keeps_copies { cache.saturating_sub(self.known.block_bytes()) / PAGE_SIZE } else { 0 };
+            let limit = if self.keeps_copies { self.most_copies(cache) } else { 0 };
             self.bases.keep((chunk, bit), page, round, limit, self.known.packs(chunk, bit));
         }
         form
+    }
+
+    /// How many copies of pages there is room for in so many bytes, beside what else is remembered there.
+    fn most_copies(&self, cache: usize) -> usize {
+        cache.saturating_sub(self.known.block_bytes() + self.bases.index_bytes()) / PAGE_SIZE
     }
 
     /// Appends the delta of a page that was sent before, if it has a short one, and says what it was made from. A base is

@@ -1,7 +1,8 @@
 //! What the destination holds, as far as the source remembers: a hash of every page it sent, and of its blocks.
 //!
 //! The hash of a page (8 bytes) says whether a page that was written is still what it was. The hashes of its blocks
-//! (64 bytes) say where it has changed, which is enough for a delta without a copy of the page; they count against the
+//! (64 bytes) say where it has changed, which is enough for a delta without a copy of the page, and spares looking at the rest
+//! of it where there is one; they count against the
 //! memory for deltas and are kept for the chunks that are sent first. Both are for a chunk at a time, when it is first sent:
 //! empty memory costs four bytes for each 256 KiB.
 

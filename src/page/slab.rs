@@ -1,4 +1,4 @@
-//! Values for the chunks that were sent.
+//! Values for the chunks that were sent, where most of memory may never be.
 
 use std::num::NonZeroU32;
 

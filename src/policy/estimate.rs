@@ -147,7 +147,9 @@ impl Estimator {
         if first >= MOST * full {
             self.first.add(full, bytes, seconds, is_measured);
         } else if first <= (1.0 - MOST) * full {
-            self.again.add(full, bytes, seconds, is_measured);
+            // A few whole pages may take more than all differences.
+            let theirs = self.first.bytes.map_or(bytes / full, |first_bytes| first_bytes) * first;
+            self.again.add(full - first, (bytes - theirs).max(0.0), seconds, is_measured);
         } else if let Some(first_bytes) = self.first.bytes {
             let rest = (bytes - first * first_bytes).clamp(0.0, (full - first) * first_bytes);
             let seconds = seconds - first / self.first.processor.value();
@@ -291,6 +293,19 @@ mod tests {
         estimator.observe(&mixed);
         assert!(estimator.page_bytes() < 10.0, "{}", estimator.page_bytes());
         assert_eq!(estimator.time_for_rest(PageCount(3000), PageCount(3000)), first);
+    }
+
+    #[test]
+    fn a_few_whole_pages_do_not_make_differences_dear() {
+        let mut estimator = Estimator::default();
+        estimator.observe(&linked(0, 1000, 30_000));
+        let mixed = RoundFacts { first: PageCount(1200), wire_bytes: ByteCount(1200 * 4096 + 8800 * 20), ..linked(1, 100, 10_000) };
+        estimator.observe(&mixed);
+        assert!((estimator.page_bytes() - 20.0).abs() < 1.0, "{}", estimator.page_bytes());
+        // Less than they commonly take: the others took nothing, not less.
+        estimator.observe(&RoundFacts { wire_bytes: ByteCount(1000 * 4096), ..mixed });
+        assert!((0.0..20.0).contains(&estimator.page_bytes()), "{}", estimator.page_bytes());
+        assert!(estimator.time_for(PageCount(1000)) < Duration::from_millis(100));
     }
 
     #[test]

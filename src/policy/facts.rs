@@ -27,9 +27,10 @@ pub struct RoundFacts {
     pub bottleneck: Bottleneck,
     /// `v_mig`: guest memory sent in all rounds so far, resends counted.
     pub memory_sent_total: ByteCount,
-    /// What a next round would send: pages the guest dirtied meanwhile, and those of this round that were not sent.
+    /// What a next round would send: pages the guest dirtied meanwhile, and those that were left for it.
     pub dirty_after: PageCount,
-    /// Of them left over from this round.
+    /// Of them not sent in this round: it was cut short, or they were held back. Those that the guest wrote meanwhile count
+    /// here, not as dirtied.
     pub unsent: PageCount,
     /// Of them never sent at all: they cost what pages cost the first time.
     pub never_sent: PageCount,

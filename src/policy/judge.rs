@@ -211,8 +211,8 @@ impl Policy {
     }
 
     /// Rounds before this one, samples left out.
-    fn number(&self, facts: &RoundFacts) -> u32 {
-        facts.index.saturating_sub(self.samples)
+    fn number(&self, index: u32) -> u32 {
+        index.saturating_sub(self.samples)
     }
 
     /// Whether a short round more leaves clearly less to stop for.
@@ -223,14 +223,27 @@ impl Policy {
         self.tightening.is_worth_it(remainder, next, facts.elapsed)
     }
 
-    /// The hard limits: rounds, volume, time.
+    /// Whether a limit may end pre-copy after round `index`, which begins when so much was `sent` and time has `elapsed`, and
+    /// sends `pages`: what is left over from it then goes while the guest stands still, or has gone over.
+    #[must_use]
+    pub fn may_end_with(&self, index: u32, pages: PageCount, sent: ByteCount, elapsed: Duration) -> bool {
+        let counted_out = matches!(self.post_copy(), PostCopy::After(rounds) if index + 1 >= rounds);
+        let elapsed = elapsed.saturating_add(self.estimator.time_for_rest(pages, pages));
+        counted_out || self.limit_after(index, sent + pages.bytes(), elapsed).is_some()
+    }
+
     fn reached_limit(&self, facts: &RoundFacts) -> Option<Reason> {
+        self.limit_after(facts.index, facts.memory_sent_total, facts.elapsed)
+    }
+
+    /// The hard limits: rounds, volume, time.
+    fn limit_after(&self, index: u32, sent: ByteCount, elapsed: Duration) -> Option<Reason> {
         let limits = &self.limits;
-        if limits.timeout.is_some_and(|timeout| facts.elapsed >= timeout) {
+        if limits.timeout.is_some_and(|timeout| elapsed >= timeout) {
             Some(Reason::Timeout)
-        } else if facts.memory_sent_total > limits.max_volume.for_guest(self.guest) {
+        } else if sent > limits.max_volume.for_guest(self.guest) {
             Some(Reason::MaxVolume)
-        } else if self.number(facts) + 1 >= limits.max_rounds.min(MAX_ROUNDS) {
+        } else if self.number(index) + 1 >= limits.max_rounds.min(MAX_ROUNDS) {
             Some(Reason::MaxRounds)
         } else {
             None
@@ -242,7 +255,7 @@ impl Policy {
         if self.post_copy() == PostCopy::Auto && self.is_hopeless(facts) {
             return (Decision::PostCopy, Reason::NotConverging);
         }
-        if self.limits.plateau == Plateau::Ignore || self.number(facts) < PLATEAU_FROM_ROUND {
+        if self.limits.plateau == Plateau::Ignore || self.number(facts.index) < PLATEAU_FROM_ROUND {
             return (Decision::Round, Reason::Converging);
         }
         if self.throttling.has_begun() {

@@ -1,8 +1,8 @@
 //! The thread that owns the protocol machine.
 //!
-//! It keeps the heartbeat going whatever the driver is busy with, writes what the machine wants written, and when the
-//! machine is in doubt it reconnects and asks. When the session ends it shuts the bulk connections down first, so that
-//! workers blocked in a write wake at once, and only then tells the driver.
+//! It keeps the heartbeat going whatever the driver is busy with, writes what the machine wants written (all but the offer,
+//! which does not wait for a thread), and when the machine is in doubt it reconnects and asks. When the session ends it shuts
+//! the bulk connections down first, so that workers blocked in a write wake at once, and only then tells the driver.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;

@@ -1,7 +1,7 @@
 //! Pre-copy: rounds of sending while the guest runs.
 //!
-//! The driver owns the pending set. A harvest moves bits from the tracker into it; a round takes it whole, and what a
-//! halted round did not send comes back. See [`dirty`](crate::dirty) for the life of a bit.
+//! The driver owns the pending set. A harvest moves bits from the tracker into it; a round takes it whole, but for what is
+//! [held back](super::overlap), and what a halted round did not send comes back. See [`dirty`](crate::dirty) for the life of a bit.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,7 +13,7 @@ use super::PROGRESS_EVERY;
 use super::driver::{Driver, Session, session_error};
 use super::event::{Event, Phase};
 use super::order::coldest_first;
-use super::overlap::Overlap;
+use super::overlap::{Overlap, idle_for_a_difference};
 use super::standing::Wait;
 use super::watch::DirtyWatch;
 use super::worker::{Job, Sent, Then};
@@ -176,14 +176,11 @@ impl Driver<'_> {
         tracking: &mut Tracking,
         last_verdict: Option<Verdict>,
     ) -> Result<(Verdict, Vec<ChannelTotals>), Error> {
+        let idle = self.idle_after(policy, index, tracking, session.jobs.len());
+        let taken = tracking.take_round(last_verdict, idle);
         let Tracking { pending, watch, overlap } = tracking;
         let began = Instant::now();
         let under_way_before = self.under_way(session);
-        let mut taken = take_round(pending, watch.never_sent(), last_verdict);
-        if let Some(held_back) = overlap.held_back(&taken, watch.never_sent()) {
-            taken.subtract(&held_back);
-            pending.union_with(&held_back);
-        }
         let first = if index == 0 { taken.count() } else { watch.sent(&taken) };
         let early = (index == 0).then_some(&mut *watch);
         let round = self.send(session, index, taken, early, last_verdict)?;
@@ -195,8 +192,10 @@ impl Driver<'_> {
         }
         let unsent = pending.count();
         let settled = self.settle(session)?;
-        let filled = PageCount(round.pages.0 - round.empty.0);
-        overlap.after_round(settled.bottleneck, filled, round.bytes, self.arrival_rate(settled.under_way));
+        if index == 0 {
+            let filled = PageCount(round.pages.0.saturating_sub(round.empty.0));
+            overlap.after_whole_pages(settled.bottleneck, filled, round.bytes, self.arrival_rate(settled.under_way));
+        }
         let harvest = Instant::now();
         self.harvest(pending)?;
         let harvest = harvest.elapsed();
@@ -240,6 +239,14 @@ impl Driver<'_> {
             verdict,
         });
         Ok((verdict, round.totals))
+    }
+
+    /// How long the link will idle for each page of the round after this one, if there is going to be one and nobody else uses
+    /// the link meanwhile.
+    fn idle_after(&self, policy: &Policy, index: u32, tracking: &Tracking, workers: usize) -> Option<Duration> {
+        let (sent, pending) = (self.report.pages_transferred.bytes(), tracking.pending.count());
+        let goes_on = index > 0 && self.member.is_none() && !policy.may_end_with(index, pending, sent, self.started.elapsed());
+        goes_on.then(|| idle_for_a_difference(workers))
     }
 
     /// Slows the guest down if the verdict says so; what is decided in the end.
@@ -434,18 +441,26 @@ fn add(all: &mut Option<PageBitmap>, part: Option<PageBitmap>) {
     }
 }
 
-/// Takes what the next round sends out of `pending`: all of it, or the sample that was asked for.
-fn take_round(pending: &mut PageBitmap, never_sent: &PageBitmap, verdict: Option<Verdict>) -> PageBitmap {
-    let all = std::mem::replace(pending, PageBitmap::new(pending.chunks()));
-    if verdict.is_none_or(|verdict| verdict.reason != Reason::Sampling) {
-        return all;
+impl Tracking {
+    /// Takes what the next round sends out of what is pending: all of it but for what is held back for the one after it, in
+    /// which the link may be `idle` for so long for each page; or the sample that was asked for.
+    fn take_round(&mut self, verdict: Option<Verdict>, idle: Option<Duration>) -> PageBitmap {
+        let Self { pending, watch, overlap } = self;
+        let mut taken = std::mem::replace(pending, PageBitmap::new(pending.chunks()));
+        if verdict.is_some_and(|verdict| verdict.reason == Reason::Sampling) {
+            let mut sent_before = taken.clone();
+            sent_before.subtract(watch.never_sent());
+            let sample = sent_before.spread(SAMPLE_PAGES);
+            *pending = taken;
+            pending.subtract(&sample);
+            return sample;
+        }
+        if let Some(held_back) = idle.and_then(|idle| overlap.hold_back(&taken, watch.never_sent(), idle)) {
+            taken.subtract(&held_back);
+            *pending = held_back;
+        }
+        taken
     }
-    let mut sent_before = all.clone();
-    sent_before.subtract(never_sent);
-    let sample = sent_before.spread(SAMPLE_PAGES);
-    *pending = all;
-    pending.subtract(&sample);
-    sample
 }
 
 const _: () = assert!(MAX_ROUNDS < u16::MAX as u32 - 64, "round numbers, with escapes, a sample and throttled rounds, fit the wire");

@@ -12,7 +12,7 @@ use pageferry::memory::{Backing, GuestMemory, MemoryLayout};
 use pageferry::units::{GuestAddr, PageCount, PageIndex};
 use pageferry::wire::Offer;
 
-/// Stamps every page of its memory in turn with a growing number, and marks what it wrote.
+/// Stamps the pages of its memory in turn with a growing number, and marks what it wrote.
 pub(crate) struct Stamper {
     pub(crate) memory: Arc<GuestMemory>,
     pub(crate) marks: Marks,
@@ -23,6 +23,8 @@ pub(crate) struct Stamper {
     pub(crate) can_be_throttled: bool,
     /// Pages between two naps.
     pub(crate) burst: u64,
+    /// So many pages at the front it writes to, if not to all.
+    pub(crate) working_set: Option<u64>,
 }
 
 struct Running {
@@ -33,7 +35,16 @@ struct Running {
 impl Stamper {
     pub(crate) fn new(memory: Arc<GuestMemory>) -> Self {
         let marks = Marks::new(memory.layout());
-        Self { memory, marks, running: None, fail_to_resume: false, share: Arc::new(AtomicU32::new(1000)), can_be_throttled: true, burst: 64 }
+        Self {
+            memory,
+            marks,
+            running: None,
+            fail_to_resume: false,
+            share: Arc::new(AtomicU32::new(1000)),
+            can_be_throttled: true,
+            burst: 64,
+            working_set: None,
+        }
     }
 
     pub(crate) fn is_running(&self) -> bool {
@@ -56,9 +67,9 @@ impl Guest for Stamper {
         }
         let stop = Arc::new(AtomicBool::new(false));
         let (memory, marks, stopped) = (Arc::clone(&self.memory), self.marks.clone(), Arc::clone(&stop));
-        let (share, burst) = (Arc::clone(&self.share), self.burst);
+        let (share, burst, working_set) = (Arc::clone(&self.share), self.burst, self.working_set);
         let thread = std::thread::spawn(move || {
-            let pages = memory.layout().pages().0;
+            let pages = working_set.unwrap_or(memory.layout().pages().0);
             for n in 0.. {
                 if stopped.load(Ordering::Relaxed) {
                     break;

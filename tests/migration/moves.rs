@@ -85,6 +85,25 @@ fn a_writing_guest_arrives_identical_and_runs() {
 }
 
 #[test]
+fn pages_that_are_held_back_arrive_and_where_a_limit_comes_next_none_are() {
+    for (max_rounds, holds_back) in [(8, true), (2, false)] {
+        let (endpoint, served, seen) = receiver(Factory::default(), &ReceiverOptions::default());
+        let mut guest = Stamper::new(filled(MemoryLayout::flat(PageCount(16_384)).unwrap()));
+        (guest.burst, guest.working_set) = (12_289, Some(12_289));
+        guest.resume().unwrap();
+        let limits = Limits { max_rounds, ..Limits::default() };
+        let report = migrate(Migration::to(endpoint).bandwidth(Some(BytesPerSec(60e6))).limits(limits), &mut guest).unwrap().report;
+        served.join().unwrap().unwrap();
+        assert!(seen.lock().unwrap().image.as_ref().unwrap() == &image(&guest.memory), "memory is identical");
+        // It writes to most of its memory before that has its turn, so it goes whole in the second round.
+        let second = report.rounds.windows(2).find(|pair| pair[0].decision.as_deref() != Some("round: sampling")).unwrap();
+        let (left, sent) = (second[0].dirty_after.unwrap(), second[1].pages);
+        let enough = PageCount(left.0 - left.0 / 8);
+        assert!(left > PageCount(12_000) && if holds_back { (enough..left).contains(&sent) } else { sent == left }, "{:#?}", report.rounds);
+    }
+}
+
+#[test]
 fn a_cold_migration_copies_the_paused_guest_of_several_regions_once() {
     let (endpoint, served, seen) = receiver(Factory::default(), &ReceiverOptions::default());
     let mut guest = Stamper::new(filled(layout()));

@@ -143,6 +143,20 @@ fn pages_are_installed_once_their_frame_is_known_to_be_right() {
     assert_eq!((word(0, 511), word(1, 0), word(3, 9), word(4, 511)), (7, 0, fives, fives));
     assert_eq!(populated(&memory), 4);
 
+    // A difference, beside a page that is new, and without.
+    for (filled, word_3) in [(1 << 3 | 1 << 5, 77), (1 << 3, 78)] {
+        placement.begin(chunk, filled);
+        placement.copy_page(chunk, 3, &mut base);
+        base[9 * 8..10 * 8].copy_from_slice(&u64::to_ne_bytes(word_3));
+        if filled >> 5 & 1 == 1 {
+            placement.write_page(chunk, 5, &[6; PAGE_SIZE]);
+        }
+        placement.amend_page(chunk, 3, &base, std::iter::once(9..10));
+        placement.end(chunk);
+        assert_eq!((word(3, 8), word(3, 9), word(3, 10), word(5, 511)), (fives, word_3, fives, u64::from_ne_bytes([6; 8])));
+    }
+    assert_eq!(populated(&memory), 5);
+
     // Nothing new: straight to memory.
     placement.begin(chunk, 0b1);
     placement.write_uniform(chunk, 0, 8);

@@ -45,8 +45,10 @@ pub(super) struct Link {
     rate: f64,
     /// Whether that was measured, not hoped.
     is_measured: bool,
-    /// Whether it ever was.
+    /// Whether it ever was, ...
     was_measured: bool,
+    /// ... and how many windows ago.
+    since_measured: usize,
     /// Bytes a second that arrived in the last few windows, the latest at the front.
     seen: [f64; WINDOWS],
     /// Seconds a written byte costs the sender.
@@ -103,6 +105,7 @@ impl Link {
             rate: FIRST_HOPE,
             is_measured: false,
             was_measured: false,
+            since_measured: 0,
             seen: [0.0; WINDOWS],
             write_cost: 0.4e-9,
             overhead: 0.3e-9,
@@ -129,9 +132,9 @@ impl Link {
         self.rate
     }
 
-    /// Whether it was seen to be what the sender waits for.
+    /// Whether it was seen to be what the sender waits for, within the last few windows of work.
     pub(super) fn is_bottleneck(&self) -> bool {
-        self.is_measured
+        self.was_measured && self.since_measured < WINDOWS
     }
 
     /// Seconds that writing a byte takes when there is room.
@@ -223,6 +226,7 @@ impl Link {
         self.saturated = if window.busy > window.elapsed * SATURATED && !is_behind { self.saturated + 1 } else { 0 };
         self.is_measured = self.saturated >= if self.was_measured { IN_A_ROW } else { 2 };
         self.was_measured |= self.is_measured;
+        self.since_measured = if self.is_measured { 0 } else { self.since_measured.saturating_add(1) };
         self.seen.rotate_right(1);
         self.seen[0] = self.share.fair(self.share.total() - window.total_before.unwrap_or_default()) / window.elapsed;
         let known = self.seen_at_best();

@@ -272,6 +272,22 @@ fn fixed_settings_stay_as_they_are() {
 }
 
 #[test]
+fn copies_are_worth_it_where_the_link_is_the_bottleneck_and_not_too_fast() {
+    // What a successor takes over is no measurement.
+    for (rate, slowness, expected) in [(12.5e6, 1.0, true), (125e6, 1.0, true), (1e9, 1.0, false), (2e9, 1.0, false), (2e9, 8.0, false)] {
+        let mut chooser = Chooser::new(Compression::None, Arc::default());
+        assert!(!chooser.is_worth_copies(), "nothing is known");
+        migrate_with(&mut chooser, &mut World { slowness, ..World::new(rate) }, None, CHUNKS, |_| RANDOM);
+        assert_eq!(chooser.is_worth_copies(), expected, "{} MB/s, receiver {slowness} times slower", rate / 1e6);
+        assert!(!chooser.successor(Compression::None, Arc::default()).is_worth_copies());
+    }
+    // A link that has become faster than the processors.
+    let mut chooser = Chooser::new(Compression::None, Arc::default());
+    migrate_with(&mut chooser, &mut World { rates: vec![(0.0, 125e6), (1.0, 4e9)], ..World::new(0.0) }, None, 2 * CHUNKS, |_| RANDOM);
+    assert!(!chooser.is_worth_copies());
+}
+
+#[test]
 fn a_successor_begins_as_the_one_before_ended() {
     for (rate, expected) in [(2e9, Method::Raw), (12.5e6, FIXED_ZSTD)] {
         let mut first = Chooser::new(Compression::Auto, Arc::default());

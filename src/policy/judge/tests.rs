@@ -62,6 +62,30 @@ fn each_limit_stops_pre_copy_with_its_own_reason() {
 }
 
 #[test]
+fn it_is_known_beforehand_which_round_may_be_the_last() {
+    let volume = |pages| Limits { max_volume: VolumeLimit::Bytes(PageCount(pages).bytes()), ..Limits::default() };
+    let time = |millis| Limits { timeout: Some(Duration::from_millis(millis)), ..Limits::default() };
+    let post_copy = |rounds| Limits { post_copy: PostCopy::After(rounds), ..Limits::default() };
+    // Round 1 begins after a second, with 5000 pages, which takes half a second.
+    for (name, limits, expected) in [
+        ("no limit is near", Limits::default(), false),
+        ("rounds", Limits { max_rounds: 2, ..Limits::default() }, true),
+        ("one more round", Limits { max_rounds: 3, ..Limits::default() }, false),
+        ("volume", volume(14_999), true),
+        ("exactly the volume", volume(15_000), false),
+        ("time", time(1500), true),
+        ("more time", time(1501), false),
+        ("post-copy after it", post_copy(2), true),
+        ("post-copy later", post_copy(3), false),
+    ] {
+        let mut policy = Policy::new(limits, GUEST);
+        let _ = policy.after_round(&round(0, 5000));
+        let sent = PageCount(10_000).bytes();
+        assert_eq!(policy.may_end_with(1, PageCount(5000), sent, Duration::from_secs(1)), expected, "{name}");
+    }
+}
+
+#[test]
 fn a_round_that_converges_at_a_limit_is_not_aborted() {
     let limits = Limits { max_rounds: 1, on_limit: OnLimit::Abort, ..Limits::default() };
     assert_eq!(decide(limits, &[10]), ["stop-and-copy: dirty-threshold"]);
