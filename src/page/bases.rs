@@ -7,11 +7,12 @@
 //! that are in it stay and go as deltas each time, where a cache that lets the newest in would have thrown each one out just
 //! before it returns.
 //!
-//! Whether more copies are made at all is for the [encoder](super::Encoder::keep_copies) to be told: where the link is not what
+//! Whether more copies are made at all is for the [encoder](super::Copies) to be told: where the link is not what
 //! all wait for they cost more than they save. Those that there are stay of use.
 
 use std::num::NonZeroU32;
 
+use super::entropy::Entropy;
 use super::slab::Slab;
 use crate::units::{CHUNK_PAGES, ChunkIndex, PAGE_SIZE};
 
@@ -47,8 +48,7 @@ struct Owner {
     page: Option<(ChunkIndex, u32)>,
     /// The round it was last sent in.
     round: u16,
-    /// Whether a compressor makes it smaller.
-    packs: bool,
+    entropy: Entropy,
 }
 
 impl Bases {
@@ -75,17 +75,16 @@ impl Bases {
     }
 
     /// A page that was written to before `round` is sent in it with these contents: keeps them if it has a place already or
-    /// there is one to be had. The cache has `limit` places, or as many as it has if that is more. `packs` says whether a
-    /// compressor makes the page smaller.
-    pub(super) fn keep(&mut self, (chunk, bit): (ChunkIndex, u32), contents: &[u8; PAGE_SIZE], round: u16, limit: usize, packs: bool) {
+    /// there is one to be had. The cache has `limit` places, or as many as it has if that is more.
+    pub(super) fn keep(&mut self, (chunk, bit): (ChunkIndex, u32), contents: &[u8; PAGE_SIZE], round: u16, limit: usize, entropy: Entropy) {
         if let Some(place) = self.place(chunk, bit) {
             let owner = &mut self.owners[place];
-            (owner.round, owner.packs) = (round, packs);
+            (owner.round, owner.entropy) = (round, entropy);
             self.slabs[place / SLAB_PAGES][place % SLAB_PAGES] = *contents;
             return;
         }
-        let Some(place) = self.place_for_another(round, packs, limit) else { return };
-        let owner = Owner { page: Some((chunk, bit)), round, packs };
+        let Some(place) = self.place_for_another(round, entropy, limit) else { return };
+        let owner = Owner { page: Some((chunk, bit)), round, entropy };
         let all = &mut self.places;
         let places = *self.chunks[chunk.as_usize()].get_or_insert_with(|| all.push([None; CHUNK_PAGES]));
         all.get_mut(places)[bit as usize] = Some(Place::new(place));
@@ -126,7 +125,7 @@ impl Bases {
     }
 
     /// A place that is free: the first that there is none of yet, or one that fell out of use, or whose owner needs it less.
-    fn place_for_another(&mut self, round: u16, packs: bool, limit: usize) -> Option<usize> {
+    fn place_for_another(&mut self, round: u16, entropy: Entropy, limit: usize) -> Option<usize> {
         let places = self.owners.len();
         if places < limit {
             return Some(places);
@@ -136,7 +135,7 @@ impl Bases {
             self.hand = (self.hand + 1) % places;
             let owner = &self.owners[place];
             let Some((chunk, bit)) = owner.page else { return Some(place) };
-            if round.saturating_sub(owner.round) > PATIENCE_ROUNDS || (owner.packs && !packs) {
+            if round.saturating_sub(owner.round) > PATIENCE_ROUNDS || (owner.entropy == Entropy::Low && entropy == Entropy::High) {
                 self.vacate(chunk, bit);
                 return Some(place);
             }
@@ -155,9 +154,6 @@ const LOOKS: usize = 16;
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const RANDOM: bool = false;
-    const PACKS: bool = true;
 
     /// The cache of a guest of 1024 pages.
     fn bases() -> Bases {
@@ -190,7 +186,7 @@ mod tests {
         let mut bases = bases();
         for round in 1..10 {
             assert_eq!(held(&mut bases, 0..200, round - 1), if round == 1 { 0 } else { 100 }, "round {round}");
-            (0..200).for_each(|page| bases.keep(at(page), &contents(page, round), round, 100, RANDOM));
+            (0..200).for_each(|page| bases.keep(at(page), &contents(page, round), round, 100, Entropy::High));
         }
         assert_eq!(bases.bytes(), 100 * PAGE_SIZE);
     }
@@ -200,7 +196,7 @@ mod tests {
         let mut bases = bases();
         for round in 1..12 {
             let pages = if round < 4 { 0..100 } else { 500..600 };
-            pages.for_each(|page| bases.keep(at(page), &contents(page, round), round, 100, RANDOM));
+            pages.for_each(|page| bases.keep(at(page), &contents(page, round), round, 100, Entropy::High));
         }
         assert_eq!((held(&mut bases, 500..600, 11), held(&mut bases, 0..100, 3)), (100, 0));
     }
@@ -209,8 +205,8 @@ mod tests {
     fn pages_that_no_compressor_makes_smaller_take_the_place_of_others_and_keep_it() {
         let mut bases = bases();
         for round in 1..6 {
-            let packs = |page: u32| page.is_multiple_of(2);
-            (0..160).for_each(|page| bases.keep(at(page), &contents(page, round), round, 100, packs(page)));
+            let entropy = |page: u32| if page.is_multiple_of(2) { Entropy::Low } else { Entropy::High };
+            (0..160).for_each(|page| bases.keep(at(page), &contents(page, round), round, 100, entropy(page)));
             assert_eq!((held(&mut bases, (1..160).step_by(2), round), held(&mut bases, (0..160).step_by(2), round)), (80, 20), "round {round}");
         }
         assert_eq!(bases.bytes(), 100 * PAGE_SIZE);
@@ -219,44 +215,44 @@ mod tests {
     #[test]
     fn a_page_that_has_become_random_keeps_its_place_against_others_like_it() {
         let mut bases = bases();
-        bases.keep(at(5), &contents(5, 1), 1, 1, PACKS);
-        bases.keep(at(5), &contents(5, 2), 2, 1, RANDOM);
-        bases.keep(at(6), &contents(6, 2), 2, 1, RANDOM);
+        bases.keep(at(5), &contents(5, 1), 1, 1, Entropy::Low);
+        bases.keep(at(5), &contents(5, 2), 2, 1, Entropy::High);
+        bases.keep(at(6), &contents(6, 2), 2, 1, Entropy::High);
         assert_eq!((held(&mut bases, [5], 2), held(&mut bases, [6], 2)), (1, 0));
-        bases.keep(at(5), &contents(5, 3), 3, 1, PACKS);
-        bases.keep(at(6), &contents(6, 3), 3, 1, RANDOM);
+        bases.keep(at(5), &contents(5, 3), 3, 1, Entropy::Low);
+        bases.keep(at(6), &contents(6, 3), 3, 1, Entropy::High);
         assert_eq!((held(&mut bases, [5], 3), held(&mut bases, [6], 3)), (0, 1));
     }
 
     #[test]
     fn no_place_is_given_away_where_no_copies_are_to_be_made_and_those_there_are_stay() {
         let mut bases = bases();
-        bases.keep(at(1), &contents(1, 1), 1, 0, RANDOM);
+        bases.keep(at(1), &contents(1, 1), 1, 0, Entropy::High);
         assert_eq!((held(&mut bases, [1], 1), bases.bytes()), (0, 0));
-        bases.keep(at(1), &contents(1, 1), 1, 1, RANDOM);
-        bases.keep(at(1), &contents(1, 2), 2, 0, RANDOM);
+        bases.keep(at(1), &contents(1, 1), 1, 1, Entropy::High);
+        bases.keep(at(1), &contents(1, 2), 2, 0, Entropy::High);
         assert_eq!(held(&mut bases, [1], 2), 1);
     }
 
     #[test]
     fn a_forgotten_page_leaves_its_place_to_the_next() {
         let mut bases = bases();
-        (0..10).for_each(|page| bases.keep(at(page), &contents(page, 1), 1, 10, RANDOM));
+        (0..10).for_each(|page| bases.keep(at(page), &contents(page, 1), 1, 10, Entropy::High));
         bases.forget(at(3).0, at(3).1);
         assert_eq!(held(&mut bases, 0..10, 1), 9);
-        bases.keep(at(77), &contents(77, 1), 1, 10, PACKS);
+        bases.keep(at(77), &contents(77, 1), 1, 10, Entropy::Low);
         assert!(held(&mut bases, [77], 1) == 1 && bases.bytes() == 10 * PAGE_SIZE);
-        bases.keep(at(78), &contents(78, 1), 1, 10, PACKS);
+        bases.keep(at(78), &contents(78, 1), 1, 10, Entropy::Low);
         assert_eq!(held(&mut bases, [78], 1), 0, "full");
     }
 
     #[test]
     fn a_copy_that_was_kept_up_counts_as_sent() {
         let mut bases = bases();
-        bases.keep(at(5), &contents(5, 1), 1, 1, RANDOM);
+        bases.keep(at(5), &contents(5, 1), 1, 1, Entropy::High);
         *bases.base(at(5).0, at(5).1).unwrap() = contents(5, 7);
         bases.kept_up(at(5).0, at(5).1, 7);
-        bases.keep(at(6), &contents(6, 8), 8, 1, RANDOM);
+        bases.keep(at(6), &contents(6, 8), 8, 1, Entropy::High);
         assert_eq!((held(&mut bases, [5], 7), held(&mut bases, [6], 8)), (1, 0), "it came back a round ago");
     }
 }

@@ -4,12 +4,12 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::bases::Bases;
-use super::entropy::looks_random;
+use super::entropy::{Entropy, looks_random};
 use super::history::History;
 use super::key::{BlockHashes, check_of};
 use super::known::Known;
 use super::pack::{Packer, lz4_room, room};
-use super::{Codecs, Form, MAX_COLUMNS_BYTES, MAX_DELTA_BYTES, MAX_PACKED_BYTES, Method, Packing, PageKey, Pages, columns, delta};
+use super::{Codecs, Copies, Form, MAX_COLUMNS_BYTES, MAX_DELTA_BYTES, MAX_PACKED_BYTES, Method, Packing, PageKey, Pages, columns, delta};
 use crate::bitmap::bits;
 use crate::memory::{Chunk, PageSummary};
 use crate::units::{ByteCount, CHUNK_PAGES, CHUNK_SIZE, ChunkIndex, PAGE_SIZE};
@@ -67,7 +67,7 @@ pub struct Packed {
 /// `out` has grown to its size.
 pub struct Encoder {
     settings: EncoderSettings,
-    keeps_copies: bool,
+    copies: Copies,
     history: History,
     packer: Packer,
     known: Known,
@@ -108,7 +108,7 @@ impl Encoder {
     pub fn new(settings: EncoderSettings, chunks: u32) -> Self {
         Self {
             settings,
-            keeps_copies: true,
+            copies: Copies::default(),
             history: History::new(chunks),
             packer: Packer::new(),
             known: Known::new(chunks),
@@ -117,10 +117,9 @@ impl Encoder {
         }
     }
 
-    /// Whether to keep copies of more pages that may come back, as far as there is memory for them: their deltas become
-    /// shorter for it. It does, unless told otherwise.
-    pub fn keep_copies(&mut self, keeps: bool) {
-        self.keeps_copies = keeps;
+    /// Whether to make copies from now on.
+    pub fn set_copies(&mut self, copies: Copies) {
+        self.copies = copies;
     }
 
     /// The same for post-copy, in which pages cross once: no deltas and nothing unchanged, and no memory for that. What
@@ -186,20 +185,21 @@ impl Encoder {
         self.known.remember(chunk, bit, hash, &blocks, cache / 2);
         // A raw page that no compressor was tried on may still be one that packs.
         if form != Form::Delta && (form != Form::Raw || method != Method::Raw) {
-            self.known.note_packing(chunk, bit, form != Form::Raw);
+            self.known.note_entropy(chunk, bit, if form == Form::Raw { Entropy::High } else { Entropy::Low });
         }
         // What goes after round 0 was (nearly always) written while the guest was tracked, and is likely to be written again.
         if delta == Some(MadeFrom::Base) {
             self.bases.kept_up(chunk, bit, round);
         } else if last != 0 || round > 0 {
-            let limit = if self.keeps_copies { self.most_copies(cache) } else { 0 };
-            self.bases.keep((chunk, bit), page, round, limit, self.known.packs(chunk, bit));
+            let limit = self.most_copies(cache);
+            self.bases.keep((chunk, bit), page, round, limit, self.known.entropy(chunk, bit));
         }
         form
     }
 
-    /// How many copies of pages there is room for in so many bytes, beside what else is remembered there.
+    /// How many copies of pages there may be in so many bytes, beside what else is remembered there.
     fn most_copies(&self, cache: usize) -> usize {
+        let cache = if self.copies == Copies::Made { cache } else { 0 };
         cache.saturating_sub(self.known.block_bytes() + self.bases.index_bytes()) / PAGE_SIZE
     }
 

@@ -4,6 +4,15 @@
 //! all others for nothing. The test is how often two bytes of the sample are equal: for random bytes one pair in 256 is,
 //! whatever else compresses at all has more. <https://en.wikipedia.org/wiki/R%C3%A9nyi_entropy> (collision entropy)
 
+/// Whether a compressor makes a page smaller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Entropy {
+    /// It does.
+    Low,
+    /// It does not.
+    High,
+}
+
 /// Whether nothing is to be gained by compressing `bytes`, at most a chunk, as far as a sample tells.
 pub(super) fn looks_random(bytes: &[u8]) -> bool {
     let mut counts = [0u32; 256];

@@ -8,6 +8,7 @@
 
 use std::num::NonZeroU32;
 
+use super::entropy::Entropy;
 use super::key::BlockHashes;
 use super::slab::Slab;
 use crate::units::{CHUNK_PAGES, ChunkIndex};
@@ -23,8 +24,8 @@ pub(super) struct Known {
 struct ChunkHashes {
     /// 0: never sent, or zeros.
     pages: [u64; CHUNK_PAGES],
-    /// The pages that a compressor made smaller when they last went whole.
-    packs: u64,
+    /// The pages of low entropy.
+    low: u64,
     blocks: Option<NonZeroU32>,
 }
 
@@ -57,7 +58,7 @@ impl Known {
         let place = *chunks[chunk.as_usize()].get_or_insert_with(|| {
             let room = (all.len() + 1) * BLOCKS_OF_A_CHUNK <= limit;
             let blocks = room.then(|| all.push([BlockHashes::default(); CHUNK_PAGES]));
-            hashes.push(ChunkHashes { pages: [0; CHUNK_PAGES], packs: 0, blocks })
+            hashes.push(ChunkHashes { pages: [0; CHUNK_PAGES], low: 0, blocks })
         });
         let hashes = hashes.get_mut(place);
         hashes.pages[bit as usize] = page;
@@ -67,16 +68,17 @@ impl Known {
     }
 
     /// A page that is [remembered](Known::remember) went whole, and a compressor made it smaller or did not.
-    pub(super) fn note_packing(&mut self, chunk: ChunkIndex, bit: u32, packs: bool) {
+    pub(super) fn note_entropy(&mut self, chunk: ChunkIndex, bit: u32, entropy: Entropy) {
         if let Some(place) = self.chunks[chunk.as_usize()] {
             let hashes = self.hashes.get_mut(place);
-            hashes.packs = hashes.packs & !(1 << bit) | u64::from(packs) << bit;
+            hashes.low = hashes.low & !(1 << bit) | u64::from(entropy == Entropy::Low) << bit;
         }
     }
 
-    /// Whether a compressor made the page smaller when it last went whole.
-    pub(super) fn packs(&self, chunk: ChunkIndex, bit: u32) -> bool {
-        self.of(chunk).is_some_and(|hashes| hashes.packs >> bit & 1 == 1)
+    /// What was seen when the page last went whole; high until a compressor was tried.
+    pub(super) fn entropy(&self, chunk: ChunkIndex, bit: u32) -> Entropy {
+        let is_low = self.of(chunk).is_some_and(|hashes| hashes.low >> bit & 1 == 1);
+        if is_low { Entropy::Low } else { Entropy::High }
     }
 
     /// A page is sent as zeros.
@@ -108,10 +110,13 @@ mod tests {
         assert_eq!((known.page(CHUNK, 5), known.page(CHUNK, 6), known.page(ChunkIndex(0), 5)), (99, 0, 0));
         assert_eq!(known.changed_blocks(CHUNK, 5, &old), Some(0));
         assert_eq!(known.changed_blocks(CHUNK, 5, &[0, 2, 3, 4, 5, 6, 7, 0]), Some(0b1000_0001));
-        known.note_packing(CHUNK, 5, true);
-        known.note_packing(CHUNK, 6, true);
-        known.note_packing(CHUNK, 6, false);
-        assert_eq!((known.packs(CHUNK, 5), known.packs(CHUNK, 6), known.packs(ChunkIndex(0), 5)), (true, false, false));
+        known.note_entropy(CHUNK, 5, Entropy::Low);
+        known.note_entropy(CHUNK, 6, Entropy::Low);
+        known.note_entropy(CHUNK, 6, Entropy::High);
+        assert_eq!(
+            [(CHUNK, 5), (CHUNK, 6), (ChunkIndex(0), 5)].map(|(chunk, bit)| known.entropy(chunk, bit)),
+            [Entropy::Low, Entropy::High, Entropy::High]
+        );
         known.remember_zero(CHUNK, 5);
         assert_eq!(known.page(CHUNK, 5), 0);
     }

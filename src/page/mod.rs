@@ -74,6 +74,16 @@ pub enum DeltaCache {
     Bytes(ByteCount),
 }
 
+/// Whether to make copies of pages that may come back, for shorter differences. Those there are stay of use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Copies {
+    /// As far as there is memory for them ([`DeltaCache`]).
+    #[default]
+    Made,
+    /// No more of them.
+    NoMore,
+}
+
 impl DeltaCache {
     /// What all encoders of a guest with so much memory may use together.
     #[must_use]

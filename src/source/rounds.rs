@@ -222,13 +222,7 @@ impl Driver<'_> {
             never_sent: watch.never_sent().count(),
             fixed_cost: self.fixed_cost(session).saturating_add(harvest),
         };
-        policy.set_limits(self.steering.limits());
-        let verdict = policy.after_round(&facts);
-        let verdict = self.throttle_as_told(policy, verdict);
-        if self.report.predicted.is_none() && verdict.reason != Reason::Sampling {
-            let prediction = policy.predict_rest(&facts, verdict, watch.curve(), harvest + ROUND_COST);
-            self.report.predicted = Some(Predicted { total: prediction.total, downtime: prediction.downtime });
-        }
+        let verdict = self.decide(policy, &facts, watch, harvest);
         self.record(index, RoundKind::PreCopy, &round, Some(facts.dirty_after), Some(verdict.to_string()));
         (self.observer)(&Event::Round {
             index,
@@ -239,6 +233,18 @@ impl Driver<'_> {
             verdict,
         });
         Ok((verdict, round.totals))
+    }
+
+    /// What is to be done after a round, and the first time what is expected to come of it.
+    fn decide(&mut self, policy: &mut Policy, facts: &RoundFacts, watch: &DirtyWatch, harvest: Duration) -> Verdict {
+        policy.set_limits(self.steering.limits());
+        let verdict = policy.after_round(facts);
+        let verdict = self.throttle_as_told(policy, verdict);
+        if self.report.predicted.is_none() && verdict.reason != Reason::Sampling {
+            let prediction = policy.predict_rest(facts, verdict, watch.curve(), harvest + ROUND_COST);
+            self.report.predicted = Some(Predicted { total: prediction.total, downtime: prediction.downtime });
+        }
+        verdict
     }
 
     /// How long the link will idle for each page of the round after this one, if there is going to be one and nobody else uses

@@ -21,7 +21,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Compression, Packed};
+use super::{Compression, Copies, Packed};
 use costs::Costs;
 use link::Link;
 use plan::{Demand, Plan};
@@ -88,11 +88,11 @@ impl Chooser {
         }
     }
 
-    /// Whether a copy of a page is worth its making for the bytes that it may save later: where the link is what all wait for,
-    /// and not so fast that it carries them in less time. Memory that was never touched makes copies expensive.
+    /// A copy of a page is worth its making for the bytes that it may save later where the link is what all wait for, and not so
+    /// fast that it carries them in less time. Memory that was never touched makes copies expensive.
     #[must_use]
-    pub fn is_worth_copies(&self) -> bool {
-        self.link.is_bottleneck() && self.link.rate() < FAST
+    pub fn copies(&self) -> Copies {
+        if self.link.is_bottleneck() && self.link.rate() < FAST { Copies::Made } else { Copies::NoMore }
     }
 
     /// Takes note of what `method` made of a chunk.

@@ -274,17 +274,19 @@ fn fixed_settings_stay_as_they_are() {
 #[test]
 fn copies_are_worth_it_where_the_link_is_the_bottleneck_and_not_too_fast() {
     // What a successor takes over is no measurement.
-    for (rate, slowness, expected) in [(12.5e6, 1.0, true), (125e6, 1.0, true), (1e9, 1.0, false), (2e9, 1.0, false), (2e9, 8.0, false)] {
+    for (rate, slowness, expected) in
+        [(12.5e6, 1.0, Copies::Made), (125e6, 1.0, Copies::Made), (1e9, 1.0, Copies::NoMore), (2e9, 1.0, Copies::NoMore), (2e9, 8.0, Copies::NoMore)]
+    {
         let mut chooser = Chooser::new(Compression::None, Arc::default());
-        assert!(!chooser.is_worth_copies(), "nothing is known");
+        assert_eq!(chooser.copies(), Copies::NoMore, "nothing is known");
         migrate_with(&mut chooser, &mut World { slowness, ..World::new(rate) }, None, CHUNKS, |_| RANDOM);
-        assert_eq!(chooser.is_worth_copies(), expected, "{} MB/s, receiver {slowness} times slower", rate / 1e6);
-        assert!(!chooser.successor(Compression::None, Arc::default()).is_worth_copies());
+        assert_eq!(chooser.copies(), expected, "{} MB/s, receiver {slowness} times slower", rate / 1e6);
+        assert_eq!(chooser.successor(Compression::None, Arc::default()).copies(), Copies::NoMore);
     }
     // A link that has become faster than the processors.
     let mut chooser = Chooser::new(Compression::None, Arc::default());
     migrate_with(&mut chooser, &mut World { rates: vec![(0.0, 125e6), (1.0, 4e9)], ..World::new(0.0) }, None, 2 * CHUNKS, |_| RANDOM);
-    assert!(!chooser.is_worth_copies());
+    assert_eq!(chooser.copies(), Copies::NoMore);
 }
 
 #[test]
