@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 
@@ -229,17 +229,20 @@ impl Landing {
     fn look_after(&mut self, report: &mut Report) {
         let guest = &mut self.guest.guest;
         if !self.guest.hold {
-            let (writes, since) = (guest.writes(), Instant::now());
+            let writes = guest.writes();
             std::thread::sleep(PROOF);
-            while guest.writes() == writes && since.elapsed() < PATIENCE {
-                std::thread::sleep(Duration::from_millis(10));
+            // Looks are counted, not time: this process may have been stopped meanwhile, and the guest with it.
+            let mut looks = 0;
+            while guest.writes() == writes && looks < LOOKS {
+                std::thread::sleep(LOOK_EVERY);
+                looks += 1;
             }
             if let Err(error) = guest.pause() {
                 report.guest_check = Some(in_full(&error));
                 return;
             }
             if guest.writes() == writes {
-                report.guest_check = Some(format!("no write in {PATIENCE:?} after the guest was resumed"));
+                report.guest_check = Some(format!("no write in {:?} after the guest was resumed", LOOK_EVERY * LOOKS));
                 return;
             }
             report.guest_gap = Some(guest.longest_gap());
@@ -256,5 +259,7 @@ fn in_full(error: &dyn std::error::Error) -> String {
 
 /// How long a guest runs here before it is checked.
 const PROOF: Duration = Duration::from_millis(300);
-/// How long to wait for its first write here.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How often to look for its first write here, ...
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// ... and how many times.
+const LOOKS: u32 = 500;

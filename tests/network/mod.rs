@@ -276,10 +276,9 @@ impl Network {
     /// The sender's end is closed; the rest arrives when another connection has come, or when none does for a while.
     fn arrive_late(&self, mut way: Way<'_>) -> Result<()> {
         way.from.set_read_timeout(Some(TICK))?;
-        for piece in std::iter::from_fn(|| way.read().ok().filter(|piece| !piece.is_empty())).collect::<Vec<_>>() {
-            let unread = std::mem::take(&mut way.unread);
-            way.push([unread, piece].concat(), Duration::ZERO);
-        }
+        let mut late = std::mem::take(&mut way.unread);
+        late.extend(std::iter::from_fn(|| way.read().ok().filter(|piece| !piece.is_empty())).flatten());
+        way.push(late.clone(), Duration::ZERO);
         way.from.shutdown(Shutdown::Both)?;
         let (before, closed) = (self.late_below.load(Ordering::SeqCst), Instant::now());
         while self.count.load(Ordering::SeqCst) <= before && closed.elapsed() < NO_OTHER {
@@ -290,8 +289,19 @@ impl Network {
         while !way.is_empty() && Instant::now() < until {
             way.flush(None)?;
         }
+        if way.is_empty() {
+            self.note(&late);
+        }
         thread::sleep(LATE);
         Ok(())
+    }
+
+    /// Takes note of messages that have passed. Pages are none.
+    fn note(&self, mut bytes: &[u8]) {
+        while let Ok(Some((message, length))) = decode_message(bytes) {
+            self.passed.lock().unwrap_or_else(PoisonError::into_inner).push(message.name());
+            bytes = &bytes[length..];
+        }
     }
 
     fn fail(&self, failure: Failure) {
