@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
+use super::ballast::Ballast;
 use super::first_second::FirstSecond;
 use super::measure::{Ended, Job, ms, pace};
 use super::network::{DESTINATION, End};
@@ -55,25 +56,26 @@ impl Ours {
     }
 }
 
-/// Moves the guest once, with `flags` for the sender beside those of the mode.
+/// Moves the guest once, with `flags` for the sender beside those of the mode. The ballast is given back right before.
 ///
 /// # Errors
 /// When something else than the cap ended it.
-pub(super) fn run(job: &Job<'_>, mode: Ours, flags: &[String]) -> Result<Ended> {
+pub(super) fn run(job: &Job<'_>, mode: Ours, flags: &[String], ballast: Option<Ballast>) -> Result<Ended> {
     let (mut receiver, address) = receiver(job)?;
     let mut sender = sender(job, mode, &address, flags)?;
-    let result = migrate(job, mode, &mut sender, &mut receiver);
+    let result = migrate(job, mode, ballast, &mut sender, &mut receiver);
     result.map_err(|error| {
         let (here, there) = (sender.stderr.last_words(), receiver.stderr.last_words());
         anyhow!("{error:#}\nthe sender said:\n{here}\nthe receiver said:\n{there}")
     })
 }
 
-fn migrate(job: &Job<'_>, mode: Ours, sender: &mut Process, receiver: &mut Process) -> Result<Ended> {
+fn migrate(job: &Job<'_>, mode: Ours, ballast: Option<Ballast>, sender: &mut Process, receiver: &mut Process) -> Result<Ended> {
     let (window, own) = (find(job, sender)?, find(job, sender)?);
     let begins = Instant::now() + job.warm_up;
     thread::sleep(job.warm_up / 8);
     let before = pace(&window, job.warm_up / 2)?;
+    ballast.map(Ballast::give_back);
     window.forget_gap()?;
     let watch = Watch::start(Subject { pids: [sender.pid(), receiver.pid()], vcpu: VCPU, windows: vec![window] })?;
     let first_second = if mode == Ours::PostCopy { switched(job, &own, sender, receiver, begins + job.cap)? } else { None };

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use super::ballast::Ballast;
 use super::compare::{bars, medians, post_copy_ratios, ratios};
 use super::floor::floor;
 use super::host;
@@ -42,11 +43,11 @@ pub struct Plan {
     pub command: String,
 }
 
-/// Measures. `say` is told what goes on, `done` gets each scenario as soon as it is measured.
+/// Measures. `say` is told what goes on, `done` gets what there is as soon as another scenario is measured.
 ///
 /// # Errors
 /// When something could not be measured; a bar that is missed is no error.
-pub fn run(plan: &Plan, leftovers: &Leftovers, say: &mut dyn FnMut(&str), done: &mut dyn FnMut(&ScenarioResults)) -> Result<BenchResults> {
+pub fn run(plan: &Plan, leftovers: &Leftovers, say: &mut dyn FnMut(&str), done: &mut dyn FnMut(&BenchResults)) -> Result<BenchResults> {
     let directory = leftovers.make_directory()?;
     let with_qemu = !plan.modes.is_empty();
     let mut results = BenchResults {
@@ -61,8 +62,8 @@ pub fn run(plan: &Plan, leftovers: &Leftovers, say: &mut dyn FnMut(&str), done: 
     };
     for scenario in &plan.scenarios {
         let measured = Session { plan, scenario, leftovers, directory: &directory }.run(say).with_context(|| scenario.name)?;
-        done(&measured);
         results.scenarios.push(measured);
+        done(&results);
     }
     Ok(results)
 }
@@ -185,9 +186,10 @@ impl Session<'_> {
 
     fn migrate(&self, job: &Job<'_>, mode: EngineMode) -> Result<Ended> {
         thread::sleep(self.rest(job.guest.memory()));
+        let ballast = if self.waits_for_memory() { Some(Ballast::for_guest(job.guest.fill())?) } else { None };
         match mode {
-            EngineMode::Ours(mode) => ours::run(job, mode, &self.plan.flags),
-            EngineMode::Qemu(mode) => qemu::run(job, mode, self.directory),
+            EngineMode::Ours(mode) => ours::run(job, mode, &self.plan.flags, ballast),
+            EngineMode::Qemu(mode) => qemu::run(job, mode, self.directory, ballast),
         }
     }
 
@@ -195,11 +197,15 @@ impl Session<'_> {
         Job { network, guest, image, leftovers: self.leftovers, warm_up: self.warm_up(), cap: self.plan.cap }
     }
 
-    /// How long the memory of the last run is given to be taken back: where the link decides how long a migration takes. Where
-    /// memory does, it is better found at hand.
+    /// How long the memory of the last run is given to be taken back, where the link decides how long a migration takes.
     fn rest(&self, memory: ByteCount) -> Duration {
         let fits = REST + REST_A_GIB.mul_f64(memory.0 as f64 / f64::from(1 << 30));
-        self.plan.rest.unwrap_or(if self.plan.quick || self.scenario.link.is_none() { Duration::ZERO } else { fits })
+        self.plan.rest.unwrap_or(if self.plan.quick || self.waits_for_memory() { Duration::ZERO } else { fits })
+    }
+
+    /// Whether memory and processors decide how long a migration takes, and not the link.
+    fn waits_for_memory(&self) -> bool {
+        self.scenario.link.is_none()
     }
 
     fn warm_up(&self) -> Duration {

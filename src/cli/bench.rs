@@ -24,7 +24,7 @@ pub struct BenchArgs {
     /// Only these modes of QEMU: pre-copy, multifd, multifd-zstd, xbzrle, post-copy
     #[arg(long, value_name = "MODE", value_delimiter = ',', requires = "qemu")]
     pub modes: Vec<String>,
-    /// Where the results go as JSON; `-` is standard output, which then has no table
+    /// Where the results go as JSON, after each scenario what there is by then; `-` is standard output, at the end and without a table
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
     /// Give up on a migration that takes longer than this
@@ -66,14 +66,15 @@ pub fn run(_args: &BenchArgs) -> anyhow::Result<Exit> {
 
 #[cfg(all(feature = "kvm", target_arch = "x86_64"))]
 mod measuring {
-    use std::io::Write;
+    use std::fs::File;
+    use std::io::{Seek, Write};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use anyhow::{Context, bail};
 
     use super::{BenchArgs, Exit};
-    use crate::bench::results::{BenchResults, FAILED, ScenarioResults};
+    use crate::bench::results::{BenchResults, FAILED};
     use crate::bench::{self, Leftovers, Mode, Ours, Plan, Scenario};
     use crate::cli::args::Output;
     use crate::cli::output::create;
@@ -124,19 +125,30 @@ mod measuring {
             command: std::env::args().collect::<Vec<_>>().join(" "),
         };
         let table = output(args) != Some(Output::Stdout);
-        let mut done = |scenario: &ScenarioResults| {
-            if table {
+        let mut done = |results: &BenchResults| {
+            if table && let Some(scenario) = results.scenarios.last() {
                 println!("\n{}", bench::block(scenario));
+            }
+            if let Some(file) = file.as_ref().filter(|file| is_regular(file)) {
+                // In case there will be no end; a file that cannot be written is told there.
+                let _ = save(file, results);
             }
         };
         let result = bench::run(&plan, &leftovers, &mut |line| eprintln!("{line}"), &mut done);
         while interrupted.load(Ordering::SeqCst) {
-            // What was measured is worth nothing. The process ends as soon as everything is removed.
+            // What went wrong is the interrupt's doing. The process ends as soon as everything is removed.
             std::thread::park();
         }
         leftovers.remove();
         let results = result?;
-        write(args, file, &results)?;
+        if table {
+            print!("{}", bench::summary(&results));
+        } else {
+            println!("{}", serde_json::to_string_pretty(&results)?);
+        }
+        if let Some(file) = &file {
+            save(file, &results).context("the results could not be written")?;
+        }
         let failed = results.scenarios.iter().flat_map(|scenario| &scenario.engines).any(|engine| engine.outcome.starts_with(FAILED));
         Ok(if failed { Exit::Failed } else { Exit::Completed })
     }
@@ -182,16 +194,18 @@ mod measuring {
         args.modes.iter().map(named).collect()
     }
 
-    fn write(args: &BenchArgs, file: Option<std::fs::File>, results: &BenchResults) -> anyhow::Result<()> {
+    /// Puts the results in the place of those before; where there is no place, as in a pipe, behind them.
+    fn save(mut file: &File, results: &BenchResults) -> anyhow::Result<()> {
         let json = serde_json::to_string_pretty(results)?;
-        if output(args) == Some(Output::Stdout) {
-            println!("{json}");
-            return Ok(());
+        if is_regular(file) {
+            file.rewind()?;
+            file.set_len(0)?;
         }
-        print!("{}", bench::summary(results));
-        match file {
-            Some(mut file) => writeln!(file, "{json}").context("the results could not be written"),
-            None => Ok(()),
-        }
+        writeln!(file, "{json}")?;
+        Ok(())
+    }
+
+    fn is_regular(file: &File) -> bool {
+        file.metadata().is_ok_and(|metadata| metadata.is_file())
     }
 }

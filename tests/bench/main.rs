@@ -197,6 +197,28 @@ fn an_interrupted_bench_leaves_nothing_behind() -> Result<()> {
 }
 
 #[test]
+fn an_interrupted_bench_keeps_the_scenarios_that_it_has_measured() -> Result<()> {
+    if !possible(&[]) {
+        return Ok(());
+    }
+    let marked = Marked::new("half");
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("results.json");
+    let process = Process::start(marked.command(&format!("bench --quick --ours default --json {}", file.display())))?;
+    let kept = || serde_json::from_str::<BenchResults>(&std::fs::read_to_string(&file).unwrap_or_default()).ok();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while kept().is_none() || marked.processes()?.len() < 3 {
+        ensure!(Instant::now() < deadline, "no scenario within a minute");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    process.signal(Signal::SIGINT)?;
+    process.wait(Duration::from_secs(20))?.expect(130)?;
+    let scenarios = kept().context("what was there is lost")?.scenarios;
+    ensure!((1..7).contains(&scenarios.len()) && scenarios[0].name == "idle-1gbit", "{scenarios:?}");
+    is_plausible(&scenarios[0].engines[0], &scenarios[0])
+}
+
+#[test]
 fn without_qemu_it_says_how_to_get_it() -> Result<()> {
     let mut command = command(PAGEFERRY, "bench --quick --qemu");
     let ended = Process::start({

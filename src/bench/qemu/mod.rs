@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 pub(crate) use machine::PROGRAM;
 pub use mode::Mode;
 
+use super::ballast::Ballast;
 use super::first_second::FirstSecond;
 use super::measure::{Ended, Job, await_write, ms, pace};
 use super::network::End;
@@ -27,21 +28,21 @@ use super::window::Window;
 use crate::guests::ControlWord;
 use machine::{Machine, VCPU};
 
-/// Moves the guest once.
+/// Moves the guest once. The ballast is given back right before.
 ///
 /// # Errors
 /// When something else than the cap ended it.
-pub(super) fn run(job: &Job<'_>, mode: Mode, directory: &Path) -> Result<Ended> {
+pub(super) fn run(job: &Job<'_>, mode: Mode, directory: &Path, ballast: Option<Ballast>) -> Result<Ended> {
     let mut source = Machine::start(job, End::Source, directory)?;
     let mut destination = Machine::start(job, End::Destination, directory)?;
-    let result = migrate(job, mode, &mut source, &mut destination);
+    let result = migrate(job, mode, ballast, &mut source, &mut destination);
     result.map_err(|error| {
         let (here, there) = (source.process.stderr.last_words(), destination.process.stderr.last_words());
         anyhow!("{error:#}\nthe source said:\n{here}\nthe destination said:\n{there}")
     })
 }
 
-fn migrate(job: &Job<'_>, mode: Mode, source: &mut Machine, destination: &mut Machine) -> Result<Ended> {
+fn migrate(job: &Job<'_>, mode: Mode, ballast: Option<Ballast>, source: &mut Machine, destination: &mut Machine) -> Result<Ended> {
     let open = |machine: &Machine| Window::of_size(machine.process.pid(), job.guest.memory());
     let (here, there) = (open(source)?, open(destination)?);
     here.build(job.image).context("the guest cannot be put into QEMU's memory")?;
@@ -54,6 +55,7 @@ fn migrate(job: &Job<'_>, mode: Mode, source: &mut Machine, destination: &mut Ma
     await_write(&here, 0, FIRST_WRITE)?;
     thread::sleep(job.warm_up / 4);
     let before = pace(&here, job.warm_up / 2)?;
+    ballast.map(Ballast::give_back);
     thread::sleep(job.warm_up / 4);
 
     here.forget_gap()?;
