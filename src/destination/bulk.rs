@@ -63,7 +63,8 @@ pub(super) fn receive(stream: Stream, channel: u16, arriving: &Arriving, shared:
     let mut lane = LaneReader::new(stream, frames, Arc::clone(memory), format!("bulk {channel}"));
     // Post-copy takes pages out one by one.
     let supply = &arriving.supply;
-    let mut placement = memory.placement().supplied_by(if arriving.post_copy { supply.with_small_pages() } else { supply.with_huge_pages() });
+    let supplier = if arriving.post_copy { supply.with_small_pages() } else { supply.with_huge_pages() };
+    let mut placement = memory.placement().supplied_by(supplier, arriving.channels);
     let mut encodings = Encodings::default();
     let error = loop {
         match lane.next_frame(&mut placement) {

@@ -15,7 +15,7 @@ use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{NonNull, null_mut};
 
-use super::populating::{Supplier, Supply};
+use super::populating::{Coming, Supplier, Supply, Trail};
 use super::sink::{MAX_RUNS, PageSink, ReadProgress, runs, wanted_bytes};
 use super::{GuestMemory, Staging};
 use crate::bitmap::bits;
@@ -31,6 +31,7 @@ pub struct Placement<'m> {
     installed: Vec<u64>,
     /// What more than faults there is to get memory by.
     supplier: Option<Supplier<'m>>,
+    trail: Trail,
     /// Where the frame that is coming goes first, if not straight to memory.
     staging: Option<Box<Staging>>,
     is_staged: bool,
@@ -39,7 +40,15 @@ pub struct Placement<'m> {
 impl<'m> Placement<'m> {
     pub(super) fn new(memory: &'m GuestMemory) -> Self {
         let chunks = memory.layout().chunks() as usize;
-        Self { memory, begun: vec![Begun::Not; chunks], installed: vec![0; chunks], supplier: None, staging: None, is_staged: false }
+        Self {
+            memory,
+            begun: vec![Begun::Not; chunks],
+            installed: vec![0; chunks],
+            supplier: None,
+            trail: Trail::of_one_in(1),
+            staging: None,
+            is_staged: false,
+        }
     }
 
     /// The memory.
@@ -48,30 +57,41 @@ impl<'m> Placement<'m> {
         self.memory
     }
 
-    /// The same, for memory that nobody else touches until what supplies it is [ended](super::HostSupply::end).
-    pub(crate) fn supplied_by(self, supplier: Supplier<'m>) -> Self {
-        Self { supplier: Some(supplier), ..self }
+    /// The same, for memory that nobody but the others of `lanes` touches until what supplies it is
+    /// [ended](super::HostSupply::end).
+    pub(crate) fn supplied_by(self, supplier: Supplier<'m>, lanes: u16) -> Self {
+        Self { supplier: Some(supplier), trail: Trail::of_one_in(lanes), ..self }
     }
 
     /// Sees to memory for `filled` pages of `chunk`; says whether they must be staged.
     fn supply(&mut self, chunk: ChunkIndex, filled: u64) -> bool {
-        let begun = &mut self.begun[chunk.as_usize()];
-        let dense = filled.count_ones() >= DENSE;
-        match *begun {
+        let index = chunk.as_usize();
+        match self.begun[index] {
             Begun::Not if filled != 0 => {
-                *begun = match self.memory.supply(chunk, dense, self.supplier) {
-                    Supply::Installed => Begun::Installed,
-                    Supply::Small | Supply::Huge if dense => Begun::Populated,
-                    Supply::Small | Supply::Huge => Begun::Thinly,
+                let coming = self.coming(chunk, filled);
+                self.begun[index] = match (self.memory.supply(chunk, coming, self.supplier), coming) {
+                    (Supply::Installed, _) => Begun::Installed,
+                    (Supply::Small | Supply::Huge, Coming::Thinly) => Begun::Thinly,
+                    (Supply::Small | Supply::Huge, Coming::Densely | Coming::AmidDense) => Begun::Populated,
                 };
             }
-            Begun::Thinly if dense => {
+            Begun::Thinly if filled.count_ones() >= DENSE => {
                 self.memory.populate(chunk);
-                *begun = Begun::Populated;
+                self.begun[index] = Begun::Populated;
             }
             _ => {}
         }
-        *begun == Begun::Installed && filled & !self.installed[chunk.as_usize()] != 0
+        self.begun[index] == Begun::Installed && filled & !self.installed[index] != 0
+    }
+
+    /// How much comes with the first `filled` pages of `chunk`.
+    fn coming(&mut self, chunk: ChunkIndex, filled: u64) -> Coming {
+        if filled.count_ones() < DENSE {
+            return Coming::Thinly;
+        }
+        let is_amid_dense = self.trail.is_dense_at(chunk);
+        self.trail.follow(chunk);
+        if is_amid_dense { Coming::AmidDense } else { Coming::Densely }
     }
 
     /// A page that already holds the word is only read, so zeros never populate a hole.

@@ -61,7 +61,10 @@ impl Costs {
         };
         let whole = took / part;
         tracing::trace!(?size, whole, ?known, "populated");
-        *known = Some(known.map_or(whole, |known| known + (whole.min(known.max(FREE) * OUTLIER) - known) * (1.0 - (1.0 - WEIGHT).powf(part))));
+        *known = Some(known.map_or(whole, |known| {
+            let weight = if whole < known { CHEAPER } else { DEARER };
+            known + (whole.min(known.max(FREE) * OUTLIER) - known) * (1.0 - (1.0 - weight).powf(part))
+        }));
     }
 }
 
@@ -77,8 +80,11 @@ pub(super) fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
 
 /// The dearer way may cost one part in so many of the time spent.
 const TRY_EVERY: f64 = 24.0;
-/// What the latest extent counts for against all before it.
-const WEIGHT: f64 = 0.75;
+/// What the latest extent counts for against all before it, if it was cheaper: then there is memory at hand (again).
+const CHEAPER: f64 = 0.75;
+/// If it was dearer: one huge page now and then that a hypervisor had to find memory for is made up for by the others, two in a
+/// row are not.
+const DEARER: f64 = 0.2;
 /// One counts for at most so many times what was expected, ...
 const OUTLIER: f64 = 8.0;
 /// ... which is taken to be this at least: clocks may be coarse.

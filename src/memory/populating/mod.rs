@@ -6,8 +6,8 @@
 //! one, and beneath a virtual machine its hypervisor must find memory for all of it. Therefore the cost of both ways is
 //! measured as it goes, and an [extent](Extents) is populated in the cheaper one.
 //!
-//! A huge page holds memory for pages that may never be filled. One is taken only where the extents beside it came filled
-//! for the most part and nothing of its own has come before, so a sparse guest stays sparse. Memory that a VMM has mapped
+//! A huge page holds memory for pages that may never be filled. One is taken only [amid](Trail) what comes filled for the
+//! most part and where nothing of its own has come before, so a sparse guest stays sparse. Memory that a VMM has mapped
 //! is left to what the VMM has advised, and so is a host that makes huge pages of everything by itself; a chunk that comes
 //! filled for the most part is populated by itself there.
 //!
@@ -21,15 +21,17 @@ mod installer;
 mod installer;
 #[cfg(test)]
 mod tests;
+mod trail;
 
 use std::io;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, Once, OnceLock, PoisonError};
 
 use self::costs::{Costs, Size, timed};
 use self::installer::Installer;
+pub(super) use self::trail::Trail;
 use super::guest_memory::HUGE_PAGE_SIZE;
 use super::layout::MemoryLayout;
 use super::sink::page_runs;
@@ -52,8 +54,17 @@ pub(super) struct Extents {
 #[derive(Debug, Default)]
 struct Extent {
     supply: OnceLock<Supply>,
-    /// Its chunks that came filled for the most part.
-    dense: AtomicU8,
+}
+
+/// How much of a chunk comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Coming {
+    /// A few pages.
+    Thinly,
+    /// Most of it.
+    Densely,
+    /// Most of it, and of the memory around it.
+    AmidDense,
 }
 
 /// How the pages of an extent get memory.
@@ -80,18 +91,6 @@ impl Extents {
         first.as_usize() / EXTENT_CHUNKS + region + offset / HUGE_PAGE_SIZE
     }
 
-    /// Whether the two extents before `index`, or the two after it, came filled for the most part: with workers that are
-    /// not quite abreast, the nearest one may be on its way still.
-    fn is_amid_dense(&self, index: usize) -> bool {
-        let dense = |index: Option<usize>| {
-            let extent = index.and_then(|index| self.extents.get(index));
-            // Relaxed: a count that is a little late has small pages taken for longer, nothing else.
-            extent.map_or(0, |extent| usize::from(extent.dense.load(Ordering::Relaxed)))
-        };
-        let two = |beside: [Option<usize>; 2]| beside.map(dense).iter().sum::<usize>() > EXTENT_CHUNKS;
-        two([index.checked_sub(1), index.checked_sub(2)]) || two([index.checked_add(1), index.checked_add(2)])
-    }
-
     /// Whether the pages of the extent before `index`, or of the one after it, are installed.
     fn is_beside_installed(&self, index: usize) -> bool {
         let beside = [index.checked_sub(1), index.checked_add(1)].into_iter().flatten().filter_map(|index| self.extents.get(index));
@@ -100,21 +99,17 @@ impl Extents {
 }
 
 impl GuestMemory {
-    /// Sees to memory for the pages of `chunk` that come, of which none has come before: it is `dense` if most of them do.
-    pub(super) fn supply(&self, chunk: ChunkIndex, dense: bool, by: Option<Supplier<'_>>) -> Supply {
+    /// Sees to memory for the pages of `chunk` that come, of which none has come before.
+    pub(super) fn supply(&self, chunk: ChunkIndex, coming: Coming, by: Option<Supplier<'_>>) -> Supply {
         let Some((by, (extent, start, index))) = by.and_then(|by| Some((by, self.extent_of(chunk)?))) else {
-            if dense {
+            if coming != Coming::Thinly {
                 self.populate(chunk);
             }
             return Supply::Small;
         };
-        if dense {
-            // Relaxed: see where it is read.
-            extent.dense.fetch_add(1, Ordering::Relaxed);
-        }
         // The first to whom any of the extent comes decides.
         let supply = *extent.supply.get_or_init(|| {
-            if let Some(costs) = by.costs.filter(|_| dense && self.extents().is_amid_dense(index)) {
+            if let Some(costs) = by.costs.filter(|_| coming == Coming::AmidDense) {
                 self.extents().advised.call_once(|| self.want_small_pages());
                 if populate_huge(start, costs) {
                     return Supply::Huge;
@@ -122,7 +117,7 @@ impl GuestMemory {
             }
             if self.begin_to_install(extent_range(start), index, by) { Supply::Installed } else { Supply::Small }
         });
-        if dense && supply == Supply::Small {
+        if coming != Coming::Thinly && supply == Supply::Small {
             by.measure_small(chunk, 1.0 / EXTENT_CHUNKS as f64, || self.populate(chunk));
         }
         supply

@@ -36,7 +36,7 @@ fn installer() -> Option<HostSupply> {
 /// Fills the first `pages` pages of each of `chunks` through two placements that take turns; says how much of it is in
 /// huge pages.
 fn fill(memory: &GuestMemory, chunks: impl Iterator<Item = u32>, pages: u32, by: Option<Supplier<'_>>) -> usize {
-    let placement = || by.map_or(memory.placement(), |by| memory.placement().supplied_by(by));
+    let placement = || by.map_or(memory.placement(), |by| memory.placement().supplied_by(by, 2));
     let mut placements = [placement(), placement()];
     for chunk in chunks {
         let placement = &mut placements[chunk as usize % 2];
@@ -119,7 +119,7 @@ fn memory_whose_pages_are_taken_out_again_and_that_of_others_is_in_small_pages()
 fn pages_are_installed_once_their_frame_is_known_to_be_right() {
     let Some(host) = installer() else { return };
     let (memory, chunk) = (allocate(), ChunkIndex(17));
-    let mut placement = memory.placement().supplied_by(host.with_small_pages());
+    let mut placement = memory.placement().supplied_by(host.with_small_pages(), 1);
     placement.begin(chunk, 0b1011);
     placement.write_front(chunk, 0b11, &[3; 2 * PAGE_SIZE]);
     placement.write_page(chunk, 3, &[5; PAGE_SIZE]);
@@ -177,7 +177,7 @@ fn a_page_that_is_there_already_is_written_to() {
 fn once_it_has_ended_memory_can_be_touched_by_all_and_filled_as_before() {
     let Some(host) = installer() else { return };
     let memory = allocate();
-    let mut placement = memory.placement().supplied_by(host.with_small_pages());
+    let mut placement = memory.placement().supplied_by(host.with_small_pages(), 1);
     let mut fill = |chunk: u32, mask: u64| {
         placement.begin(ChunkIndex(chunk), mask);
         bits(mask).for_each(|bit| placement.write_uniform(ChunkIndex(chunk), bit, 1));
@@ -202,7 +202,7 @@ fn once_it_has_ended_memory_can_be_touched_by_all_and_filled_as_before() {
 fn what_cannot_be_installed_is_written() {
     let Some(host) = installer() else { return };
     let (memory, chunk) = (allocate(), ChunkIndex(9));
-    let mut placement = memory.placement().supplied_by(host.with_small_pages());
+    let mut placement = memory.placement().supplied_by(host.with_small_pages(), 1);
     let mut fill = |mask: u64, word| {
         placement.begin(chunk, mask);
         bits(mask).for_each(|bit| placement.write_uniform(chunk, bit, word));
@@ -225,12 +225,12 @@ fn a_peer_that_scatters_pages_does_not_use_up_the_mappings_of_a_process() {
     let by = host.with_small_pages();
     // Two extents side by side are one stretch, whichever comes first.
     for (extent, stretches) in [(0, 1), (2, 2), (1, 2), (7, 3)] {
-        assert_eq!(memory.supply(ChunkIndex(extent * 8), false, Some(by)), Supply::Installed);
+        assert_eq!(memory.supply(ChunkIndex(extent * 8), Coming::Thinly, Some(by)), Supply::Installed);
         assert_eq!(host.stretches.load(Ordering::Relaxed), stretches, "extent {extent}");
     }
     host.stretches.fetch_add(MAX_STRETCHES - 3, Ordering::Relaxed);
-    assert_eq!(memory.supply(ChunkIndex(5 * 8), false, Some(by)), Supply::Small, "a stretch too many");
-    assert_eq!(memory.supply(ChunkIndex(6 * 8), false, Some(by)), Supply::Installed, "beside one");
+    assert_eq!(memory.supply(ChunkIndex(5 * 8), Coming::Thinly, Some(by)), Supply::Small, "a stretch too many");
+    assert_eq!(memory.supply(ChunkIndex(6 * 8), Coming::Thinly, Some(by)), Supply::Installed, "beside one");
     host.end(&memory);
     assert_eq!(host.stretches.load(Ordering::Relaxed), MAX_STRETCHES - 3);
     host.end(&memory);
