@@ -21,6 +21,10 @@ use crate::protocol::AttachError;
 pub struct ReceiverLimits {
     /// Sessions side by side.
     pub sessions: usize,
+    /// Sessions that are over and whose sources may come back to ask how they ended (see
+    /// [`Timeouts::tombstone`](crate::protocol::Timeouts::tombstone)), those under way included. At the default rates no
+    /// single peer can bring as many in that time.
+    pub remembered: usize,
     /// Connections, whatever they are.
     pub connections: usize,
     /// Connections that have not said yet what they want.
@@ -40,6 +44,7 @@ impl Default for ReceiverLimits {
     fn default() -> Self {
         Self {
             sessions: 1024,
+            remembered: 65_536,
             connections: 4096,
             half_open: 2048,
             half_open_per_peer: 1024,
@@ -78,6 +83,9 @@ pub enum TurnedAway {
     /// [`ReceiverLimits::sessions`].
     #[error("this receiver has {0} sessions under way, as many as it takes at a time")]
     Sessions(usize),
+    /// [`ReceiverLimits::remembered`].
+    #[error("this receiver has {0} sessions under way or to remember, as many as it can, and forgets none before its time")]
+    Remembered(usize),
 }
 
 /// One connection at the door.
@@ -221,6 +229,7 @@ mod tests {
 
     const LIMITS: ReceiverLimits = ReceiverLimits {
         sessions: 1,
+        remembered: 10,
         connections: 100,
         half_open: 4,
         half_open_per_peer: 2,

@@ -74,7 +74,7 @@ impl Hub {
         Self {
             budget: Budget::new(options.max_memory),
             supply: Arc::new(HostSupply::of_this_host()),
-            registry: Registry::new(&options.timeouts, options.limits.sessions),
+            registry: Registry::new(&options.timeouts, options.limits),
             entrance: Mutex::new(Entrance { door: Door::new(options.limits), controls: HashMap::new() }),
             options,
             factory,

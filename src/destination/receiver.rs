@@ -48,6 +48,7 @@ impl Receiver {
     /// When the system refuses to take connections.
     pub fn serve(&self) -> Result<(), Error> {
         while !self.hub.is_done() {
+            self.hub.registry.forget();
             match self.listener.accept(ACCEPT_STEP) {
                 Ok(Some(stream)) => self.spawn(stream),
                 Ok(None) => {}

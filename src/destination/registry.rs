@@ -12,7 +12,7 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 
 use super::bulk::{Arrived, BulkReport};
 use super::control::UnderWay;
-use super::door::TurnedAway;
+use super::door::{ReceiverLimits, TurnedAway};
 use super::faults::Incomplete;
 use super::follow::Followed;
 use crate::control::{Bell, Connection};
@@ -213,8 +213,7 @@ pub(super) enum NotBegun {
 
 /// All sessions.
 pub(super) struct Registry {
-    /// Side by side.
-    most: usize,
+    limits: ReceiverLimits,
     inner: Mutex<Inner>,
 }
 
@@ -226,22 +225,29 @@ struct Inner {
 }
 
 impl Registry {
-    /// None yet, and at most `most` at a time.
-    pub(super) fn new(timeouts: &Timeouts, most: usize) -> Self {
+    /// None yet, and no more at a time than `limits` says.
+    pub(super) fn new(timeouts: &Timeouts, limits: ReceiverLimits) -> Self {
         let inner = Inner { live: HashMap::new(), tombstones: Tombstones::new(timeouts.tombstone), stopping: None };
-        Self { most, inner: Mutex::new(inner) }
+        Self { limits, inner: Mutex::new(inner) }
     }
 
     /// Adds a session.
     pub(super) fn add(&self, session: SessionId, shared: &Arc<Shared>) -> Result<(), NotBegun> {
+        let limits = self.limits;
         let mut inner = self.lock();
+        let now = inner.forget();
         if let Some(reason) = &inner.stopping {
             return Err(NotBegun::Stopping(reason.clone()));
         }
-        if inner.live.len() >= self.most {
-            return Err(NotBegun::Crowded(TurnedAway::Sessions(self.most)));
+        if inner.live.len() >= limits.sessions {
+            return Err(NotBegun::Crowded(TurnedAway::Sessions(limits.sessions)));
         }
-        if inner.live.contains_key(&session) || inner.tombstones.contains(session) {
+        // Each session under way may have to be remembered. None is forgotten before its time for a newer one: what it says
+        // may decide who owns a guest.
+        if inner.live.len() + inner.tombstones.count() >= limits.remembered {
+            return Err(NotBegun::Crowded(TurnedAway::Remembered(limits.remembered)));
+        }
+        if inner.live.contains_key(&session) || inner.tombstones.contains(now, session) {
             return Err(NotBegun::Taken);
         }
         inner.live.insert(session, Arc::clone(shared));
@@ -264,7 +270,8 @@ impl Registry {
 
     /// What there is still to do.
     pub(super) fn under_way(&self) -> UnderWay {
-        let inner = self.lock();
+        let mut inner = self.lock();
+        inner.forget();
         let mut under_way = UnderWay { sessions: inner.live.len(), remembered: inner.tombstones.count(), ..UnderWay::default() };
         for shared in inner.live.values() {
             let lacking = shared.incomplete.get().and_then(Option::as_ref).map_or(PageCount(0), |incomplete| incomplete.outstanding());
@@ -290,8 +297,9 @@ impl Registry {
     pub(super) fn remove(&self, session: SessionId, shared: &Shared) {
         let mut inner = self.lock();
         // Still under the registry's lock: a question falls either to the machine or to the tombstone.
+        let now = inner.forget();
         if let Some(stone) = shared.machine().tombstone() {
-            inner.tombstones.keep(Instant::now(), stone);
+            inner.tombstones.keep(now, stone);
         }
         inner.live.remove(&session);
     }
@@ -302,13 +310,13 @@ impl Registry {
         match inner.live.get(&claim.session) {
             Some(shared) if !shared.is_of(claim) => AnswerStatus::Unknown,
             Some(shared) => shared.feed(|machine| machine.query(Instant::now(), claim.token)),
-            None => inner.tombstones.answer(claim.session, claim.token),
+            None => inner.tombstones.answer(Instant::now(), claim.session, claim.token),
         }
     }
 
     /// What becomes of a source that comes back to a session that is over.
     pub(super) fn resume(&self, claim: &Claim) -> Resumption {
-        self.lock().tombstones.resume(claim.session, claim.token)
+        self.lock().tombstones.resume(Instant::now(), claim.session, claim.token)
     }
 
     /// The source knows the answer now.
@@ -316,18 +324,32 @@ impl Registry {
         let mut inner = self.lock();
         match inner.live.get(&claim.session) {
             Some(shared) => shared.feed(|machine| machine.released(Instant::now(), claim.token)),
-            None => inner.tombstones.released(claim.session, claim.token),
+            None => inner.tombstones.released(Instant::now(), claim.session, claim.token),
         }
+    }
+
+    /// Forgets the sessions whose sources will not come any more.
+    pub(super) fn forget(&self) {
+        self.lock().forget();
     }
 
     /// Whether nothing is under way and nobody may come back to ask.
     pub(super) fn is_idle(&self) -> bool {
         let mut inner = self.lock();
-        inner.tombstones.handle_timeout(Instant::now());
+        inner.forget();
         inner.live.is_empty() && inner.tombstones.poll_timeout().is_none()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// Forgets what is remembered for too long; the time as of which that is so.
+    fn forget(&mut self) -> Instant {
+        let now = Instant::now();
+        self.tombstones.handle_timeout(now);
+        now
     }
 }

@@ -3,7 +3,7 @@
 //! A source in doubt may come back after the destination has finished with a session, so the destination keeps one line
 //! for each that reached Ready and whose source is not known to know how it ended.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use super::pulse::after;
@@ -59,39 +59,42 @@ impl Resumption {
 }
 
 /// The tombstones of one receiver, each kept for [`Timeouts::tombstone`](super::Timeouts::tombstone), in post-copy
-/// longer if the source may take longer to come.
+/// longer if the source may take longer to come. From then on it says nothing any more, whether or not somebody has
+/// called [`Tombstones::handle_timeout`], which gives back its memory.
 #[derive(Clone, Debug)]
 pub struct Tombstones {
     keep: Duration,
     stones: HashMap<SessionId, (Tombstone, Instant)>,
+    /// The same, by the end of their time: a peer can have many kept, and to forget must not mean to look at each.
+    ends: BTreeSet<(Instant, [u8; 16])>,
 }
 
 impl Tombstones {
     /// None yet; each will be kept for `keep`.
     #[must_use]
     pub fn new(keep: Duration) -> Self {
-        Self { keep, stones: HashMap::new() }
+        Self { keep, stones: HashMap::new(), ends: BTreeSet::new() }
     }
 
     /// Keeps `stone` from `now` on. To leave no gap for a Query to fall into, do it before the live session is forgotten.
     pub fn keep(&mut self, now: Instant, stone: Tombstone) {
-        self.stones.insert(stone.session, (stone, after(now, self.keep.max(stone.least))));
+        let (session, until) = (stone.session, after(now, self.keep.max(stone.least)));
+        if let Some((_, before)) = self.stones.insert(session, (stone, until)) {
+            self.ends.remove(&(before, session.0));
+        }
+        self.ends.insert((until, session.0));
     }
 
     /// What to answer to a Query about a session that is not live.
     #[must_use]
-    pub fn answer(&self, session: SessionId, token: Token) -> AnswerStatus {
-        match self.stones.get(&session) {
-            Some((stone, _)) if same_token(stone.token, token) => stone.status,
-            _ => AnswerStatus::Unknown,
-        }
+    pub fn answer(&self, now: Instant, session: SessionId, token: Token) -> AnswerStatus {
+        self.find(now, session, token).map_or(AnswerStatus::Unknown, |stone| stone.status)
     }
 
     /// What becomes of a Resume of a session that is not live.
     #[must_use]
-    pub fn resume(&self, session: SessionId, token: Token) -> Resumption {
-        let stone = self.stones.get(&session).map(|(stone, _)| stone).filter(|stone| same_token(stone.token, token));
-        match stone.map(|stone| (stone.status, stone.completed)) {
+    pub fn resume(&self, now: Instant, session: SessionId, token: Token) -> Resumption {
+        match self.find(now, session, token).map(|stone| (stone.status, stone.completed)) {
             Some((AnswerStatus::NeverStarted, _)) => Resumption::NeverStarted,
             Some((AnswerStatus::Running, Some(pages))) => Resumption::Complete { pages },
             _ => Resumption::Refused,
@@ -99,19 +102,21 @@ impl Tombstones {
     }
 
     /// The source has said Released after its Query or Resume was answered: nobody will ask again.
-    pub fn released(&mut self, session: SessionId, token: Token) {
-        if self.answer(session, token) == AnswerStatus::Running {
-            self.stones.remove(&session);
+    pub fn released(&mut self, now: Instant, session: SessionId, token: Token) {
+        if self.answer(now, session, token) == AnswerStatus::Running
+            && let Some((_, until)) = self.stones.remove(&session)
+        {
+            self.ends.remove(&(until, session.0));
         }
     }
 
     /// Whether `session` is one of them. A Hello that names it again is to be refused: it would hide the answer.
     #[must_use]
-    pub fn contains(&self, session: SessionId) -> bool {
-        self.stones.contains_key(&session)
+    pub fn contains(&self, now: Instant, session: SessionId) -> bool {
+        self.stones.get(&session).is_some_and(|(_, until)| now < *until)
     }
 
-    /// How many there are.
+    /// How many there are, those included whose time is over and that have not been forgotten yet.
     #[must_use]
     pub fn count(&self) -> usize {
         self.stones.len()
@@ -119,12 +124,21 @@ impl Tombstones {
 
     /// Forgets those whose time is over.
     pub fn handle_timeout(&mut self, now: Instant) {
-        self.stones.retain(|_, (_, until)| now < *until);
+        while let Some((_, session)) = self.ends.first().copied().filter(|(until, _)| *until <= now) {
+            self.ends.pop_first();
+            self.stones.remove(&SessionId(session));
+        }
     }
 
     /// When the next one's time is over; `None` when there is none, and nothing keeps the receiver from leaving.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.stones.values().map(|(_, until)| *until).min()
+        self.ends.first().map(|(until, _)| *until)
+    }
+
+    /// The tombstone of `session`, for whoever knows its token, as long as it counts.
+    fn find(&self, now: Instant, session: SessionId, token: Token) -> Option<&Tombstone> {
+        let (stone, until) = self.stones.get(&session)?;
+        (now < *until && same_token(stone.token, token)).then_some(stone)
     }
 }

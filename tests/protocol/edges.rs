@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use pageferry::protocol::{
-    AttachError, Destination, DestinationEnd, DestinationEvent, GuestOwner, ProtocolError, Source, SourceEnd, SourceEvent, Timeouts, Tombstones,
+    AttachError, Destination, DestinationEnd, DestinationEvent, GuestOwner, ProtocolError, Resumption, Source, SourceEnd, SourceEvent, Timeouts,
+    Tombstones,
 };
 use pageferry::units::ByteCount;
 use pageferry::wire::{AnswerStatus, Features, Lane, MAX_REASON_BYTES, Message, RefuseReason, SessionId, Token};
@@ -211,18 +212,22 @@ fn a_tombstone_answers_its_source_until_its_time_is_over() {
     pair.destination.handle_closed(pair.now);
     let stone = pair.destination.tombstone().unwrap();
     let mut stones = Tombstones::new(60 * SECOND);
-    assert_eq!((stones.answer(SESSION, TOKEN), stones.poll_timeout()), (AnswerStatus::Unknown, None));
+    assert_eq!((stones.answer(pair.now, SESSION, TOKEN), stones.poll_timeout()), (AnswerStatus::Unknown, None));
     stones.keep(pair.now, stone);
-    assert!(stones.contains(SESSION) && !stones.contains(SessionId([0; 16])));
-    assert_eq!(stones.answer(SESSION, TOKEN), AnswerStatus::NeverStarted);
-    assert_eq!(stones.answer(SESSION, Token([0; 16])), AnswerStatus::Unknown);
-    assert_eq!(stones.answer(SessionId([0; 16]), TOKEN), AnswerStatus::Unknown);
-    stones.released(SESSION, TOKEN);
-    assert!(stones.contains(SESSION), "there was nothing to release");
-    stones.handle_timeout(stones.poll_timeout().unwrap() - Duration::from_nanos(1));
-    assert!(stones.contains(SESSION));
-    stones.handle_timeout(pair.now + 60 * SECOND);
-    assert_eq!((stones.answer(SESSION, TOKEN), stones.poll_timeout()), (AnswerStatus::Unknown, None));
+    assert!(stones.contains(pair.now, SESSION) && !stones.contains(pair.now, SessionId([0; 16])));
+    assert_eq!(stones.answer(pair.now, SESSION, TOKEN), AnswerStatus::NeverStarted);
+    assert_eq!(stones.answer(pair.now, SESSION, Token([0; 16])), AnswerStatus::Unknown);
+    assert_eq!(stones.answer(pair.now, SessionId([0; 16]), TOKEN), AnswerStatus::Unknown);
+    stones.released(pair.now, SESSION, TOKEN);
+    assert!(stones.contains(pair.now, SESSION), "there was nothing to release");
+    let over = stones.poll_timeout().unwrap();
+    assert_eq!(over, pair.now + 60 * SECOND);
+    stones.handle_timeout(over - Duration::from_nanos(1));
+    assert_eq!(stones.answer(over - Duration::from_nanos(1), SESSION, TOKEN), AnswerStatus::NeverStarted);
+    assert_eq!(stones.answer(over, SESSION, TOKEN), AnswerStatus::Unknown, "though nobody has had it forgotten");
+    assert_eq!((stones.resume(over, SESSION, TOKEN), stones.contains(over, SESSION)), (Resumption::Refused, false));
+    stones.handle_timeout(over);
+    assert_eq!((stones.count(), stones.poll_timeout()), (0, None));
 }
 
 #[test]
@@ -231,9 +236,23 @@ fn a_released_tombstone_is_not_kept() {
     pair.destination.handle_closed(pair.now);
     let mut stones = Tombstones::new(60 * SECOND);
     stones.keep(pair.now, pair.destination.tombstone().unwrap());
-    assert_eq!(stones.answer(SESSION, TOKEN), AnswerStatus::Running);
-    stones.released(SESSION, Token([0; 16]));
-    assert!(stones.contains(SESSION), "a stranger said so");
-    stones.released(SESSION, TOKEN);
-    assert!(!stones.contains(SESSION));
+    assert_eq!(stones.answer(pair.now, SESSION, TOKEN), AnswerStatus::Running);
+    stones.released(pair.now, SESSION, Token([0; 16]));
+    assert!(stones.contains(pair.now, SESSION), "a stranger said so");
+    stones.released(pair.now, SESSION, TOKEN);
+    assert!(!stones.contains(pair.now, SESSION));
+}
+
+#[test]
+fn a_tombstone_that_is_kept_again_counts_from_then_on() {
+    let mut pair = Pair::at(Point::Ready);
+    pair.destination.handle_closed(pair.now);
+    let stone = pair.destination.tombstone().unwrap();
+    let mut stones = Tombstones::new(60 * SECOND);
+    stones.keep(pair.now, stone);
+    stones.keep(pair.now + SECOND, stone);
+    stones.handle_timeout(pair.now + 60 * SECOND);
+    assert_eq!((stones.count(), stones.poll_timeout()), (1, Some(pair.now + 61 * SECOND)));
+    stones.handle_timeout(pair.now + 61 * SECOND);
+    assert_eq!((stones.count(), stones.poll_timeout()), (0, None));
 }

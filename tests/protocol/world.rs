@@ -255,7 +255,7 @@ impl World {
     fn handle_query(&mut self) {
         let status = match &mut self.destination {
             Some(destination) => destination.query(self.now, TOKEN),
-            None => self.tombstones.answer(SESSION, TOKEN),
+            None => self.tombstones.answer(self.now, SESSION, TOKEN),
         };
         if !(self.plan.reconnect == Reconnect::AnswerLost && self.attempts == 1) {
             self.later(self.plan.back, Due::Answer(status));

@@ -272,7 +272,7 @@ fn all_pages_there_while_the_source_is_away_is_answered_by_complete() {
     assert_eq!(pair.destination_events, [DestinationEvent::Ended(DestinationEnd::Completed { unconfirmed })]);
     let mut stones = Tombstones::new(Duration::from_secs(60));
     stones.keep(pair.now, pair.destination.tombstone().unwrap());
-    let answer = stones.resume(SESSION, TOKEN).answer().unwrap();
+    let answer = stones.resume(pair.now, SESSION, TOKEN).answer().unwrap();
     pair.source.handle_message(pair.now, answer);
     pair.events();
     assert_eq!(pair.source_events, [SourceEvent::Ended(SourceEnd::Completed)]);

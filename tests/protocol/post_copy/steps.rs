@@ -246,11 +246,11 @@ fn a_completion_that_nobody_confirms_is_remembered_with_its_number_of_pages() {
     let mut stones = Tombstones::new(Duration::ZERO);
     stones.keep(pair.now, pair.destination.tombstone().unwrap());
     assert_eq!(stones.poll_timeout(), Some(pair.now + silence + handshake + recover), "as long as a source may take to come");
-    assert_eq!(stones.resume(SESSION, TOKEN), Resumption::Complete { pages: PageCount(4) });
-    assert_eq!(stones.resume(SESSION, pageferry::wire::Token([0; 16])), Resumption::Refused);
-    assert_eq!(stones.answer(SESSION, TOKEN), AnswerStatus::Running);
-    stones.released(SESSION, TOKEN);
-    assert_eq!(stones.resume(SESSION, TOKEN), Resumption::Refused);
+    assert_eq!(stones.resume(pair.now, SESSION, TOKEN), Resumption::Complete { pages: PageCount(4) });
+    assert_eq!(stones.resume(pair.now, SESSION, pageferry::wire::Token([0; 16])), Resumption::Refused);
+    assert_eq!(stones.answer(pair.now, SESSION, TOKEN), AnswerStatus::Running);
+    stones.released(pair.now, SESSION, TOKEN);
+    assert_eq!(stones.resume(pair.now, SESSION, TOKEN), Resumption::Refused);
 }
 
 #[test]

@@ -218,7 +218,7 @@ impl World {
             }
             let resumption = match &mut self.destination {
                 Some(destination) => destination.resume(now, token),
-                None => self.tombstones.resume(session, token),
+                None => self.tombstones.resume(self.now, session, token),
             };
             if let Resumption::Accepted { generation } = resumption {
                 self.links[link].generation = Some(generation);
@@ -229,7 +229,7 @@ impl World {
         match &mut self.destination {
             Some(destination) if link == self.destination_link => destination.handle_message(now, message),
             Some(destination) if message == Message::Released => destination.released(now, TOKEN),
-            None if message == Message::Released => self.tombstones.released(SESSION, TOKEN),
+            None if message == Message::Released => self.tombstones.released(self.now, SESSION, TOKEN),
             _ => {}
         }
     }
