@@ -28,7 +28,7 @@ pub struct ReceiveArgs {
     hold: bool,
     #[command(flatten)]
     security: SecurityArgs,
-    /// The largest guest to accept [default: what memory is free]
+    /// Memory for all guests that are coming in at the same time, together [default: what memory is free]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     max_memory: Option<ByteCount>,
     /// The kinds of guests to accept [default: all]
@@ -65,7 +65,7 @@ pub struct ReceiveSettings {
     pub dump: Option<PathBuf>,
     /// Whether guests stay paused.
     pub hold: bool,
-    /// The largest guest.
+    /// Memory for all guests that are coming in at the same time.
     pub max_memory: Option<ByteCount>,
     /// The kinds of guests; `None` is all there are.
     pub allow: Option<Vec<String>>,
