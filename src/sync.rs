@@ -17,7 +17,7 @@
 //! | `Remaining` of the pusher | urgent and bulk lanes of the source | the bit that `fetch_and` clears decides, for a huge page the bit of the whole; nothing is passed on with it, the guest being paused | `source::push::remaining::models` |
 //! | `Sets` of an incomplete memory | installers, fault server, recovery | bits decide who installs; *arrived* is released after the page is in place; fences between a mark and a look at the other's mark; the count is released last | `destination::faults::sets::models` |
 //! | [`Gate`](crate::sys::gate) | installers; who marks pages as removed | a mutex a slot, all of them for exclusive access, so what lies behind it may be relaxed | `sys::gate::models` |
-//! | `Budget` of a receiver | its connections | one lock around look and take | `destination::budget::models` |
+//! | `Budget` of a receiver | its connections | one lock around look and take; another, outside it, around asking the kernel | `destination::budget::models` |
 //! | [`Pacer`](crate::transport::Pacer), limits, push order, waiters, the urgent lane's requests, TLS halves, sessions, a fleet's turns, berths and chooser, what huge pages cost, the programs' guests on their way | | a lock around everything there is. Locks nest in one order: registry, machine, connection that waits; a TLS half, then the keys (a half that says farewell only tries the other) | by reading |
 //! | `Live`, `Arrived`, counters of the pusher and of faults | workers and who shows progress | relaxed: a late look shows a little less; before the final reckoning the threads are joined, or the last frame's result has come over a channel | by reading |
 //! | `Path` of a migration's connections | their workers | relaxed: sums for an estimate of the link | by reading |

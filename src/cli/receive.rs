@@ -134,6 +134,10 @@ impl GuestFactory for Factory {
         Ok(Box::new(Landing { guest, dump, sink: Arc::clone(&self.sink), on_its_way: Some(road.begin()), road }))
     }
 
+    fn backing(&self, _offer: &Offer) -> Backing {
+        self.backing
+    }
+
     fn refused(&self, _offer: &Offer, refusal: &Refusal) {
         eprintln!("a guest was refused: {refusal}");
         let mut report = Report::new();

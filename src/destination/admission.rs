@@ -6,7 +6,7 @@ use super::MissingError;
 use super::faults::Incomplete;
 use crate::error::Error;
 use crate::guest::Guest;
-use crate::memory::GuestMemory;
+use crate::memory::{Backing, GuestMemory};
 use crate::stats::Report;
 use crate::units::{PageCount, PageIndex};
 use crate::wire::{Offer, RefuseReason};
@@ -19,6 +19,12 @@ pub trait GuestFactory: Send + Sync {
     /// # Errors
     /// The refusal, which is passed on to the source.
     fn admit(&self, offer: &Offer) -> Result<Box<dyn Arrival>, Refusal>;
+
+    /// What the memory of the guest that [`GuestFactory::admit`] would build for `offer` is made of, so that it is
+    /// reserved from the right place: small pages of the host's, or its pool of huge ones.
+    fn backing(&self, _offer: &Offer) -> Backing {
+        Backing::Anonymous
+    }
 
     /// An offer was refused, by [`GuestFactory::admit`] or before it came to that: for the records.
     fn refused(&self, _offer: &Offer, _refusal: &Refusal) {}

@@ -143,7 +143,7 @@ struct Finish {
 /// A guest on its way in.
 struct Guest {
     arrival: Box<dyn Arrival>,
-    _reservation: Reservation,
+    reservation: Reservation,
 }
 
 /// The guest's times, as far as they have come.
@@ -195,12 +195,14 @@ impl Session<'_> {
 
     /// Reserves what the guest needs and has it built.
     fn admit(&self, offer: &Offer) -> Result<Guest, Refusal> {
-        let reservation = self.hub.budget.reserve(offer.layout.bytes())?;
-        let arrival = self.hub.factory.admit(offer)?;
+        let factory = &self.hub.factory;
+        let reservation = self.hub.budget.reserve(&offer.layout, factory.backing(offer))?;
+        let arrival = factory.admit(offer)?;
         if arrival.memory().layout() != &offer.layout {
             return Err(Refusal::new(RefuseReason::Layout, "the guest that was described has another memory layout here than the one announced"));
         }
-        Ok(Guest { arrival, _reservation: reservation })
+        reservation.is_for(&arrival.memory());
+        Ok(Guest { arrival, reservation })
     }
 
     /// From Accept to the end; the guest runs here if it is `Ok`.
@@ -275,6 +277,7 @@ impl Session<'_> {
     fn take_out(&mut self, guest: &Guest, stale: Stale) -> Result<(), Error> {
         self.supplied = None;
         stale.take_out(&guest.arrival.memory(), &self.ledger)?;
+        guest.reservation.has_shrunk();
         self.empty = Some(stale.pages);
         self.shared.feed(|machine| machine.discarded(Instant::now()));
         Ok(())
@@ -310,6 +313,7 @@ impl Session<'_> {
                 self.ledger.check(&totals)?;
                 self.supplied = None;
                 let following = Following::begin(self.shared, guest.arrival.memory(), &missing, self.empty.as_ref())?;
+                guest.reservation.has_shrunk();
                 guest.arrival.follows(following.memory());
                 self.following = Some(following);
             }

@@ -12,7 +12,7 @@ use nix::unistd::{Whence, lseek};
 use super::{Backing, GuestMemory, MemoryError, Region};
 use crate::bitmap::PageBitmap;
 use crate::sys::pagemap::{Doubtful, Pagemap};
-use crate::units::{PAGE_SIZE, PageCount, PageIndex};
+use crate::units::{ByteCount, PAGE_SIZE, PageCount, PageIndex};
 
 impl GuestMemory {
     /// The pages that may hold something other than zeros. Pages outside read as zeros at the time of the call.
@@ -26,6 +26,28 @@ impl GuestMemory {
         let mut bitmap = PageBitmap::new(self.layout().chunks());
         self.populated_into(&mut bitmap).map_err(MemoryError::Populated)?;
         Ok(bitmap)
+    }
+
+    /// The memory in small pages that has been taken from the host for the guest and not been given back: what is swapped
+    /// out, and of files what is not mapped here, has not.
+    ///
+    /// # Errors
+    /// When the kernel does not answer.
+    pub(crate) fn resident(&self) -> Result<ByteCount, MemoryError> {
+        // A run may be told of more than once.
+        let mut bitmap = PageBitmap::new(self.layout().chunks());
+        let small = self.regions().iter().filter(|region| region.backing() != Backing::HugeTlb);
+        for region in small {
+            let start = region.host().addr().get();
+            let first = region.first_chunk().page(0);
+            let mut insert = |run: Range<usize>| {
+                let page = ((run.start - start) / PAGE_SIZE) as u64;
+                bitmap.insert_run(PageIndex(first.0 + page), PageCount((run.len() / PAGE_SIZE) as u64));
+            };
+            let looked = Pagemap::open().and_then(|mut pagemap| pagemap.resident_runs(start..start + region.len(), &mut insert));
+            looked.map_err(MemoryError::Populated)?;
+        }
+        Ok(bitmap.count().bytes())
     }
 
     /// Adds the pages that may hold something other than zeros to `bitmap`.

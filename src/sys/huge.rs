@@ -1,11 +1,14 @@
-//! Huge pages on request.
+//! Huge pages: on request, and of the host's pool.
 //!
-//! <https://man7.org/linux/man-pages/man2/madvise.2.html>, <https://docs.kernel.org/admin-guide/mm/transhuge.html>
+//! <https://man7.org/linux/man-pages/man2/madvise.2.html>, <https://docs.kernel.org/admin-guide/mm/transhuge.html>,
+//! <https://docs.kernel.org/admin-guide/mm/hugetlbpage.html>
 
 #[cfg(feature = "userfaultfd")]
 use std::io;
 #[cfg(feature = "userfaultfd")]
 use std::ops::Range;
+
+use crate::units::ByteCount;
 
 /// Makes a huge page of the 2 MiB at `range`, which must be aligned to that (Linux 6.1).
 #[cfg(feature = "userfaultfd")]
@@ -38,6 +41,41 @@ pub(crate) fn by_default() -> ByDefault {
     ByDefault { private: is(&setting("enabled"), &["always"]), shared: is(&setting("shmem_enabled"), &["always", "within_size"]) }
 }
 
+/// Memory in pages of 2 MiB that mappings of the pool's (`MAP_HUGETLB`) can still be given; `None` where there is no pool.
+pub(crate) fn left_in_pool() -> Option<ByteCount> {
+    let count = |name: &str| std::fs::read_to_string(format!("{POOL}/{name}")).ok()?.trim().parse::<u64>().ok();
+    let pool = Pool {
+        free: count("free_hugepages")?,
+        reserved: count("resv_hugepages")?,
+        overcommit: count("nr_overcommit_hugepages").unwrap_or(0),
+        surplus: count("surplus_hugepages").unwrap_or(0),
+    };
+    Some(pool.left())
+}
+
+/// Pages of the pool.
+struct Pool {
+    /// Those that are reserved for a mapping included, until it is touched.
+    free: u64,
+    reserved: u64,
+    /// So many may be made beyond the pool, ...
+    overcommit: u64,
+    /// ... and so many were.
+    surplus: u64,
+}
+
+impl Pool {
+    fn left(&self) -> ByteCount {
+        let beyond = self.overcommit.saturating_sub(self.surplus);
+        ByteCount(self.free.saturating_sub(self.reserved).saturating_add(beyond).saturating_mul(POOL_PAGE_BYTES))
+    }
+}
+
+/// Its pages.
+pub(crate) const POOL_PAGE_BYTES: u64 = 2 << 20;
+/// The pool of pages of 2 MiB, the size that guests' memory is made of.
+pub(crate) const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+
 /// What one of the host's files about huge pages says; nothing where there are none.
 fn setting(file: &str) -> String {
     std::fs::read_to_string(format!("/sys/kernel/mm/transparent_hugepage/{file}")).unwrap_or_default()
@@ -51,6 +89,13 @@ fn chosen_mode(text: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pages_of_the_pool_that_are_reserved_are_not_left() {
+        let pool = Pool { free: 10, reserved: 7, overcommit: 0, surplus: 0 };
+        assert_eq!(pool.left(), ByteCount(3 * POOL_PAGE_BYTES));
+        assert_eq!(Pool { overcommit: 5, surplus: 1, ..pool }.left(), ByteCount(7 * POOL_PAGE_BYTES));
+    }
 
     #[test]
     fn the_chosen_mode_is_in_brackets() {

@@ -7,6 +7,7 @@
 #[cfg(feature = "userfaultfd")]
 pub(crate) mod advise;
 mod beat;
+pub(crate) mod cgroup;
 mod crowd;
 #[cfg(all(feature = "cli", feature = "kvm", target_arch = "x86_64"))]
 pub(crate) mod firmware;

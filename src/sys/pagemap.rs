@@ -111,6 +111,9 @@ impl Query {
         any_of: category::PRESENT | category::SWAPPED,
         returned: category::PRESENT,
     };
+    /// There now, and not the shared page of zeros.
+    const RESIDENT: Self =
+        Self { flags: 0, inverted: category::PFNZERO, mask: category::PFNZERO | category::PRESENT, any_of: 0, returned: category::PRESENT };
     /// There now, whatever it holds.
     const PRESENT: Self = Self { flags: 0, inverted: 0, mask: category::PRESENT, any_of: 0, returned: category::PRESENT };
     /// With its soft-dirty bit set.
@@ -240,6 +243,12 @@ impl Pagemap {
     /// Calls `visit` with the addresses of each run of pages in `range` that are there.
     pub(crate) fn present_runs(&mut self, range: Range<usize>, visit: &mut impl FnMut(Range<usize>)) -> io::Result<()> {
         self.find_or_read(range, Query::PRESENT, visit, |bits| bits & entry::PRESENT != 0)
+    }
+
+    /// Calls `visit` with the addresses of each run of pages in `range` that take memory of the host's now. Where the kernel
+    /// does not know all of them, those that others have mapped, too, are left out.
+    pub(crate) fn resident_runs(&mut self, range: Range<usize>, visit: &mut impl FnMut(Range<usize>)) -> io::Result<()> {
+        self.find_or_read(range, Query::RESIDENT, visit, |bits| bits & entry::PRESENT != 0 && bits & entry::EXCLUSIVE != 0)
     }
 
     /// Calls `visit` with the addresses of each run of pages in `range` that have their soft-dirty bit.

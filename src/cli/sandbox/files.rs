@@ -19,6 +19,7 @@ use landlock::{
 };
 
 use super::Needs;
+use crate::sys::{cgroup, huge};
 
 /// What the rules are about.
 pub(super) type Held = Vec<PathFd>;
@@ -64,8 +65,10 @@ fn openable(needs: &Needs<'_>) -> Vec<(PathBuf, BitFlags<AccessFs>)> {
         ("/proc/self".into(), AccessFs::ReadFile.into()),
         ("/proc/meminfo".into(), AccessFs::ReadFile.into()),
         ("/sys/kernel/mm/transparent_hugepage".into(), AccessFs::ReadFile.into()),
+        (huge::POOL.into(), AccessFs::ReadFile.into()),
         ("/dev/userfaultfd".into(), device),
     ];
+    openable.extend(cgroup::files().into_iter().map(|file| (file, AccessFs::ReadFile.into())));
     if needs.kvm {
         openable.push(("/dev/kvm".into(), device));
     }
