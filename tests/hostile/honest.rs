@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pageferry::Error;
-use pageferry::destination::{Arrival, Ending, GuestFactory, Placed, Receiver, ReceiverOptions, Refusal};
+use pageferry::destination::{Arrival, Ending, GuestFactory, Placed, Receiver, ReceiverControl, ReceiverOptions, Refusal};
 use pageferry::dirty::{self, Choice, Tracked, TrackerKind};
 use pageferry::guest::{Guest, GuestError};
 use pageferry::memory::{GuestMemory, MemoryLayout};
@@ -38,6 +38,7 @@ pub(crate) const MAX_MEMORY: ByteCount = ByteCount(64 << 20);
 /// A real receiver and what became of its sessions.
 pub(crate) struct Host {
     pub(crate) endpoint: Endpoint,
+    pub(crate) control: ReceiverControl,
     records: Arc<Records>,
 }
 
@@ -92,10 +93,10 @@ impl Host {
         let records = Arc::new(Records::default());
         let options = ReceiverOptions { max_memory: Some(MAX_MEMORY), ..options };
         let receiver = Receiver::bind(endpoint, options, Arc::new(Reception(Arc::clone(&records)))).unwrap();
-        let endpoint = receiver.endpoint().clone();
+        let (endpoint, control) = (receiver.endpoint().clone(), receiver.control());
         // Serves until the process ends.
         thread::Builder::new().name("pf-serve".into()).spawn(move || receiver.serve().unwrap()).unwrap();
-        Self { endpoint, records }
+        Self { endpoint, control, records }
     }
 
     /// The session that was accepted last.

@@ -19,6 +19,7 @@ mod forge;
 mod guest;
 mod honest;
 mod in_post_copy;
+mod limits;
 mod log;
 mod on_receiver;
 mod on_source;

@@ -1,0 +1,136 @@
+//! Peers that take all they are given, and who still comes in.
+
+use std::io;
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pageferry::destination::{ReceiverLimits, ReceiverOptions, UnderWay};
+use pageferry::protocol::Timeouts;
+use pageferry::transport::Endpoint;
+use pageferry::wire::{AnswerStatus, Message, RefuseReason};
+use socket2::{Domain, Socket, Type};
+
+use crate::honest::{Host, TIMEOUTS};
+use crate::source::{EvilSource, Stage};
+use crate::talk::{PATIENCE, Talk};
+
+fn host_with(limits: ReceiverLimits, timeouts: Timeouts) -> Host {
+    Host::with_options(&"127.0.0.1:0".parse().unwrap(), ReceiverOptions { timeouts, limits, ..ReceiverOptions::default() })
+}
+
+/// Whoever holds something may hold it for longer than a test takes on a busy machine.
+const LONG: Timeouts = Timeouts { silence: PATIENCE, handshake: PATIENCE, ..TIMEOUTS };
+
+/// Waits until what the receiver has under way is so.
+fn await_under_way(host: &Host, what: &str, is_so: impl Fn(UnderWay) -> bool) {
+    let since = Instant::now();
+    while !is_so(host.control.under_way()) {
+        assert!(since.elapsed() < PATIENCE, "never {what}: {:?}", host.control.under_way());
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Where to connect to reach `target` from another address than everybody's here.
+fn from_elsewhere(target: &Endpoint) -> Endpoint {
+    let Endpoint::Tcp(target) = target else { panic!("a TCP address") };
+    let target: SocketAddr = target.parse().unwrap();
+    let relay = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = Endpoint::Tcp(relay.local_addr().unwrap().to_string());
+    thread::spawn(move || {
+        for near in relay.incoming().map(Result::unwrap) {
+            let far = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            far.bind(&SocketAddr::from((ELSEWHERE, 0)).into()).unwrap();
+            far.connect(&target.into()).unwrap();
+            let far = TcpStream::from(far);
+            let (back_near, back_far) = (near.try_clone().unwrap(), far.try_clone().unwrap());
+            thread::spawn(move || carry(&near, &far));
+            thread::spawn(move || carry(&back_far, &back_near));
+        }
+    });
+    endpoint
+}
+
+fn carry(mut from: &TcpStream, mut to: &TcpStream) {
+    // It ends as either end wants.
+    let _ = io::copy(&mut from, &mut to);
+    let _ = to.shutdown(Shutdown::Both);
+    let _ = from.shutdown(Shutdown::Both);
+}
+
+const ELSEWHERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 2));
+
+/// What becomes of a session more.
+fn hello(endpoint: &Endpoint) -> Option<Message> {
+    let mut evil = EvilSource::at(Stage::Connected, endpoint);
+    evil.control.say(&Message::Hello(evil.offer.clone()));
+    evil.control.hear()
+}
+
+#[track_caller]
+fn assert_busy(heard: &Option<Message>, words: &str) {
+    assert!(matches!(heard, Some(Message::Refuse { reason: RefuseReason::Busy, detail }) if detail.contains(words)), "{heard:?}, not {words:?}");
+}
+
+/// Gets to Ready and goes away: the receiver has to remember it.
+fn get_ready_and_go(host: &Host) -> EvilSource {
+    let evil = EvilSource::at(Stage::Ready, &host.endpoint);
+    evil.control.close();
+    evil
+}
+
+fn ask(evil: &EvilSource) -> Option<Message> {
+    let mut asking = Talk::to(&evil.endpoint);
+    asking.say(&evil.query());
+    asking.hear()
+}
+
+#[test]
+fn a_receiver_that_serves_for_ever_forgets_sessions_when_their_time_is_over() {
+    let host = host_with(ReceiverLimits::default(), Timeouts { tombstone: Duration::from_secs(3), ..TIMEOUTS });
+    let evil = get_ready_and_go(&host);
+    await_under_way(&host, "remembered", |under_way| (under_way.sessions, under_way.remembered) == (0, 1));
+    assert_eq!(ask(&evil), Some(Message::Answer(AnswerStatus::NeverStarted)));
+    await_under_way(&host, "forgotten", |under_way| under_way.remembered == 0);
+    assert_eq!(ask(&evil), Some(Message::Answer(AnswerStatus::Unknown)));
+    host.serves_on();
+}
+
+#[test]
+fn sessions_that_cannot_be_remembered_are_not_begun() {
+    let limits = ReceiverLimits { remembered: 2, ..ReceiverLimits::default() };
+    let host = host_with(limits, Timeouts { tombstone: Duration::from_secs(8), ..TIMEOUTS });
+    let evil = [get_ready_and_go(&host), get_ready_and_go(&host)];
+    await_under_way(&host, "remembered", |under_way| (under_way.sessions, under_way.remembered) == (0, 2));
+    assert_busy(&hello(&host.endpoint), "2 sessions under way or to remember");
+    for evil in &evil {
+        assert_eq!(ask(evil), Some(Message::Answer(AnswerStatus::NeverStarted)), "none was forgotten for a newer one");
+    }
+    await_under_way(&host, "forgotten", |under_way| under_way.remembered == 0);
+    host.serves_on();
+}
+
+#[test]
+fn more_sessions_side_by_side_than_there_may_be_are_refused() {
+    let host = host_with(ReceiverLimits { sessions: 2, ..ReceiverLimits::default() }, LONG);
+    let holders = [(); 2].map(|()| EvilSource::at(Stage::Accepted, &host.endpoint));
+    assert_busy(&hello(&host.endpoint), "2 sessions under way");
+    assert_busy(&hello(&from_elsewhere(&host.endpoint)), "2 sessions under way");
+    drop(holders);
+    await_under_way(&host, "over", |under_way| under_way.sessions == 0);
+    host.serves_on();
+}
+
+#[test]
+fn a_peer_that_connects_too_often_is_turned_away_and_others_are_not() {
+    let host = host_with(ReceiverLimits { burst_per_peer: 20, rate_per_peer: 1, ..ReceiverLimits::default() }, TIMEOUTS);
+    let elsewhere = from_elsewhere(&host.endpoint);
+    let since = Instant::now();
+    let mut flood: Vec<Talk> = (0..60).map(|_| Talk::to(&elsewhere)).collect();
+    let heard: Vec<_> = flood.iter_mut().map(Talk::last_words).collect();
+    let says = |heard: &&Option<Message>| matches!(heard, Some(Message::Refuse { reason: RefuseReason::Busy, detail }) if detail.contains("more often than 1 times a second"));
+    let refused = heard.iter().filter(says).count();
+    let filled = usize::try_from(since.elapsed().as_secs()).unwrap() + 1;
+    assert!((60 - 20 - filled..=60 - 20).contains(&refused), "{refused} of 60 in {:?}", since.elapsed());
+    host.serves_on();
+}
