@@ -7,7 +7,7 @@ use super::bulk;
 use super::door::TurnedAway;
 use super::follow;
 use super::hub::{Counted, Hub};
-use super::registry::Claim;
+use super::registry::{Claim, Opener};
 use super::session;
 use crate::control::{Connection, MessageReader, MessageWriter};
 use crate::error::Error;
@@ -38,9 +38,10 @@ pub(super) fn handle(counted: &mut Counted, stream: Stream) -> Result<(), Error>
         }
     };
     counted.welcome()?;
+    let peer = counted.peer();
     let hub = counted.hub();
     match first {
-        hello @ Message::Hello(_) => session::run(hub, reader, hello, certificate),
+        hello @ Message::Hello(_) => session::run(hub, reader, hello, Opener { peer, certificate }),
         Message::Attach { session, token, lane, generation } => {
             let claim = Claim { session, token, certificate };
             attach(hub, reader, &claim, lane, generation)

@@ -9,9 +9,9 @@
 //! Pure bookkeeping: time comes in as an argument. The table of peers is bounded; those beyond it share one entry.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use super::peer::Peer;
 use crate::protocol::AttachError;
 
 /// How much strangers may take up, and authorized peers side by side.
@@ -21,12 +21,18 @@ use crate::protocol::AttachError;
 pub struct ReceiverLimits {
     /// Sessions side by side.
     pub sessions: usize,
+    /// Of one peer: of a host, or of a user of this one where that is what connects. Less than all, so that whoever has
+    /// what it takes to open sessions cannot keep the others out. What memory there is is not divided: one guest may need
+    /// all of it.
+    pub sessions_per_peer: usize,
     /// Sessions that are over and whose sources may come back to ask how they ended (see
     /// [`Timeouts::tombstone`](crate::protocol::Timeouts::tombstone)), those under way included. At the default rates no
     /// single peer can bring as many in that time.
     pub remembered: usize,
     /// Connections, whatever they are.
     pub connections: usize,
+    /// Of one peer.
+    pub connections_per_peer: usize,
     /// Connections that have not said yet what they want.
     pub half_open: usize,
     /// Of one peer.
@@ -44,8 +50,10 @@ impl Default for ReceiverLimits {
     fn default() -> Self {
         Self {
             sessions: 1024,
+            sessions_per_peer: 768,
             remembered: 65_536,
             connections: 4096,
+            connections_per_peer: 3072,
             half_open: 2048,
             half_open_per_peer: 1024,
             burst_per_peer: 4096,
@@ -74,6 +82,9 @@ pub enum TurnedAway {
     /// [`ReceiverLimits::connections`].
     #[error("this receiver has {0} connections, as many as it takes")]
     Connections(usize),
+    /// [`ReceiverLimits::connections_per_peer`].
+    #[error("there are {0} connections from there, as many as this receiver takes from one peer")]
+    ConnectionsOfPeer(usize),
     /// It names a session that there is not, or not for it.
     #[error("{0}")]
     Stranger(&'static str),
@@ -83,6 +94,9 @@ pub enum TurnedAway {
     /// [`ReceiverLimits::sessions`].
     #[error("this receiver has {0} sessions under way, as many as it takes at a time")]
     Sessions(usize),
+    /// [`ReceiverLimits::sessions_per_peer`].
+    #[error("{0} sessions from there are under way, as many as this receiver takes from one peer at a time")]
+    SessionsOfPeer(usize),
     /// [`ReceiverLimits::remembered`].
     #[error("this receiver has {0} sessions under way or to remember, as many as it can, and forgets none before its time")]
     Remembered(usize),
@@ -110,17 +124,6 @@ pub(super) struct Door {
     peers: HashMap<Peer, Record>,
 }
 
-/// Where connections come from that count together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Peer {
-    Local,
-    V4([u8; 4]),
-    /// The first half of the address: a host has all of the rest.
-    V6([u8; 8]),
-    /// One of those for whom there was no more room.
-    Other,
-}
-
 #[derive(Clone, Copy, Debug)]
 struct Record {
     standing: usize,
@@ -134,9 +137,9 @@ impl Door {
         Self { limits, next: 0, standing: BTreeMap::new(), peers: HashMap::new() }
     }
 
-    /// A connection came from `host`; `None` is this one, over a Unix socket.
-    pub(super) fn enter(&mut self, now: Instant, host: Option<IpAddr>) -> Result<Admitted, TurnedAway> {
-        let peer = self.known(now, Peer::of(host));
+    /// A connection came from `peer`.
+    pub(super) fn enter(&mut self, now: Instant, peer: Peer) -> Result<Admitted, TurnedAway> {
+        let peer = self.known(now, peer);
         let limits = self.limits;
         let record = self.peers.get_mut(&peer).expect("known");
         record.fill(now, &limits);
@@ -206,16 +209,6 @@ impl Record {
     }
 }
 
-impl Peer {
-    fn of(host: Option<IpAddr>) -> Self {
-        match host {
-            None => Self::Local,
-            Some(IpAddr::V4(address)) => Self::V4(address.octets()),
-            Some(IpAddr::V6(address)) => Self::V6(*address.octets().first_chunk().expect("of 16 bytes")),
-        }
-    }
-}
-
 /// A connection, in a bucket: at a rate of one a second this is what a millisecond brings a thousandth of.
 const TOKEN: u64 = 1000;
 /// How long an honest peer may take to say what it wants, on a busy machine.
@@ -229,8 +222,10 @@ mod tests {
 
     const LIMITS: ReceiverLimits = ReceiverLimits {
         sessions: 1,
+        sessions_per_peer: 1,
         remembered: 10,
         connections: 100,
+        connections_per_peer: 100,
         half_open: 4,
         half_open_per_peer: 2,
         burst_per_peer: 5,
@@ -238,8 +233,10 @@ mod tests {
         standstill: Duration::from_secs(1),
     };
 
-    fn host(last: u8) -> Option<IpAddr> {
-        Some(IpAddr::from([192, 0, 2, last]))
+    const LOCAL: Peer = Peer::Local(None);
+
+    fn host(last: u8) -> Peer {
+        Peer::V4([192, 0, 2, last])
     }
 
     #[test]
@@ -269,19 +266,19 @@ mod tests {
     fn a_peer_that_comes_too_often_waits_for_its_bucket_to_fill() {
         let (mut door, start) = (Door::new(LIMITS), Instant::now());
         for _ in 0..5 {
-            let ticket = door.enter(start, None).unwrap().ticket;
+            let ticket = door.enter(start, LOCAL).unwrap().ticket;
             assert!(door.leave(ticket));
         }
-        assert_eq!(door.enter(start + Duration::from_millis(400), None), Err(TurnedAway::Rate(2)));
+        assert_eq!(door.enter(start + Duration::from_millis(400), LOCAL), Err(TurnedAway::Rate(2)));
         door.enter(start, host(1)).expect("another peer has its own");
-        door.enter(start + Duration::from_millis(500), None).expect("half a second brings one");
+        door.enter(start + Duration::from_millis(500), LOCAL).expect("half a second brings one");
     }
 
     #[test]
     fn the_table_of_peers_is_bounded() {
         let (mut door, start) = (Door::new(LIMITS), Instant::now());
         for n in 0..2 * u32::try_from(MAX_PEERS).unwrap() {
-            if let Ok(Admitted { ticket, .. }) = door.enter(start, Some(IpAddr::from(n.to_be_bytes()))) {
+            if let Ok(Admitted { ticket, .. }) = door.enter(start, Peer::V4(n.to_be_bytes())) {
                 door.leave(ticket);
             }
         }

@@ -1,6 +1,7 @@
 //! What all connections of a receiver share.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::admission::GuestFactory;
 use super::budget::Budget;
 use super::door::{Admitted, Door, ReceiverLimits, Ticket, TurnedAway};
+use super::peer::Peer;
 use super::registry::Registry;
 use crate::error::Error;
 use crate::memory::HostSupply;
@@ -52,6 +54,8 @@ pub(super) struct Hub {
 struct Entrance {
     door: Door,
     controls: HashMap<Ticket, StreamControl>,
+    /// How many connections there are of each peer that has any, wherever they stand by now.
+    peers: HashMap<Peer, usize>,
 }
 
 /// How often the embedder was told of connections that came to nothing.
@@ -65,6 +69,7 @@ struct Complaints {
 /// A connection that counts, as long as this lives: at the door first.
 pub(super) struct Counted {
     hub: Arc<Hub>,
+    peer: Peer,
     /// Until it is welcome.
     ticket: Option<Ticket>,
 }
@@ -75,7 +80,7 @@ impl Hub {
             budget: Budget::new(options.max_memory),
             supply: Arc::new(HostSupply::of_this_host()),
             registry: Registry::new(&options.timeouts, options.limits),
-            entrance: Mutex::new(Entrance { door: Door::new(options.limits), controls: HashMap::new() }),
+            entrance: Mutex::new(Entrance { door: Door::new(options.limits), controls: HashMap::new(), peers: HashMap::new() }),
             options,
             factory,
             begun: AtomicU32::new(0),
@@ -98,14 +103,20 @@ impl Hub {
         if self.connections.load(Ordering::Acquire) >= most {
             return Err(TurnedAway::Connections(most));
         }
+        let (peer, most) = (Peer::of(stream), self.options.limits.connections_per_peer);
         let mut entrance = self.entrance();
-        let Admitted { ticket, gives_way } = entrance.door.enter(Instant::now(), stream.peer_host())?;
+        let before = entrance.peers.get(&peer).copied().unwrap_or(0);
+        if before >= most {
+            return Err(TurnedAway::ConnectionsOfPeer(most));
+        }
+        let Admitted { ticket, gives_way } = entrance.door.enter(Instant::now(), peer)?;
+        entrance.peers.insert(peer, before + 1);
         if let Some(control) = gives_way.and_then(|other| entrance.controls.remove(&other)) {
             control.shut_down();
         }
         entrance.controls.insert(ticket, stream.control());
         self.connections.fetch_add(1, Ordering::AcqRel);
-        Ok(Counted { hub: Arc::clone(self), ticket: Some(ticket) })
+        Ok(Counted { hub: Arc::clone(self), peer, ticket: Some(ticket) })
     }
 
     /// Tells the embedder that a connection came to nothing: of a few in a while, and how many there were between.
@@ -157,6 +168,11 @@ impl Counted {
         &self.hub
     }
 
+    /// Where it comes from.
+    pub(super) fn peer(&self) -> Peer {
+        self.peer
+    }
+
     /// It has said what it wants, and may. Not if it has given way meanwhile.
     pub(super) fn welcome(&mut self) -> Result<(), TurnedAway> {
         let Some(ticket) = self.ticket.take() else { return Ok(()) };
@@ -175,16 +191,23 @@ impl Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
+        let mut entrance = self.hub.entrance();
         match self.ticket {
             None => {
                 self.hub.welcome.fetch_sub(1, Ordering::AcqRel);
             }
             Some(ticket) => {
-                let mut entrance = self.hub.entrance();
                 entrance.controls.remove(&ticket);
                 entrance.door.leave(ticket);
             }
         }
+        if let Entry::Occupied(mut connections) = entrance.peers.entry(self.peer) {
+            *connections.get_mut() -= 1;
+            if *connections.get() == 0 {
+                connections.remove();
+            }
+        }
+        drop(entrance);
         self.hub.connections.fetch_sub(1, Ordering::AcqRel);
     }
 }

@@ -15,7 +15,8 @@
 //! In post-copy a lane's thread puts what it reads into a buffer first, and from there under the running guest; see
 //! `follow`, `following` and `faults`.
 //!
-//! Strangers stand at the `door` until they have said what they want, and may.
+//! Strangers stand at the `door` until they have said what they want, and may. After that a peer can have a part of the
+//! connections and sessions that there may be, never all.
 //!
 //! Memory is reserved before an offer is accepted; a guest runs only after Commit; what became of a session that
 //! reached Ready is remembered until its source has confirmed, or for the time of [`Timeouts::tombstone`].
@@ -41,6 +42,7 @@ mod hub;
 mod lane;
 mod ledger;
 mod missing_error;
+mod peer;
 mod pump;
 mod receiver;
 mod registry;

@@ -15,6 +15,7 @@ use super::control::UnderWay;
 use super::door::{ReceiverLimits, TurnedAway};
 use super::faults::Incomplete;
 use super::follow::Followed;
+use super::peer::Peer;
 use crate::control::{Bell, Connection};
 use crate::error::Error;
 use crate::memory::{GuestMemory, HostSupply};
@@ -44,8 +45,7 @@ pub(super) struct Shared {
     lanes: Lanes,
     /// What the lanes brought in post-copy.
     pub(super) followed: Mutex<Followed>,
-    /// Of the source that opened the session, where there is TLS.
-    certificate: Option<PeerCertificate>,
+    opener: Opener,
     /// How the control connection was lost, if it was.
     cause: Mutex<Option<Error>>,
 }
@@ -97,7 +97,7 @@ impl Lanes {
 }
 
 impl Shared {
-    pub(super) fn new(timeouts: &Timeouts, reports: Sender<BulkReport>, certificate: Option<PeerCertificate>) -> Result<Self, Error> {
+    pub(super) fn new(timeouts: &Timeouts, reports: Sender<BulkReport>, opener: Opener) -> Result<Self, Error> {
         // One for each time that the source comes back, and the pump takes them at once.
         let (replace, newer) = unbounded();
         Ok(Self {
@@ -112,7 +112,7 @@ impl Shared {
             replace,
             lanes: Lanes::default(),
             followed: Mutex::default(),
-            certificate,
+            opener,
             cause: Mutex::default(),
         })
     }
@@ -120,7 +120,7 @@ impl Shared {
     /// Whether whoever makes this claim has shown the certificate that the session began with. The machine looks at the
     /// token.
     pub(super) fn is_of(&self, claim: &Claim) -> bool {
-        self.certificate == claim.certificate
+        self.opener.certificate == claim.certificate
     }
 
     /// Feeds the machine and has its pump look at what comes of it.
@@ -191,6 +191,13 @@ impl Shared {
     }
 }
 
+/// Who has opened a session.
+pub(super) struct Opener {
+    pub(super) peer: Peer,
+    /// Where there is TLS.
+    pub(super) certificate: Option<PeerCertificate>,
+}
+
 /// What a connection says that it belongs to, and with which right.
 pub(super) struct Claim {
     pub(super) session: SessionId,
@@ -241,6 +248,10 @@ impl Registry {
         }
         if inner.live.len() >= limits.sessions {
             return Err(NotBegun::Crowded(TurnedAway::Sessions(limits.sessions)));
+        }
+        let peer = shared.opener.peer;
+        if inner.live.values().filter(|other| other.opener.peer == peer).count() >= limits.sessions_per_peer {
+            return Err(NotBegun::Crowded(TurnedAway::SessionsOfPeer(limits.sessions_per_peer)));
         }
         // Each session under way may have to be remembered. None is forgotten before its time for a newer one: what it says
         // may decide who owns a guest.

@@ -17,7 +17,7 @@ use super::following::{Following, Stale, post_copy_for};
 use super::hub::Hub;
 use super::ledger::Ledger;
 use super::pump::Pump;
-use super::registry::{Arriving, NotBegun, Shared};
+use super::registry::{Arriving, NotBegun, Opener, Shared};
 use super::standstill::Standstill;
 use crate::bitmap::PageBitmap;
 use crate::control::{Connection, MessageReader};
@@ -28,17 +28,16 @@ use crate::page::{Codecs, PageKey};
 use crate::protocol::{DestinationEnd, DestinationEvent, ProtocolError};
 use crate::stats::{DowntimeParts, GuestOwner, Laps, Outcome, Report};
 use crate::sys::priority::{self, Prompt};
-use crate::transport::PeerCertificate;
 use crate::wire::{ChannelTotals, Features, MAX_CHANNELS, Message, Offer, RefuseReason};
 
 /// Serves the session that `hello` opens.
-pub(super) fn run(hub: &Hub, reader: MessageReader, hello: Message, certificate: Option<PeerCertificate>) -> Result<(), Error> {
+pub(super) fn run(hub: &Hub, reader: MessageReader, hello: Message, opener: Opener) -> Result<(), Error> {
     let started = Instant::now();
     let Message::Hello(offer) = &hello else { unreachable!("called with a Hello") };
     let offer = offer.clone();
     // Read as they come; while the session waits for its lanes to end there is room for what each has to say then.
     let (reports, reported) = bounded(4 * usize::from(MAX_CHANNELS));
-    let shared = Arc::new(Shared::new(&hub.options.timeouts, reports, certificate)?);
+    let shared = Arc::new(Shared::new(&hub.options.timeouts, reports, opener)?);
     if let Err(not_begun) = begin(hub, &offer, &shared) {
         let (detail, error) = match not_begun {
             NotBegun::Crowded(refusal) => (refusal.to_string(), Err(refusal.into())),

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{getsockopt, sockopt};
 use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
 
 use super::tls::Session;
@@ -288,6 +289,12 @@ impl Stream {
     #[must_use]
     pub fn peer_host(&self) -> Option<IpAddr> {
         Some(self.socket.peer_addr().ok()?.as_socket()?.ip().to_canonical())
+    }
+
+    /// The user that the other end belongs to, where that is a process of this host, over a Unix socket.
+    #[must_use]
+    pub(crate) fn peer_user(&self) -> Option<u32> {
+        Some(getsockopt(&*self.socket, sockopt::PeerCredentials).ok()?.uid())
     }
 
     /// The other end, for messages to a person.

@@ -122,6 +122,41 @@ fn more_sessions_side_by_side_than_there_may_be_are_refused() {
 }
 
 #[test]
+fn a_peer_that_opens_all_the_sessions_it_may_leaves_some_to_others() {
+    let limits = ReceiverLimits { sessions: 4, sessions_per_peer: 3, ..ReceiverLimits::default() };
+    let host = host_with(limits, LONG);
+    let elsewhere = from_elsewhere(&host.endpoint);
+    let mut holders = [(); 3].map(|()| EvilSource::at(Stage::Accepted, &elsewhere));
+    assert_busy(&hello(&elsewhere), "3 sessions from there");
+    host.serves_on();
+    assert!(holders.iter_mut().all(|holder| !holder.control.is_over()), "all held meanwhile");
+    drop(holders);
+    await_under_way(&host, "over", |under_way| under_way.sessions == 0);
+    assert!(matches!(hello(&elsewhere), Some(Message::Accept { .. })), "it may again");
+}
+
+#[test]
+fn a_peer_with_all_the_connections_it_may_have_leaves_some_to_others() {
+    // An honest guest needs a few at a time.
+    let limits = ReceiverLimits { connections: 40, connections_per_peer: 20, ..ReceiverLimits::default() };
+    let host = host_with(limits, LONG);
+    let elsewhere = from_elsewhere(&host.endpoint);
+    let mut holders = Vec::new();
+    // Three connections each.
+    for _ in 0..6 {
+        holders.push(EvilSource::at(Stage::Attached, &elsewhere));
+    }
+    let idle = [(); 2].map(|()| Talk::to(&elsewhere));
+    assert_busy(&Talk::to(&elsewhere).hear(), "20 connections from there");
+    host.serves_on();
+    drop((holders, idle));
+    await_under_way(&host, "over", |under_way| under_way.sessions == 0);
+    // Counted off a moment after its session.
+    thread::sleep(Duration::from_millis(500));
+    assert!(matches!(hello(&elsewhere), Some(Message::Accept { .. })), "it may again");
+}
+
+#[test]
 fn a_peer_that_connects_too_often_is_turned_away_and_others_are_not() {
     let host = host_with(ReceiverLimits { burst_per_peer: 20, rate_per_peer: 1, ..ReceiverLimits::default() }, TIMEOUTS);
     let elsewhere = from_elsewhere(&host.endpoint);
