@@ -13,7 +13,7 @@ use super::dial::Dial;
 use super::event::{Event, Phase};
 use super::fleet::{Allotment, Berth, Member, Seat, Sending};
 use super::hold::Hold;
-use super::outcome::{Completed, Failure, InDoubt, Stranded};
+use super::outcome::{Completed, Failure, InDoubt, Stranded, left_by};
 use super::post_copy::{Followed, Rest};
 use super::pump::{Command, Ended, Pump};
 use super::push::{Granule, Lanes};
@@ -332,11 +332,7 @@ impl Driver<'_> {
                 report.compare_prediction();
                 (Outcome::Completed, GuestOwner::Destination)
             }
-            Err(Error::Cancelled | Error::Limit(_)) => (Outcome::Aborted, GuestOwner::Source),
-            Err(Error::Refused { .. }) => (Outcome::Refused, GuestOwner::Source),
-            Err(Error::InDoubt(_)) => (Outcome::InDoubt, GuestOwner::InDoubt),
-            Err(Error::Stranded(_)) => (Outcome::Failed, GuestOwner::Destination),
-            Err(_) => (Outcome::Failed, GuestOwner::Source),
+            Err(error) => left_by(error),
         };
         let ended = if report.guest_owner == GuestOwner::Destination { self.tracker.guest_left() } else { self.tracker.stop() };
         if let Err(error) = ended {

@@ -84,18 +84,30 @@ impl Stranded {
         let followed = follow.run(None);
         follow.fill(Some(began));
         report.total = started.elapsed();
-        let (owner, error) = match followed {
+        let error = match followed {
             Followed::Completed => {
                 (report.outcome, report.guest_owner, report.reason) = (Outcome::Completed, GuestOwner::Destination, "recovered".into());
                 return Ok(Completed { report });
             }
-            Followed::TakenBack(error) => (GuestOwner::Source, error),
-            Followed::Stranded(error) => (report.guest_owner, error),
+            Followed::TakenBack(error) | Followed::Stranded(error) => error,
         };
         report.reason = error.in_full();
-        report.guest_owner = owner;
+        // A doubt may have been settled since the last attempt, either way.
+        (report.outcome, report.guest_owner) = left_by(&error);
+        let owner = report.guest_owner;
         let stranded = (owner != GuestOwner::Source).then_some(Self { pump, rest, steering, member, started });
         Err(Box::new(Failure { error, owner, report, in_doubt: None, stranded }))
+    }
+}
+
+/// How a migration ended by this error, and who holds the guest.
+pub(super) fn left_by(error: &Error) -> (Outcome, GuestOwner) {
+    match error {
+        Error::Cancelled | Error::Limit(_) => (Outcome::Aborted, GuestOwner::Source),
+        Error::Refused { .. } => (Outcome::Refused, GuestOwner::Source),
+        Error::InDoubt(_) => (Outcome::InDoubt, GuestOwner::InDoubt),
+        Error::Stranded(_) => (Outcome::Failed, GuestOwner::Destination),
+        _ => (Outcome::Failed, GuestOwner::Source),
     }
 }
 

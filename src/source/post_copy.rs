@@ -243,6 +243,7 @@ impl Follow<'_, '_> {
                     Err(_) => return Next::Ended(self.pump.ended().recv().ok()),
                 },
                 recv(self.pump.ended()) -> ended => return Next::Ended(ended.ok()),
+                recv(self.steering.letting_go()) -> _ => self.let_go(),
                 recv(broken) -> error => {
                     if let Ok(error) = error {
                         tracing::warn!(error = error.in_full(), "a lane is of no more use");
@@ -267,8 +268,14 @@ impl Follow<'_, '_> {
                     Err(_) => return Next::Ended(self.pump.ended().recv().ok()),
                 },
                 recv(self.pump.ended()) -> ended => return Next::Ended(ended.ok()),
+                recv(self.steering.letting_go()) -> _ => self.let_go(),
             }
         }
+    }
+
+    /// The session says how it ends then.
+    fn let_go(&self) {
+        self.pump.command(Command::LetGo { reason: "the rest of memory is given up".into() });
     }
 
     /// What the session tells, whether or not pages are being served.

@@ -37,6 +37,8 @@ pub(super) enum Command {
     Interrupt { generation: u32 },
     /// Try to reconnect once more.
     RecoverAgain,
+    /// Serve the rest no more, and look for the destination no more.
+    LetGo { reason: String },
     /// The guest is the destination's, from here on.
     Commit { paused_for: Duration },
     /// Call it off.
@@ -87,6 +89,7 @@ impl Pump {
             bulk: Arc::clone(&bulk),
             cause: None,
             has_switched: false,
+            stranded: None,
         };
         // The destination builds a guest meanwhile. A thread may be some milliseconds in coming.
         session.speak();
@@ -150,24 +153,37 @@ struct Session {
     cause: Option<Error>,
     /// Post-copy follows.
     has_switched: bool,
+    /// The end that the driver was told, unless it wants another.
+    stranded: Option<SourceEnd>,
 }
 
 impl Session {
     fn run(mut self) -> Ended {
         loop {
             if let Some(end) = self.drain() {
-                self.shut_down_bulk();
-                return Ended { end, owner: self.machine.owner(), cause: self.cause.take() };
+                return self.ended(end);
             }
             match self.commands.as_ref().map(Receiver::try_recv) {
                 Some(Ok(command)) => self.obey(command),
                 Some(Err(TryRecvError::Disconnected)) => {
                     self.commands = None;
-                    self.machine.abort(Instant::now(), "the sender gave up".into());
+                    // One that is stranded already has nothing more to say.
+                    if let Some(end) = self.stranded.take() {
+                        return self.ended(end);
+                    }
+                    let reason = String::from("the sender gave up");
+                    if !self.machine.abort(Instant::now(), reason.clone()) {
+                        self.machine.let_go(reason);
+                    }
                 }
                 Some(Err(TryRecvError::Empty)) | None => self.listen(),
             }
         }
+    }
+
+    fn ended(&mut self, end: SourceEnd) -> Ended {
+        self.shut_down_bulk();
+        Ended { end, owner: self.machine.owner(), cause: self.cause.take() }
     }
 
     /// Waits for one input and feeds it to the machine. A command is not fed: it rings.
@@ -199,8 +215,15 @@ impl Session {
             }
             Command::Interrupt { generation } => self.machine.interrupt(now, generation),
             Command::RecoverAgain => {
+                self.stranded = None;
                 if !self.machine.recover_again(now) {
                     self.machine.ask_again(now);
+                }
+            }
+            Command::LetGo { reason } => {
+                if self.machine.let_go(reason) {
+                    self.shut_down_bulk();
+                    self.connection = None;
                 }
             }
             Command::Commit { paused_for } => self.machine.commit(now, paused_for),
@@ -216,7 +239,12 @@ impl Session {
             self.speak();
             match self.machine.poll_event()? {
                 // The guest still needs what is here; nothing more happens unless the driver wants it.
-                stranded @ SourceEvent::Ended(SourceEnd::Stranded { .. } | SourceEnd::InDoubt { .. }) if self.has_switched => self.tell(stranded),
+                SourceEvent::Ended(end @ (SourceEnd::Stranded { .. } | SourceEnd::InDoubt { .. }))
+                    if self.has_switched && self.commands.is_some() =>
+                {
+                    self.stranded = Some(end.clone());
+                    self.tell(SourceEvent::Ended(end));
+                }
                 SourceEvent::Ended(end) => return Some(end),
                 interrupted @ SourceEvent::Interrupted { .. } => {
                     self.shut_down_bulk();

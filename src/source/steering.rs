@@ -21,12 +21,17 @@ struct Shared {
     /// Holds one token once cancelled; the driver selects on the other end. Full means: cancelled already.
     cancel: Sender<()>,
     cancelled: Receiver<()>,
+    /// The same for the rest of a guest that was given away.
+    let_go: Sender<()>,
+    letting_go: Receiver<()>,
 }
 
 impl Default for Steering {
     fn default() -> Self {
         let (cancel, cancelled) = bounded(1);
-        Self { shared: Arc::new(Shared { pacer: Pacer::new(None), limits: Mutex::new(Limits::default()), cancel, cancelled }) }
+        let (let_go, letting_go) = bounded(1);
+        let (pacer, limits) = (Pacer::new(None), Mutex::new(Limits::default()));
+        Self { shared: Arc::new(Shared { pacer, limits, cancel, cancelled, let_go, letting_go }) }
     }
 }
 
@@ -35,6 +40,14 @@ impl Steering {
     pub fn cancel(&self) {
         // Full: cancelled before.
         let _ = self.shared.cancel.try_send(());
+    }
+
+    /// Gives up the memory that a guest in post-copy lacks at the destination: the migration, or the attempt to recover it,
+    /// ends at once with a [`Stranded`](super::Stranded) that says who has the guest. Before that it has no effect until
+    /// the guest is given away.
+    pub fn let_go(&self) {
+        // Full: asked before.
+        let _ = self.shared.let_go.try_send(());
     }
 
     /// Changes the total rate from now on; `None` is unpaced.
@@ -60,5 +73,10 @@ impl Steering {
     /// Becomes readable when the migration is cancelled.
     pub(super) fn cancelled(&self) -> &Receiver<()> {
         &self.shared.cancelled
+    }
+
+    /// Becomes readable when the rest is given up.
+    pub(super) fn letting_go(&self) -> &Receiver<()> {
+        &self.shared.letting_go
     }
 }

@@ -130,6 +130,18 @@ impl Source {
         true
     }
 
+    /// Nobody will serve what the destination lacks any more: ends as it does when the time to find the destination is over.
+    /// False where the guest was not given away, or nobody looks for the destination.
+    pub fn let_go(&mut self, reason: String) -> bool {
+        let is_given = self.post_copy.is_some() && matches!(self.state, State::Committed | State::Serving | State::Recovering(_));
+        if is_given {
+            let error = ProtocolError::CalledOff { reason };
+            self.outbox.clear();
+            self.leave(error.clone(), error);
+        }
+        is_given
+    }
+
     pub(super) fn ask_to_resume(&mut self, now: Instant) {
         let chunks = self.offer.layout.chunks();
         let patience = self.patience();
@@ -294,12 +306,16 @@ impl Source {
     }
 
     fn give_up(&mut self) {
-        let State::Recovering(recovery) = &self.state else { return };
+        let State::Recovering(Recovery { last, cause, .. }) = &self.state else { return };
+        self.leave(last.clone(), cause.clone());
+    }
+
+    /// Ends with the memory still needed: `stranded` if the guest is known to be the destination's, else in `doubt`.
+    fn leave(&mut self, stranded: ProtocolError, doubt: ProtocolError) {
         let owner = self.owner();
-        let end = if owner == GuestOwner::Destination {
-            SourceEnd::Stranded { error: recovery.last.clone() }
-        } else {
-            SourceEnd::InDoubt { error: recovery.cause.clone() }
+        let end = match owner {
+            GuestOwner::Destination => SourceEnd::Stranded { error: stranded },
+            _ => SourceEnd::InDoubt { error: doubt },
         };
         self.end(owner, end);
     }

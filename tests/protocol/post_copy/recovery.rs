@@ -398,6 +398,27 @@ fn a_source_tries_ever_more_rarely_until_it_is_stranded_and_can_be_sent_out_agai
 }
 
 #[test]
+fn a_source_lets_go_of_the_rest_at_any_time_after_commit_and_says_who_has_the_guest() {
+    let mut pair = Pair::post_copy_at(Point::Running);
+    pair.source_events.clear();
+    assert!(pair.source.let_go("enough".into()));
+    let error = ProtocolError::CalledOff { reason: "enough".into() };
+    assert_eq!(pair.source.poll_event(), Some(SourceEvent::Ended(SourceEnd::Stranded { error: error.clone() })));
+    assert_eq!((pair.source.owner(), pair.source.poll_timeout()), (GuestOwner::Destination, None));
+    assert!(!pair.source.let_go("again".into()), "it is stranded already");
+
+    let mut pair = asking(Point::CommitSent);
+    assert!(pair.source.let_go("enough".into()));
+    assert_eq!(pair.source.poll_event(), Some(SourceEvent::Ended(SourceEnd::InDoubt { error })));
+    assert_eq!((pair.source.owner(), pair.source.poll_message()), (GuestOwner::InDoubt, None));
+    assert!(pair.source.ask_again(pair.now));
+
+    let mut pair = Pair::post_copy_at(Point::Ready);
+    assert!(!pair.source.let_go("too early".into()));
+    assert_eq!(pair.source.owner(), GuestOwner::Source);
+}
+
+#[test]
 fn a_source_in_doubt_that_finds_nobody_stays_in_doubt_and_can_ask_again() {
     let Timeouts { recover, .. } = Timeouts::default();
     let mut pair = asking(Point::CommitSent);
