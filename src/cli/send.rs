@@ -8,7 +8,7 @@ use anyhow::Context;
 use super::args::{Guests, Output, SendSettings};
 use super::batch;
 use super::exit::Exit;
-use super::interrupts::Interrupts;
+use super::interrupts::{Interrupts, Stay};
 use super::output::{ReportSink, create};
 use super::progress::Progress;
 use crate::dirty::{self, Choice, DirtyError, DirtyTracker};
@@ -64,16 +64,19 @@ fn send_one(settings: &SendSettings, spec: &GuestSpec) -> anyhow::Result<Exit> {
         interrupts.note(0, event);
         progress.show(event);
     };
-    let mut result = migration.observe(&mut show).run(outgoing);
-    // The guest needs what is here for as long as it takes.
-    while let Err(failure) = &mut result
-        && let Some(stranded) = failure.stranded.take()
-    {
-        eprintln!("{}", failure.error.in_full());
-        eprintln!("STRANDED: the guest needs memory that is still here. It is kept, and the receiver tried again, until this process is killed.");
-        sink.write(&failure.report);
-        result = stranded.recover(&memory, failure.report.clone(), &mut show);
-    }
+    let result = migration.observe(&mut show).run(outgoing);
+    let stranded = |failure: &mut Failure| {
+        let stay = interrupts.needs_us(0);
+        if stay == Stay::Keep {
+            eprintln!("{}", failure.error.in_full());
+            eprintln!(
+                "STRANDED: the guest needs memory that is still here. It is kept, and the receiver tried again, until this is interrupted twice."
+            );
+            sink.write(&failure.report);
+        }
+        stay
+    };
+    let result = settle(result, &mut *guest, stranded, &mut show);
     progress.finish();
     Ok(match result {
         Ok(Completed { report }) => {
@@ -104,6 +107,33 @@ pub(super) fn open_tracker(settings: &SendSettings, guest: &dyn TestGuest) -> Re
     dirty::open(settings.tracker.map_or(Choice::Auto, Choice::Only), &guest.tracked())
 }
 
+/// Keeps the memory of a guest that went ahead of it for as long as the destination may come back: until all of it has
+/// arrived, or the guest is found to be here and runs again, or `stranded`, which hears of every vain attempt, lets go.
+pub(super) fn settle(
+    mut result: Result<Completed, Box<Failure>>,
+    guest: &mut dyn TestGuest,
+    mut stranded: impl FnMut(&mut Failure) -> Stay,
+    note: &mut (dyn FnMut(&Event) + Send),
+) -> Result<Completed, Box<Failure>> {
+    let memory = Arc::clone(guest.memory());
+    while let Err(failure) = &mut result
+        && let Some(way_out) = failure.stranded.take()
+    {
+        if stranded(failure) == Stay::LetGo {
+            failure.report.reason = format!("interrupted, and the memory that the guest lacks given up: {}", failure.report.reason);
+            break;
+        }
+        result = way_out.recover(&memory, failure.report.clone(), note);
+        if let Err(failure) = &result
+            && failure.owner == GuestOwner::Source
+            && let Err(error) = guest.resume()
+        {
+            tracing::error!(%error, "the guest could not be resumed at the source");
+        }
+    }
+    result
+}
+
 /// The report of a migration that failed; if the guest is here, with a proof that it runs.
 pub(super) fn migration_failed(failure: Failure, guest: &mut dyn TestGuest) -> Report {
     let Failure { owner, mut report, .. } = failure;
@@ -118,12 +148,16 @@ pub(super) fn migration_failed(failure: Failure, guest: &mut dyn TestGuest) -> R
 fn failed(failure: Failure, guest: &mut dyn TestGuest, memory: &GuestMemory, sink: &ReportSink) -> Exit {
     eprintln!("not migrated: {}", failure.error.in_full());
     let report = migration_failed(failure, guest);
-    match &report.guest_check {
-        None => eprintln!(
+    match report.guest_owner {
+        GuestOwner::InDoubt => eprintln!(
             "IN DOUBT: the guest may be running at the destination. It stays paused here. Make sure that the destination is \
              dead before you resume it."
         ),
-        Some(check) => eprintln!("the guest runs on here ({check}; {} of memory)", memory.layout().bytes()),
+        GuestOwner::Destination => eprintln!("the guest is the destination's, without all of its memory"),
+        GuestOwner::Source => {
+            let check = report.guest_check.as_deref().unwrap_or("not checked");
+            eprintln!("the guest runs on here ({check}; {} of memory)", memory.layout().bytes());
+        }
     }
     sink.write(&report);
     report.outcome.into()

@@ -113,7 +113,7 @@ fn a_receiver_that_is_done_still_answers_a_source_in_doubt() -> Result<()> {
 }
 
 /// Loses Commit, and everything after it until told otherwise.
-struct CutUntil(Arc<AtomicBool>);
+pub(crate) struct CutUntil(pub(crate) Arc<AtomicBool>);
 
 impl Tamper for CutUntil {
     fn message(&self, message: &Message) -> Fate {

@@ -3,13 +3,17 @@
 use std::fs::{File, Permissions, copy, set_permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
-use pageferry::stats::Outcome;
+use pageferry::stats::{GuestOwner, Outcome};
 
-use crate::processes::{Listening, MOMENT, Process, RECEIVE, command, userfaultfd};
-use crate::{GUEST, has_arrived, receiver, runs_on, still_serves};
+use crate::handover::CutUntil;
+use crate::processes::{Listening, MOMENT, Process, RECEIVE, SEND, command, parse, userfaultfd};
+use crate::proxy::Proxy;
+use crate::{GUEST, has_arrived, receiver, runs_on, still_serves, was_dropped};
 
 /// What the sender says once the guest has gone.
 const GONE: &str = "the guest runs at the destination";
@@ -57,7 +61,31 @@ fn a_sender_that_is_interrupted_twice_gives_the_memory_up() -> Result<()> {
     sender.signal(Signal::SIGINT)?;
     let sent = sender.wait(MOMENT)?.expect(1)?;
     ensure!(sent.stderr.contains("is given up"), "{sent}");
+    let report = sent.report()?;
+    ensure!(report.outcome == Outcome::Failed && report.guest_owner == GuestOwner::Destination, "{sent}");
+    ensure!(report.post_copy.is_some_and(|post_copy| post_copy.pages.0 > 0), "{sent}");
     Ok(())
+}
+
+#[test]
+fn a_doubt_that_is_settled_late_gives_the_guest_back() -> Result<()> {
+    if !usable() {
+        return Ok(());
+    }
+    let mut receiver = receiver("")?;
+    let heals = Arc::new(AtomicBool::new(false));
+    let proxy = Proxy::start(&receiver.address, CutUntil(Arc::clone(&heals)))?;
+    let flags = format!("--to {} --guest {GUEST} --json - {AT_ONCE} --recover-for 300ms", proxy.address);
+    let mut sender = Process::start(command(SEND, &flags))?;
+    sender.stderr.next_with("STRANDED", MOMENT)?;
+    heals.store(true, Ordering::SeqCst);
+    let sent = sender.wait(MOMENT)?.expect(1)?;
+    let reports = sent.stdout.lines().map(parse).collect::<Result<Vec<_>>>()?;
+    let ends: Vec<_> = reports.iter().map(|report| (report.outcome, report.guest_owner)).collect();
+    ensure!(ends.first() == Some(&(Outcome::InDoubt, GuestOwner::InDoubt)), "{sent}");
+    ensure!(ends.last() == Some(&(Outcome::Failed, GuestOwner::Source)), "{sent}");
+    ensure!(sent.stderr.contains("the guest runs on here (ok;"), "{sent}");
+    was_dropped(&mut receiver).map(drop)
 }
 
 #[test]

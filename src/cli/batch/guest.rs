@@ -6,12 +6,13 @@ use std::time::Instant;
 use super::BatchGuest;
 use super::progress::Progress;
 use crate::cli::args::SendSettings;
-use crate::cli::interrupts::Interrupts;
+use crate::cli::interrupts::{Interrupts, Stay};
+use crate::cli::output::ReportSink;
 use crate::cli::road::OnItsWay;
-use crate::cli::send::{migration_failed, open_tracker};
+use crate::cli::send::{migration_failed, open_tracker, settle};
 use crate::dirty::DirtyTracker;
 use crate::guests::{self, TestGuest};
-use crate::source::{Completed, Event, Migration, Outgoing, Place};
+use crate::source::{Completed, Event, Failure, Migration, Outgoing, Place};
 use crate::stats::Report;
 
 /// A guest that waits for its turn to be moved.
@@ -22,6 +23,13 @@ pub(super) struct Boarding<'b> {
     /// Or why there is none.
     ready: anyhow::Result<Ready>,
     on_its_way: OnItsWay,
+}
+
+/// Where guests say what becomes of them.
+pub(super) struct Office<'o> {
+    pub(super) interrupts: &'o Interrupts,
+    pub(super) progress: &'o Progress,
+    pub(super) sink: &'o ReportSink,
 }
 
 /// A guest and its tracker. The order of the fields matters: the memory goes first, so that there is nothing left to
@@ -48,20 +56,19 @@ impl<'b> Boarding<'b> {
         Self { index, about, migration, ready: Ready::new(settings, about), on_its_way }
     }
 
-    /// Moves the guest. It keeps its place until it is gone, has failed, or can only wait for its connection.
-    pub(super) fn depart(self, place: Place, interrupts: &Interrupts, progress: &Progress) -> Ended {
+    /// Moves the guest and says what became of it. It keeps its place until it is gone, has failed, or can only wait for its
+    /// connection.
+    pub(super) fn depart(self, place: Place, office: &Office<'_>) -> Ended {
         let Self { index, about, migration, ready, on_its_way } = self;
         let name = &about.name;
-        progress.started();
+        office.progress.started();
         let ended = match ready {
-            Ok(ready) => ready.depart(migration, about, (place, on_its_way), &mut |event| {
-                interrupts.note(index, event);
-                progress.note(name, event);
-            }),
+            Ok(ready) => ready.depart(index, migration, about, (place, on_its_way), office),
             Err(error) => Ended::not_begun(name, format!("{error:#}")),
         };
-        interrupts.ended(index);
-        progress.ended(name, &ended.report);
+        office.interrupts.ended(index);
+        office.progress.ended(name, &ended.report);
+        office.sink.write(&ended.report);
         ended
     }
 }
@@ -75,24 +82,17 @@ impl Ready {
         Ok(Self { guest, tracker })
     }
 
-    fn depart(mut self, migration: Migration<'_>, about: &BatchGuest, place: (Place, OnItsWay), note: &mut (dyn FnMut(&Event) + Send)) -> Ended {
+    fn depart(mut self, index: usize, migration: Migration<'_>, about: &BatchGuest, place: (Place, OnItsWay), office: &Office<'_>) -> Ended {
         let memory = Arc::clone(self.guest.memory());
         let (kind, description) = (about.spec.kind().name().to_owned(), about.spec.keys());
         let outgoing = Outgoing { guest: &mut *self.guest, memory: &memory, tracker: &mut *self.tracker, kind, description };
-        let mut result = migration.observe(&mut *note).run(outgoing);
+        let mut note = |event: &Event| {
+            office.interrupts.note(index, event);
+            office.progress.note(&about.name, event);
+        };
+        let result = migration.observe(note).run(outgoing);
         let mut place = Some(place);
-        // The guest needs what is here for as long as it takes; the others need not wait for that.
-        while let Err(failure) = &mut result
-            && let Some(stranded) = failure.stranded.take()
-        {
-            drop(place.take());
-            eprintln!(
-                "{}: STRANDED: {}; its memory is kept and the receiver tried again, until this process is killed",
-                about.name,
-                failure.error.in_full()
-            );
-            result = stranded.recover(&memory, failure.report.clone(), note);
-        }
+        let result = settle(result, &mut *self.guest, |failure| office.stranded(index, &about.name, failure, &mut place), &mut note);
         drop(place);
         let at = Instant::now();
         let mut ended = match result {
@@ -104,6 +104,21 @@ impl Ready {
         };
         ended.report.guest = Some(about.name.clone());
         ended
+    }
+}
+
+impl Office<'_> {
+    /// The guest needs what is here for as long as it takes; the others need not wait for that.
+    fn stranded(&self, index: usize, name: &str, failure: &mut Failure, place: &mut Option<(Place, OnItsWay)>) -> Stay {
+        let is_news = place.take().is_some();
+        let stay = self.interrupts.needs_us(index);
+        // Another vain attempt is none.
+        if is_news && stay == Stay::Keep {
+            failure.report.guest = Some(name.to_owned());
+            self.sink.write(&failure.report);
+            self.progress.stranded(name, &failure.error.in_full());
+        }
+        stay
     }
 }
 

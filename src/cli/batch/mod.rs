@@ -3,6 +3,11 @@
 //! All of them run from the beginning, and are moved in their order, some at a time, as one [`Fleet`]. Whatever happens to
 //! one is reported and changes nothing for the others. What has moved is let go of when no other guest is on its way, or
 //! after a while; a guest that stays runs on here until all are done.
+//!
+//! A guest that went ahead of its memory in post-copy, and whose destination went away, is stranded. It has a line when that
+//! is known, and another when it is settled: its last line counts. As long as its destination may come back its memory is
+//! kept and the batch is not over, though the others are. The second interrupt gives it up, and the batch ends as any other
+//! does: with a line for each guest and the sum.
 
 mod file;
 mod guest;
@@ -15,7 +20,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 pub use file::{Batch, BatchError, BatchGuest, LineError};
-use guest::{Boarding, Ended};
+use guest::{Boarding, Ended, Office};
 use progress::Progress;
 
 use super::args::{Input, Output, SendSettings, UsageError};
@@ -41,14 +46,14 @@ pub fn run(settings: &SendSettings, input: &Input) -> anyhow::Result<Exit> {
     let interrupts = Interrupts::watch(migrations.iter().map(crate::source::Migration::steering))?;
     let progress = Progress::new(batch.guests.len());
     let road = Arc::<Road>::default();
+    let office = Office { interrupts: &interrupts, progress: &progress, sink: &sink };
 
     let boarding = (0..).zip(&batch.guests).zip(migrations);
     let boarding = boarding.map(|((index, guest), migration)| Boarding::board(settings, index, guest, migration, road.begin())).collect();
     std::thread::sleep(settings.warm_up);
     let began = Instant::now();
     let ended = Fleet::run_all(batch.concurrency, boarding, |boarding, place| {
-        let mut ended = boarding.depart(place, &interrupts, &progress);
-        sink.write(&ended.report);
+        let mut ended = boarding.depart(place, &office);
         if let Some(remains) = ended.remains.take() {
             road.give_way();
             drop(remains);

@@ -1,11 +1,13 @@
 //! What a person sees of a batch: one live line on a terminal, and a line for each guest as it ends.
 
+use std::collections::HashSet;
 use std::io::IsTerminal;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{SHOW_EVERY, name};
+use crate::cli::progress::POST_COPY;
 use crate::source::{Event, Phase};
 use crate::stats::{GuestOwner, Outcome, Report};
 use crate::units::{ByteCount, HumanTime};
@@ -15,6 +17,7 @@ pub(super) struct Progress {
     /// On a terminal; lines go above it.
     bar: Option<ProgressBar>,
     counts: Mutex<Counts>,
+    stranded: Mutex<HashSet<String>>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,6 +26,8 @@ struct Counts {
     under_way: usize,
     /// Of those under way.
     standing: usize,
+    /// Not under way, and their memory is here.
+    stranded: usize,
     moved: usize,
     not_moved: usize,
     /// Of those that have ended.
@@ -38,7 +43,7 @@ impl Progress {
             bar.enable_steady_tick(SHOW_EVERY);
             bar
         });
-        Self { bar, counts: Mutex::new(Counts { guests, ..Counts::default() }) }
+        Self { bar, counts: Mutex::new(Counts { guests, ..Counts::default() }), stranded: Mutex::default() }
     }
 
     /// One more is under way.
@@ -54,6 +59,7 @@ impl Progress {
                 self.counts().standing += 1;
                 self.show();
             }
+            Event::Phase(Phase::PostCopy) => self.line(&format!("{guest}: {POST_COPY}")),
             Event::Phase(Phase::Resolving) => self.line(&format!("{guest}: in doubt: asking the destination whether it runs the guest")),
             Event::Interrupted { pages_left, error } => {
                 self.line(&format!("{guest}: the connection broke with {pages_left} left ({error}); the guest runs on at the destination"));
@@ -65,11 +71,26 @@ impl Progress {
         }
     }
 
-    /// One has come to its end.
-    pub(super) fn ended(&self, guest: &str, report: &Report) {
+    /// One has gone ahead of its memory, and its destination is away.
+    pub(super) fn stranded(&self, guest: &str, why: &str) {
+        self.strandeds().insert(guest.to_owned());
         {
             let mut counts = self.counts();
             counts.under_way -= 1;
+            counts.standing = counts.standing.min(counts.under_way);
+            counts.stranded += 1;
+        }
+        self.line(&format!("{guest}: STRANDED: {why}; its memory is kept and the receiver tried again"));
+        self.still_stranded();
+        self.show();
+    }
+
+    /// One has come to its end.
+    pub(super) fn ended(&self, guest: &str, report: &Report) {
+        let was_stranded = self.strandeds().remove(guest);
+        {
+            let mut counts = self.counts();
+            *(if was_stranded { &mut counts.stranded } else { &mut counts.under_way }) -= 1;
             counts.standing = counts.standing.min(counts.under_way);
             counts.bytes += report.wire_bytes;
             match report.outcome {
@@ -78,7 +99,15 @@ impl Progress {
             }
         }
         self.line(&format!("{guest}: {}", in_words(report)));
+        self.still_stranded();
         self.show();
+    }
+
+    /// Says what the batch waits for, when nothing else is left.
+    fn still_stranded(&self) {
+        if let Some(text) = last_ones(*self.counts()) {
+            self.line(&text);
+        }
     }
 
     /// Takes the live line away.
@@ -105,12 +134,34 @@ impl Progress {
         // Nothing panics while holding the lock.
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn strandeds(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.stranded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Counts {
+    fn waiting(&self) -> usize {
+        self.guests - self.under_way - self.stranded - self.moved - self.not_moved
+    }
+}
+
+/// When only stranded guests are left.
+fn last_ones(counts: Counts) -> Option<String> {
+    let Counts { guests, stranded, moved, .. } = counts;
+    let only_they = stranded > 0 && counts.under_way + counts.waiting() == 0;
+    only_they.then(|| {
+        format!("{moved} of {guests} guests moved, {stranded} STRANDED: what they lack is kept until the receiver is back, or until this is interrupted twice")
+    })
 }
 
 fn live(counts: Counts) -> String {
-    let Counts { guests, under_way, standing, moved, not_moved, bytes } = counts;
-    let waiting = guests - under_way - moved - not_moved;
+    let Counts { guests, under_way, standing, stranded, moved, not_moved, bytes } = counts;
+    let waiting = counts.waiting();
     let mut line = format!("{moved} of {guests} moved, {bytes}  {under_way} under way, {standing} of them stopped, {waiting} waiting");
+    if stranded > 0 {
+        line.push_str(&format!("  {stranded} STRANDED"));
+    }
     if not_moved > 0 {
         line.push_str(&format!("  {not_moved} NOT MOVED"));
     }
@@ -125,7 +176,7 @@ fn in_words(report: &Report) -> String {
         (GuestOwner::InDoubt, _) => {
             "it may be running at the destination and stays paused here; make sure that the destination is dead before you resume it".to_owned()
         }
-        (GuestOwner::Destination, _) => "it is the destination's".to_owned(),
+        (GuestOwner::Destination, _) => "it is the destination's, without all of its memory".to_owned(),
         (GuestOwner::Source, Some(check)) => format!("it runs on here: {check}"),
         (GuestOwner::Source, None) => "it never ran".to_owned(),
     };
@@ -140,9 +191,19 @@ mod tests {
 
     #[test]
     fn the_live_line_accounts_for_every_guest() {
-        let counts = Counts { guests: 100, under_way: 8, standing: 2, moved: 40, not_moved: 0, bytes: ByteCount(1 << 30) };
+        let counts = Counts { guests: 100, under_way: 8, standing: 2, moved: 40, bytes: ByteCount(1 << 30), ..Counts::default() };
         assert_eq!(live(counts), "40 of 100 moved, 1 GiB  8 under way, 2 of them stopped, 52 waiting");
         assert!(live(Counts { not_moved: 3, moved: 37, ..counts }).ends_with("52 waiting  3 NOT MOVED"));
+        assert!(live(Counts { stranded: 2, moved: 38, ..counts }).ends_with("52 waiting  2 STRANDED"));
+    }
+
+    #[test]
+    fn what_a_batch_waits_for_is_said_when_nothing_else_is_left() {
+        let counts = Counts { guests: 5, stranded: 2, moved: 3, ..Counts::default() };
+        assert!(last_ones(counts).is_some_and(|text| text.starts_with("3 of 5 guests moved, 2 STRANDED: ")));
+        for busy in [Counts { moved: 2, ..counts }, Counts { moved: 2, under_way: 1, ..counts }, Counts { stranded: 0, moved: 5, ..counts }] {
+            assert_eq!(last_ones(busy), None);
+        }
     }
 
     #[test]
