@@ -202,7 +202,14 @@ impl Arrival for Landing {
 
     fn placed(&mut self, placed: Placed) -> io::Result<()> {
         match &self.dump {
-            Some(file) if placed == Placed::Paused || self.guest.hold => self.memory().dump(file).map_err(io::Error::other),
+            Some(file) if placed == Placed::Paused => self.memory().dump(file).map_err(io::Error::other),
+            Some(file) if self.guest.hold => {
+                // Too late to leave the guest at the source.
+                if let Err(error) = self.memory().dump(file) {
+                    eprintln!("--dump: the image is not whole: {}", in_full(&error));
+                }
+                Ok(())
+            }
             Some(_) => {
                 eprintln!("--dump: the guest runs since before its memory was here, so there is no image of it; --hold keeps it paused");
                 Ok(())
