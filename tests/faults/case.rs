@@ -134,8 +134,8 @@ pub(crate) struct Case {
     pub(crate) stop: Duration,
     /// By how many seconds a clock jumps.
     pub(crate) jump: i64,
-    /// Room on a full disk, or in a full memory.
-    pub(crate) room_kib: u64,
+    /// Room on a full disk, or in a full memory, of as much as the guest's; it is scaled to what makes a fault.
+    room_kib: u64,
 }
 
 impl Case {
@@ -268,7 +268,7 @@ impl Case {
 
     pub(crate) fn guest(&self) -> String {
         let Self { kind, pattern, seed, .. } = self;
-        format!("{kind}:memory={MEMORY_MIB}MiB,fill=14MiB,working-set=8MiB,rate=20000,pattern={pattern},seed={}", seed % 1000 + 1)
+        format!("{kind}:memory={MEMORY_MIB}MiB,fill={FILL_MIB}MiB,working-set=8MiB,rate=20000,pattern={pattern},seed={}", seed % 1000 + 1)
     }
 
     pub(crate) fn sender_flags(&self) -> String {
@@ -284,7 +284,24 @@ impl Case {
 
     pub(crate) fn receiver_flags(&self) -> String {
         let [_, backing] = self.backings;
-        format!("--max-sessions 1 --backing {backing} --patience 2s {}", self.recover_for())
+        let hold = if self.is_held() { "--hold" } else { "" };
+        format!("--max-sessions 1 --backing {backing} --patience 2s {hold} {}", self.recover_for())
+    }
+
+    /// Whether the guest is not to run at the destination: there is an image of one that runs ahead of its memory only then.
+    fn is_held(&self) -> bool {
+        self.fault == Fault::DumpFull(Side::Receiver) && self.mode != Mode::PreCopy
+    }
+
+    /// For the fault of a disk that is full. Less than what the guest's memory is filled with, so that no image has room.
+    pub(crate) fn disk_kib(&self) -> u64 {
+        // None at all would be boundless.
+        (self.room_kib * FILL_MIB / MEMORY_MIB).max(4)
+    }
+
+    /// For the fault of a memory that is full: what is left when the moment comes.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        self.room_kib * LEFT_BYTES_EACH
     }
 
     /// Where it is in vain, not for long.
@@ -313,6 +330,10 @@ impl Case {
 const FOLLOWS: &str = "its pages follow";
 const BACKINGS: [&str; 8] = ["anonymous", "anonymous", "anonymous", "anonymous", "memfd", "memfd", "memfd", "hugetlb"];
 pub(crate) const MEMORY_MIB: u64 = 32;
+const FILL_MIB: u64 = 14;
+/// Bytes left in a full memory for each KiB drawn: up to 32 KiB, since a migration under way needs little more
+/// than it has.
+const LEFT_BYTES_EACH: u64 = 1;
 /// As in the flags.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Well within it, for a machine under load.

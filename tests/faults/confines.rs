@@ -28,8 +28,7 @@ impl Confines {
     pub(crate) fn new(case: &Case, side: Side) -> Result<Self> {
         Ok(match case.fault {
             Fault::OutOfMemory(of) if of == side => Self::Memory(ControlGroup::make()?),
-            // None at all would be boundless.
-            Fault::DumpFull(of) if of == side => Self::Disk(tempfile::tempdir()?, case.room_kib.max(4)),
+            Fault::DumpFull(of) if of == side => Self::Disk(tempfile::tempdir()?, case.disk_kib()),
             Fault::JsonFull(of) if of == side => Self::NoReport,
             Fault::ClockJump(of) if of == side => {
                 let directory = tempfile::tempdir()?;
@@ -70,7 +69,7 @@ impl Confines {
     /// Makes the memory run out, with little left, or the clock jump.
     pub(crate) fn fail(&self, case: &Case) -> Result<()> {
         match self {
-            Self::Memory(group) => group.limit(case.room_kib << 7),
+            Self::Memory(group) => group.limit(case.memory_bytes()),
             Self::Clock(directory) => {
                 // Replaced, not written: it is read all the time.
                 let next = directory.path().join("next");
@@ -119,8 +118,12 @@ impl ControlGroup {
     /// Leaves so many bytes beyond what is in use.
     fn limit(&self, room_bytes: u64) -> Result<()> {
         let used = if self.is_first() { "memory.usage_in_bytes" } else { "memory.current" };
-        let used: u64 = std::fs::read_to_string(self.0.join(used))?.trim().parse()?;
-        Ok(std::fs::write(self.0.join(self.file()), (used + room_bytes).to_string())?)
+        let set = || {
+            let used: u64 = std::fs::read_to_string(self.0.join(used))?.trim().parse()?;
+            anyhow::Ok(std::fs::write(self.0.join(self.file()), (used + room_bytes).to_string())?)
+        };
+        // Refused where more than that has come into use meanwhile.
+        (1..ATTEMPTS).find_map(|_| set().ok()).map_or_else(set, Ok)
     }
 
     /// Whether somebody in it was killed for lack of memory.
@@ -147,5 +150,6 @@ impl Drop for ControlGroup {
 static COUNT: AtomicU32 = AtomicU32::new(0);
 const FIRST: &str = "/sys/fs/cgroup/memory";
 const SECOND: &str = "/sys/fs/cgroup";
+const ATTEMPTS: u32 = 50;
 const CLOCK: &str = "clock";
 const LIBRARY: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";

@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 
 use crate::case::{Case, Fault, Side};
-use crate::confines::Confines;
-use crate::judge::{Last, Outcome, Slow, expect, judge};
+use crate::confines::{Confines, ControlGroup};
+use crate::judge::{Last, Outcome, Slow, Strike, expect, judge};
 use crate::network::Link;
 use crate::processes::tally::Verdict;
 use crate::processes::{Hand, Listening, Process, RECEIVE, SEND, kvm, userfaultfd};
@@ -109,9 +109,14 @@ impl Blow {
             is(&received.has_ended) || waits || (!is(&received.comes_in) && since > not_coming)
         });
         let receiver = receiver.with_context(|| format!("sender: {}", sender.ended))?;
-        let is_struck = case.failures == 0 || (link.left() < case.failures && !link.has_a_bit_to_flip());
-        self.is_struck.store(is_struck, Ordering::SeqCst);
-        let judged = judge(case, &sender, &receiver, &link).and_then(|outcome| expect(case, outcome, is_struck));
+        let is_due = case.failures == 0 || (link.left() < case.failures && !link.has_a_bit_to_flip());
+        let strike = match is_due {
+            true if self.has_struck([&sender, &receiver]) => Strike::Hit,
+            true => Strike::Missed,
+            false => Strike::Late,
+        };
+        self.is_struck.store(strike == Strike::Hit, Ordering::SeqCst);
+        let judged = judge(case, &sender, &receiver, &link).and_then(|outcome| expect(case, outcome, strike));
         judged.with_context(|| format!("sender: {}\nreceiver: {}", sender.ended, receiver.ended))
     }
 
@@ -136,11 +141,29 @@ impl Blow {
         let was_there = process.is_running()?;
         let ended = if was_there { process.kill()? } else { process.wait(LIMIT)? };
         let was_killed = !was_there
-            && match &self.confines[usize::from(side == Side::Receiver)] {
-                Confines::Memory(group) => group.has_killed(),
-                _ => self.case.fault == Fault::Killed(side),
+            && match self.group(side) {
+                Some(group) => group.has_killed(),
+                None => self.case.fault == Fault::Killed(side),
             };
         Ok(Last { ended, was_there, was_killed })
+    }
+
+    /// Whether a fault that was there came into effect: a disk or a memory may have room for all that is wanted of it.
+    fn has_struck(&self, [sender, receiver]: [&Last; 2]) -> bool {
+        let last = |side| if side == Side::Sender { sender } else { receiver };
+        match self.case.fault {
+            Fault::DumpFull(side) => last(side).said("No space left"),
+            Fault::JsonFull(side) => last(side).said("the report could not be written"),
+            Fault::OutOfMemory(side) => self.group(side).is_some_and(ControlGroup::has_killed) || last(side).said("Cannot allocate memory"),
+            _ => true,
+        }
+    }
+
+    fn group(&self, side: Side) -> Option<&ControlGroup> {
+        match &self.confines[usize::from(side == Side::Receiver)] {
+            Confines::Memory(group) => Some(group),
+            _ => None,
+        }
     }
 
     /// The moment has come.

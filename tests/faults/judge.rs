@@ -26,11 +26,13 @@ pub(crate) enum Outcome {
     /// The process that had it was killed.
     DiedWithItsHost,
     /// The migration was over before its moment came.
+    OverBefore,
+    /// The fault was there, and nothing came of it.
     NotStruck,
 }
 
-pub(crate) const OUTCOMES: [Outcome; 6] =
-    [Outcome::Arrived, Outcome::Stayed, Outcome::InDoubt, Outcome::Waits, Outcome::DiedWithItsHost, Outcome::NotStruck];
+pub(crate) const OUTCOMES: [Outcome; 7] =
+    [Outcome::Arrived, Outcome::Stayed, Outcome::InDoubt, Outcome::Waits, Outcome::DiedWithItsHost, Outcome::OverBefore, Outcome::NotStruck];
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -40,9 +42,21 @@ impl fmt::Display for Outcome {
             Self::InDoubt => "in doubt",
             Self::Waits => "waits",
             Self::DiedWithItsHost => "died with its host",
-            Self::NotStruck => "over before",
+            Self::OverBefore => "over before",
+            Self::NotStruck => "not struck",
         })
     }
+}
+
+/// What came of a fault itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Strike {
+    /// It did what it does.
+    Hit,
+    /// It was there, and a limit that it sets was never reached.
+    Missed,
+    /// Its moment did not come.
+    Late,
 }
 
 /// One side, at the end of a case.
@@ -64,7 +78,7 @@ impl Last {
         }
     }
 
-    fn said(&self, text: &str) -> bool {
+    pub(crate) fn said(&self, text: &str) -> bool {
         self.ended.stderr.contains(text)
     }
 }
@@ -178,14 +192,15 @@ fn destination(case: &Case, last: &Last) -> Result<Destination> {
 ///
 /// # Errors
 /// [`Slow`] when it did not.
-pub(crate) fn expect(case: &Case, outcome: Outcome, is_struck: bool) -> Result<Outcome> {
+pub(crate) fn expect(case: &Case, outcome: Outcome, strike: Strike) -> Result<Outcome> {
     let slow = |why: &str| Err(Slow(format!("{outcome} although {why}")).into());
-    match (is_struck, outcome) {
-        (false, Outcome::Arrived) => Ok(Outcome::NotStruck),
-        (false, _) => slow("nothing happened"),
-        (true, Outcome::Arrived) => Ok(outcome),
-        (true, _) if case.must_arrive() => slow("it could have arrived"),
-        (true, _) => Ok(outcome),
+    match (strike, outcome) {
+        (Strike::Late, Outcome::Arrived) => Ok(Outcome::OverBefore),
+        (Strike::Missed, Outcome::Arrived) => Ok(Outcome::NotStruck),
+        (Strike::Late | Strike::Missed, _) => slow("nothing happened"),
+        (Strike::Hit, Outcome::Arrived) => Ok(outcome),
+        (Strike::Hit, _) if case.must_arrive() => slow("it could have arrived"),
+        (Strike::Hit, _) => Ok(outcome),
     }
 }
 

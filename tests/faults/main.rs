@@ -18,7 +18,8 @@
 //! the two fit: it runs at the destination, whole, or at the source, checked there by the process that has it; or the
 //! sender says that this is in doubt; or it is kept for a source that has not come back; or the process that had it was
 //! killed. Faults that last no longer than what a peer is waited for, and whatever can be recovered from in post-copy, must
-//! not keep the guest from arriving. Everything is bounded: whatever takes a minute hangs, and that is a failure.
+//! not keep the guest from arriving. A fault that was there and came to nothing (memory that sufficed) is told from one that
+//! struck, and proves nothing. Everything is bounded: whatever takes a minute hangs, and that is a failure.
 //!
 //! A run is repeated from its seed; what depends on the scheduler is not, of course. `TABLE.md` is what came of the last
 //! great run. Seeds that once failed (`seeds.rs`) come first each time.
