@@ -7,10 +7,10 @@
 //! Every guest is accounted for in each case: it has arrived, where it ran and was checked, or it is proven to run at the
 //! source; as many have arrived by the receiver's count as have gone by the sender's.
 //! - 100 guests of 32 MiB at once over loopback, and, with root and iproute2, between two network namespaces. The longest
-//!   gap that any of them felt is printed.
+//!   gap that any of them felt is printed; whether it is short is for `benches/many` to say, on a machine with nothing else to do.
 //! - Guests that fail among guests that do not: one too large for the receiver, one of a kind that it does not take, one
 //!   whose connection breaks. The exit code is that of the worst.
-//! - Post-copy and TLS, for all of them. Order and bandwidth. An interrupt: who has not gone stays.
+//! - Post-copy and TLS, for all of them. Order. A bandwidth, and that it is shared evenly. An interrupt: who has not gone stays.
 #[path = "../processes/mod.rs"]
 #[expect(dead_code, reason = "the tests of the programs use the rest")]
 mod processes;
@@ -255,15 +255,21 @@ fn in_order() -> Result<Verdict> {
     Ok(Verdict::Passed(order.join(", ")))
 }
 
+/// Together they keep to it, and it is shared evenly: equal guests send at much the same rate.
 fn bandwidth() -> Result<Verdict> {
     let receiver = Listening::start("127.0.0.1:0", "")?;
     let address = receiver.address.clone();
-    let both = send(&Way::Loopback, receiver, &address, &guests(16), "--bandwidth 600Mbit/s", nothing)?.expect(0)?;
+    let both = send(&Way::Loopback, receiver, &address, &guests(16), "--bandwidth 200Mbit/s", nothing)?.expect(0)?;
     let mbits = both.batch.wire_bytes_per_second as f64 * 8e-6;
-    ensure!(mbits < 600.0 * 1.02, "{mbits:.0} Mbit/s");
-    let times: Vec<f64> = both.guests.iter().map(|report| report.total.as_secs_f64()).collect();
-    let (least, most) = times.iter().fold((f64::MAX, 0.0f64), |(least, most), &time| (least.min(time), most.max(time)));
-    Ok(Verdict::Passed(format!("{mbits:.0} of 600 Mbit/s, each took {least:.2} to {most:.2} s; {}", both.seen())))
+    ensure!(mbits < 200.0 * 1.02, "{mbits:.0} Mbit/s");
+    // In the first round: what comes after it depends on what the guest wrote meanwhile.
+    let first = both.guests.iter().filter_map(|report| report.rounds.first());
+    let mut rates: Vec<f64> = first.map(|round| round.wire_bytes.0 as f64 * 8e-6 / round.duration.as_secs_f64()).collect();
+    rates.sort_by(f64::total_cmp);
+    let (slowest, median, fastest) = (rates[0], rates[rates.len() / 2], rates[rates.len() - 1]);
+    // The fastest prove nothing: the last ones have the link for themselves.
+    ensure!(slowest * UNEVEN > median, "one guest had {slowest:.1} Mbit/s where half of them had {median:.1} or more: {}", both.sent);
+    Ok(Verdict::Passed(format!("{mbits:.0} of 200 Mbit/s, each guest had {slowest:.0} to {fastest:.0}, half of them {median:.0}; {}", both.seen())))
 }
 
 /// The guests that have not gone stay, those that have are there.
@@ -281,5 +287,8 @@ fn interrupted() -> Result<Verdict> {
     Ok(Verdict::Passed(format!("{} had gone, {} stayed", both.batch.completed, both.batch.aborted)))
 }
 
+/// How many times less than the others a guest would have to get for that to be unfair. It is paced to more than a second a guest,
+/// so that one whose thread is kept from a processor for seconds does not seem to.
+const UNEVEN: f64 = 4.0;
 /// For one program.
 const LIMIT: Duration = Duration::from_secs(120);
