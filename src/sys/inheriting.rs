@@ -135,8 +135,8 @@ impl Drop for Inheriting {
     }
 }
 
+// SAFETY: as `pthread.h` declares it (POSIX, `pthread_mutexattr_setprotocol(3p)`); the crate libc does not have it for Linux.
 unsafe extern "C" {
-    // The crate libc does not have it for Linux.
     fn pthread_mutexattr_setprotocol(attributes: *mut libc::pthread_mutexattr_t, protocol: libc::c_int) -> libc::c_int;
 }
 const PTHREAD_PRIO_INHERIT: libc::c_int = 1;
