@@ -89,7 +89,9 @@ fn send(address: &str) -> Result<()> {
             // The guest runs on: nothing has happened to it but a short stall at most.
             GuestOwner::Source => println!("not moved, the guest runs on here: {}", failure.error.in_full()),
             // The guest stays paused until the destination can be asked, or is known to be dead.
-            _ => println!("in doubt: {:?}", failure.in_doubt.map(|doubt| doubt.ask(Duration::from_secs(10)))),
+            GuestOwner::InDoubt => println!("in doubt: {:?}", failure.in_doubt.map(|doubt| doubt.ask(Duration::from_secs(10)))),
+            // Post-copy, which this VMM does not ask for: it would keep `failure.stranded`, and recover it.
+            GuestOwner::Destination => println!("the guest runs there and lacks what is here: {}", failure.error.in_full()),
         },
     }
     Ok(())

@@ -10,7 +10,7 @@ use crate::stats::Outcome;
 pub enum Exit {
     /// Done.
     Completed = 0,
-    /// Failed or aborted: the guest runs at the source.
+    /// Failed or aborted: the guest runs at the source; in post-copy, given up, at the destination without all of its memory.
     Failed = 1,
     /// The flags make no sense, or ask for what is not built in.
     Usage = 2,

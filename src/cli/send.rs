@@ -150,8 +150,8 @@ fn failed(failure: Failure, guest: &mut dyn TestGuest, memory: &GuestMemory, sin
     let report = migration_failed(failure, guest);
     match report.guest_owner {
         GuestOwner::InDoubt => eprintln!(
-            "IN DOUBT: the guest may be running at the destination. It stays paused here. Make sure that the destination is \
-             dead before you resume it."
+            "IN DOUBT: the guest may be running at the destination. It does not run here. Make sure that the destination is dead \
+             before you start it again."
         ),
         GuestOwner::Destination => eprintln!("the guest is the destination's, without all of its memory"),
         GuestOwner::Source => {

@@ -18,7 +18,8 @@ pub struct Limits {
     pub max_volume: VolumeLimit,
     /// `p_th`: at or under this many dirty pages the guest is stopped.
     pub dirty_threshold: PageCount,
-    /// The guest is stopped as soon as it is expected to stand still no longer than this. Zero never stops it.
+    /// The longest that the guest may be expected to stand still when it is stopped; rounds that shorten it go on while they
+    /// are cheap. Zero never stops it.
     pub downtime_limit: Duration,
     /// Wall clock for all of pre-copy.
     pub timeout: Option<Duration>,

@@ -144,7 +144,7 @@ impl Timeouts {
     #[must_use]
     pub fn with_patience(patience: Duration) -> Self {
         Self {
-            heartbeat: patience / 10,
+            heartbeat: (patience / 10).min(BEAT),
             silence: patience,
             handshake: patience,
             resolve: patience,
@@ -159,6 +159,9 @@ impl Default for Timeouts {
         Self::with_patience(Duration::from_secs(10))
     }
 }
+
+/// The longest between two signs of life, whatever one's own patience: the peer's may be as short as a second.
+const BEAT: Duration = Duration::from_millis(250);
 
 /// The name of `message` in errors.
 fn name_of(message: &Message) -> &'static str {

@@ -81,7 +81,7 @@ impl Pump {
         let mut session = Session {
             machine: Source::new(Instant::now(), offer, *timeouts),
             route: route.clone(),
-            connect_timeout: timeouts.heartbeat.max(Duration::from_secs(1)),
+            connect_timeout: (timeouts.silence / 10).max(Duration::from_secs(1)),
             connection: Some(Connection::new(MessageReader::new(stream))),
             commands: Some(to_do),
             bell: bell.clone(),

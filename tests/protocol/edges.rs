@@ -118,6 +118,13 @@ fn a_handshake_that_does_not_come_to_an_end_is_given_up_though_the_peer_lives() 
 }
 
 #[test]
+fn a_patient_end_speaks_often_enough_for_an_impatient_one() {
+    let (patient, impatient) = (Timeouts::with_patience(600 * SECOND), Timeouts::with_patience(SECOND));
+    assert!(patient.heartbeat * 3 <= impatient.silence, "{patient:?}");
+    assert!(impatient.heartbeat * 10 <= impatient.silence, "{impatient:?}");
+}
+
+#[test]
 fn timeouts_beyond_the_clock_never_strike() {
     let now = Instant::now();
     let never = Duration::MAX;

@@ -22,7 +22,7 @@ pub struct LimitArgs {
     /// Stop the guest at or under this many dirty pages
     #[arg(long, value_name = "PAGES", default_value = "50", value_parser = number_in(0..=u64::MAX))]
     dirty_threshold: u64,
-    /// Stop the guest as soon as it is expected to stand still no longer than this
+    /// The longest that the guest may stand still; rounds that shorten it go on while they are cheap
     #[arg(long, value_name = "TIME", default_value = "300ms", value_parser = parse_time)]
     downtime_limit: Duration,
     /// Wall clock for pre-copy [default: none]

@@ -53,7 +53,7 @@ impl UsageError {
 pub enum Output {
     /// `-`.
     Stdout,
-    /// Appended to this file, one line each.
+    /// This file, in the place of what it held, one line each.
     File(PathBuf),
 }
 

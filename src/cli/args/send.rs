@@ -229,5 +229,6 @@ enum DeltaFlag {
 }
 
 const USAGE: &str = "pageferry-send --to <ADDR> <--guest <SPEC>|--batch <FILE>> [OPTIONS]";
-const EXIT_CODES: &str = "Exit codes: 0 completed; 1 failed or aborted, the guest ran on here; 2 usage; 3 refused by the receiver; 4 in doubt. \
+const EXIT_CODES: &str = "Exit codes: 0 completed; 1 failed or aborted, the guest ran on here, or (in post-copy) at \
+    the destination without all of its memory; 2 usage; 3 refused by the receiver; 4 in doubt. \
     Of a batch: 0 if all completed, otherwise the highest of its guests.";

@@ -174,7 +174,7 @@ fn in_words(report: &Report) -> String {
     }
     let fate = match (report.guest_owner, report.guest_check.as_deref()) {
         (GuestOwner::InDoubt, _) => {
-            "it may be running at the destination and stays paused here; make sure that the destination is dead before you resume it".to_owned()
+            "it may be running at the destination and does not run here; make sure that the destination is dead before you start it again".to_owned()
         }
         (GuestOwner::Destination, _) => "it is the destination's, without all of its memory".to_owned(),
         (GuestOwner::Source, Some(check)) => format!("it runs on here: {check}"),
