@@ -3,7 +3,7 @@
 //! The host of a virtual machine takes back what has been free for some seconds, and to find it again costs more than to
 //! fill it: milliseconds for each 2 MiB. Which run would meet such memory is a matter of whose turn it is. So a run on a
 //! link that is faster than memory begins with as much in the machine as the destination will need, touched before the
-//! source's guest is built and given back in the moment before the migration; what has been freed last is handed out first.
+//! source's guest is built and given back shortly before the migration; what has been freed last is handed out first.
 
 use anyhow::{Context, Result};
 use memmap2::{Advice, MmapMut};

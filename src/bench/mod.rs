@@ -14,7 +14,7 @@
 //!   long that was is told beside the gaps. One cause is that its host takes back memory that has been free for a moment, as
 //!   that of the last run has been: 25 to 40 ms at a time, in the middle of the next. On a shaped link each run comes after
 //!   a rest. On others memory that was taken back, and has to be found again, would be most of what is measured, and
-//!   which engine meets it a matter of turns: as much as the destination needs is held until the moment before.
+//!   which engine meets it a matter of turns: as much as the destination needs is held until shortly before.
 //! - Processor time: all threads of both processes but the vCPU's, from before the migration until its end.
 //! - QEMU is configured for speed: no limit of bandwidth, and each mode that makes sense (see [`Mode`]).
 //! - Post-copy is compared with post-copy: both from the start, QEMU's with preemption. How well the guest lives with

@@ -56,7 +56,7 @@ impl Ours {
     }
 }
 
-/// Moves the guest once, with `flags` for the sender beside those of the mode. The ballast is given back right before.
+/// Moves the guest once, with `flags` for the sender beside those of the mode. The ballast is given back a quarter of the warm-up before.
 ///
 /// # Errors
 /// When something else than the cap ended it.
@@ -73,7 +73,7 @@ pub(super) fn run(job: &Job<'_>, mode: Ours, flags: &[String], ballast: Option<B
 fn migrate(job: &Job<'_>, mode: Ours, ballast: Option<Ballast>, sender: &mut Process, receiver: &mut Process) -> Result<Ended> {
     let (window, own) = (find(job, sender)?, find(job, sender)?);
     let begins = Instant::now() + job.warm_up;
-    thread::sleep(job.warm_up / 8);
+    thread::sleep(job.warm_up / 4);
     let before = pace(&window, job.warm_up / 2)?;
     ballast.map(Ballast::give_back);
     window.forget_gap()?;

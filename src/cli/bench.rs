@@ -102,17 +102,7 @@ mod measuring {
             _ => None,
         };
         let leftovers = Leftovers::default();
-        let theirs = leftovers.clone();
-        let interrupted = Arc::new(AtomicBool::new(false));
-        let tell = Arc::clone(&interrupted);
-        signals::on_interrupt(move || {
-            // Before anything is removed that is missed below.
-            tell.store(true, Ordering::SeqCst);
-            theirs.remove();
-            eprintln!("interrupted");
-            std::process::exit(130);
-        })
-        .context("cannot watch for signals")?;
+        let interrupted = end_at_interrupt(&leftovers)?;
         let plan = Plan {
             scenarios,
             pairs: if args.quick { 1 } else { args.pairs },
@@ -151,6 +141,21 @@ mod measuring {
         }
         let failed = results.scenarios.iter().flat_map(|scenario| &scenario.engines).any(|engine| engine.outcome.starts_with(FAILED));
         Ok(if failed { Exit::Failed } else { Exit::Completed })
+    }
+
+    /// Has an interrupt remove everything and end the process; what is true once that has begun.
+    fn end_at_interrupt(leftovers: &Leftovers) -> anyhow::Result<Arc<AtomicBool>> {
+        let (theirs, interrupted) = (leftovers.clone(), Arc::new(AtomicBool::new(false)));
+        let tell = Arc::clone(&interrupted);
+        signals::on_interrupt(move || {
+            // Before anything is removed that is missed by the run.
+            tell.store(true, Ordering::SeqCst);
+            theirs.remove();
+            eprintln!("interrupted");
+            std::process::exit(130);
+        })
+        .context("cannot watch for signals")?;
+        Ok(interrupted)
     }
 
     /// Where the results go.
@@ -196,12 +201,15 @@ mod measuring {
 
     /// Puts the results in the place of those before; where there is no place, as in a pipe, behind them.
     fn save(mut file: &File, results: &BenchResults) -> anyhow::Result<()> {
-        let json = serde_json::to_string_pretty(results)?;
+        let json = serde_json::to_string_pretty(results)? + "\n";
         if is_regular(file) {
             file.rewind()?;
-            file.set_len(0)?;
         }
-        writeln!(file, "{json}")?;
+        file.write_all(json.as_bytes())?;
+        // What there was before was shorter, unless it was another's: nothing is lost where the disk is full.
+        if is_regular(file) {
+            file.set_len(json.len() as u64)?;
+        }
         Ok(())
     }
 

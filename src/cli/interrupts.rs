@@ -48,14 +48,14 @@ impl Interrupts {
     pub(super) fn note(&self, index: usize, event: &Event) {
         // One that is interrupted in post-copy before it is known to run may run all the same.
         if let Event::Phase(Phase::PostCopy) | Event::Interrupted { .. } = event
-            && self.needs_us(index) == Stay::LetGo
+            && self.keep_or_let_go(index) == Stay::LetGo
         {
             self.guests[index].steering.let_go();
         }
     }
 
-    /// One of them needs what is here, for longer than it should.
-    pub(super) fn needs_us(&self, index: usize) -> Stay {
+    /// One of them needs what is here from now on; what to do about it.
+    pub(super) fn keep_or_let_go(&self, index: usize) -> Stay {
         // Sequentially consistent, as in `interrupt`: it or this sees what the other has stored before.
         self.guests[index].needs_us.store(true, Ordering::SeqCst);
         if self.has_insisted.load(Ordering::SeqCst) { Stay::LetGo } else { Stay::Keep }

@@ -66,7 +66,7 @@ fn send_one(settings: &SendSettings, spec: &GuestSpec) -> anyhow::Result<Exit> {
     };
     let result = migration.observe(&mut show).run(outgoing);
     let stranded = |failure: &mut Failure| {
-        let stay = interrupts.needs_us(0);
+        let stay = interrupts.keep_or_let_go(0);
         if stay == Stay::Keep {
             eprintln!("{}", failure.error.in_full());
             eprintln!(

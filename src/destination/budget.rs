@@ -30,6 +30,8 @@ pub(super) struct Budget {
     promises: Counted<Mutex<Promises>>,
     /// Held by whoever asks the kernel: others wait for what it says.
     looking: Counted<Mutex<()>>,
+    /// Held by whoever maps huge pages: the kernel counts them off the pool before the promise of them is.
+    mapping: Counted<Mutex<()>>,
 }
 
 /// Memory set aside for one guest; given back on drop.
@@ -52,8 +54,10 @@ struct Promise {
     /// Of `need.small`, as of when it was asked last.
     resident: u64,
     asked: Option<Instant>,
-    /// Once there is any.
+    /// Once there is any, and while none of it is being given back.
     memory: Weak<GuestMemory>,
+    /// How many times that has begun: what was asked before it counts no more.
+    given_back: u64,
 }
 
 /// What a guest needs, in bytes.
@@ -104,7 +108,12 @@ impl Promise {
 impl Budget {
     /// At most `limit` for all guests together; `None` leaves it to the host.
     pub(super) fn new(limit: Option<ByteCount>) -> Self {
-        Self { limit, promises: Counted::default(), looking: Counted::default() }
+        Self { limit, promises: Counted::default(), looking: Counted::default(), mapping: Counted::default() }
+    }
+
+    /// To be held from before [`Budget::reserve`] until the memory is mapped: one guest of huge pages at a time.
+    pub(super) fn mapping(&self, backing: Backing) -> Option<impl Drop + '_> {
+        (backing == Backing::HugeTlb).then(|| self.mapping.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Sets aside what a guest of `layout` needs, whose memory will be made of `backing`.
@@ -142,7 +151,7 @@ impl Budget {
         }
         let number = promises.numbered;
         promises.numbered += 1;
-        promises.kept.insert(number, Promise { need, resident: 0, asked: None, memory: Weak::new() });
+        promises.kept.insert(number, Promise { need, resident: 0, asked: None, memory: Weak::new(), given_back: 0 });
         Ok(Reservation { number, promises: Counted::clone(&self.promises) })
     }
 
@@ -153,12 +162,14 @@ impl Budget {
         let due: Vec<_> = {
             let promises = lock(&self.promises);
             let due = promises.kept.iter().filter(|(_, promise)| is_due(promise));
-            due.filter_map(|(number, promise)| Some((*number, promise.memory.upgrade()?))).collect()
+            due.map(|(number, promise)| (*number, promise.given_back, Weak::clone(&promise.memory))).collect()
         };
-        for (number, memory) in due {
+        for (number, given_back, memory) in due {
+            let Some(memory) = memory.upgrade() else { continue };
             // Where it cannot be known, nothing has been.
             let resident = memory.resident().map_or(0, |resident| resident.0);
-            if let Some(promise) = lock(&self.promises).kept.get_mut(&number) {
+            drop(memory);
+            if let Some(promise) = lock(&self.promises).kept.get_mut(&number).filter(|promise| promise.given_back == given_back) {
                 (promise.resident, promise.asked) = (resident, Some(now));
             }
         }
@@ -177,9 +188,18 @@ impl Reservation {
         });
     }
 
-    /// Pages of the guest have been given back to the host, and are to come again.
-    pub(super) fn has_shrunk(&self) {
-        self.change(|promise| (promise.resident, promise.asked) = (0, None));
+    /// Pages of the guest are about to be given back to the host, and are to come again. All of it counts as promised until
+    /// that is [done](Reservation::has_shrunk), whoever asks meanwhile.
+    pub(super) fn shrinks(&self) {
+        self.change(|promise| {
+            promise.given_back += 1;
+            (promise.resident, promise.memory) = (0, Weak::new());
+        });
+    }
+
+    /// They have been given back.
+    pub(super) fn has_shrunk(&self, memory: &Arc<GuestMemory>) {
+        self.change(|promise| (promise.asked, promise.memory) = (None, Arc::downgrade(memory)));
     }
 
     fn change(&self, change: impl FnOnce(&mut Promise)) {
@@ -245,10 +265,11 @@ mod tests {
     fn what_has_arrived_does_not_count_twice() {
         let budget = Budget::new(None);
         let layout = MemoryLayout::flat(PageCount(512)).unwrap();
-        let need = Need::of(&layout, Backing::Anonymous);
+        // Not private memory, of which a host may make a huge page by itself.
+        let need = Need::of(&layout, Backing::Memfd);
         let host = |bytes: u64| Left { host: Some(ByteCount(bytes)), ..Left::default() };
         let first = budget.reserve_from(need, || host(2 * need.all)).unwrap();
-        let memory = Arc::new(GuestMemory::allocate(layout, Backing::Anonymous).unwrap());
+        let memory = Arc::new(GuestMemory::allocate(layout, Backing::Memfd).unwrap());
         first.is_for(&memory);
         for chunk in (0..4).map(ChunkIndex) {
             (0..64).for_each(|bit| memory.chunk(chunk).copy_in(bit, &[7; PAGE_SIZE]));
@@ -262,8 +283,13 @@ mod tests {
         refused(&budget, SMALL(1), left);
         drop(second);
         // In post-copy it goes again before it comes.
-        first.has_shrunk();
+        first.shrinks();
         refused(&budget, need, left);
+        budget.look(now + LOOK_EVERY);
+        refused(&budget, need, left);
+        first.has_shrunk(&memory);
+        budget.look(now + LOOK_EVERY);
+        budget.reserve_from(need, || left).unwrap();
     }
 
     #[test]

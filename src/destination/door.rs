@@ -22,8 +22,8 @@ pub struct ReceiverLimits {
     /// Sessions side by side.
     pub sessions: usize,
     /// Of one peer: of a host, or of a user of this one where that is what connects. Less than all, so that whoever has
-    /// what it takes to open sessions cannot keep the others out. What memory there is is not divided: one guest may need
-    /// all of it.
+    /// what it takes to open sessions cannot keep the others out; it is not derived from the total, so lower both. What
+    /// memory there is is not divided: one guest may need all of it.
     pub sessions_per_peer: usize,
     /// Sessions that are over and whose sources may come back to ask how they ended (see
     /// [`Timeouts::tombstone`](crate::protocol::Timeouts::tombstone)), those under way included. At the default rates no
@@ -31,7 +31,7 @@ pub struct ReceiverLimits {
     pub remembered: usize,
     /// Connections, whatever they are.
     pub connections: usize,
-    /// Of one peer.
+    /// Of one peer. To be less than all, as above.
     pub connections_per_peer: usize,
     /// Connections that have not said yet what they want.
     pub half_open: usize,

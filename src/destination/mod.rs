@@ -15,8 +15,8 @@
 //! In post-copy a lane's thread puts what it reads into a buffer first, and from there under the running guest; see
 //! `follow`, `following` and `faults`.
 //!
-//! Strangers stand at the `door` until they have said what they want, and may. After that a peer can have a part of the
-//! connections and sessions that there may be, never all.
+//! Strangers stand at the `door` until they have said what they want, and may. After that a peer can have as many
+//! connections and sessions as [`ReceiverLimits`] gives one, which is a part of all there may be.
 //!
 //! Memory is reserved before an offer is accepted; a guest runs only after Commit; what became of a session that
 //! reached Ready is remembered until its source has confirmed, or for the time of [`Timeouts::tombstone`].

@@ -281,8 +281,7 @@ impl Registry {
 
     /// What there is still to do.
     pub(super) fn under_way(&self) -> UnderWay {
-        let mut inner = self.lock();
-        inner.forget();
+        let inner = self.lock();
         let mut under_way = UnderWay { sessions: inner.live.len(), remembered: inner.tombstones.count(), ..UnderWay::default() };
         for shared in inner.live.values() {
             let lacking = shared.incomplete.get().and_then(Option::as_ref).map_or(PageCount(0), |incomplete| incomplete.outstanding());

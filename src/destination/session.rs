@@ -195,7 +195,9 @@ impl Session<'_> {
     /// Reserves what the guest needs and has it built.
     fn admit(&self, offer: &Offer) -> Result<Guest, Refusal> {
         let factory = &self.hub.factory;
-        let reservation = self.hub.budget.reserve(&offer.layout, factory.backing(offer))?;
+        let backing = factory.backing(offer);
+        let _alone = self.hub.budget.mapping(backing);
+        let reservation = self.hub.budget.reserve(&offer.layout, backing)?;
         let arrival = factory.admit(offer)?;
         if arrival.memory().layout() != &offer.layout {
             return Err(Refusal::new(RefuseReason::Layout, "the guest that was described has another memory layout here than the one announced"));
@@ -275,8 +277,10 @@ impl Session<'_> {
     /// Everything has arrived after which pages can be taken out that will be missing in any case.
     fn take_out(&mut self, guest: &Guest, stale: Stale) -> Result<(), Error> {
         self.supplied = None;
-        stale.take_out(&guest.arrival.memory(), &self.ledger)?;
-        guest.reservation.has_shrunk();
+        let memory = guest.arrival.memory();
+        guest.reservation.shrinks();
+        stale.take_out(&memory, &self.ledger)?;
+        guest.reservation.has_shrunk(&memory);
         self.empty = Some(stale.pages);
         self.shared.feed(|machine| machine.discarded(Instant::now()));
         Ok(())
@@ -311,8 +315,10 @@ impl Session<'_> {
             Some(missing) => {
                 self.ledger.check(&totals)?;
                 self.supplied = None;
-                let following = Following::begin(self.shared, guest.arrival.memory(), &missing, self.empty.as_ref())?;
-                guest.reservation.has_shrunk();
+                let memory = guest.arrival.memory();
+                guest.reservation.shrinks();
+                let following = Following::begin(self.shared, Arc::clone(&memory), &missing, self.empty.as_ref())?;
+                guest.reservation.has_shrunk(&memory);
                 guest.arrival.follows(following.memory());
                 self.following = Some(following);
             }

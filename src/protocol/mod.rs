@@ -154,6 +154,13 @@ impl Timeouts {
     }
 }
 
+impl Timeouts {
+    /// Between attempts that come to nothing: of the order in which a peer is missed, not of its signs of life.
+    pub(super) fn retry(&self) -> Duration {
+        (self.silence / 10).max(self.heartbeat)
+    }
+}
+
 impl Default for Timeouts {
     fn default() -> Self {
         Self::with_patience(Duration::from_secs(10))

@@ -43,9 +43,10 @@ impl Steering {
     }
 
     /// Gives up the memory that a guest in post-copy lacks at the destination: the migration, or the attempt to recover it,
-    /// ends at once with a [`Stranded`](super::Stranded) that says who has the guest. Before that it has no effect until
-    /// the guest is given away.
+    /// ends at once with a [`Stranded`](super::Stranded) that says who has the guest. Before the guest is given away this
+    /// calls the migration off, as [`Steering::cancel`] does.
     pub fn let_go(&self) {
+        self.cancel();
         // Full: asked before.
         let _ = self.shared.let_go.try_send(());
     }

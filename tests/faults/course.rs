@@ -154,7 +154,10 @@ impl Blow {
         match self.case.fault {
             Fault::DumpFull(side) => last(side).said("No space left"),
             Fault::JsonFull(side) => last(side).said("the report could not be written"),
-            Fault::OutOfMemory(side) => self.group(side).is_some_and(ControlGroup::has_killed) || last(side).said("Cannot allocate memory"),
+            Fault::OutOfMemory(side) => {
+                let was_refused = ["Cannot allocate memory", "control group leaves"].iter().any(|words| last(side).said(words));
+                was_refused || self.group(side).is_some_and(ControlGroup::has_killed)
+            }
             _ => true,
         }
     }

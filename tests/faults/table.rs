@@ -96,6 +96,6 @@ Made by `tests/run faults --seed FIRST --count N --results FILE`, in slices, and
 - died with its host: the process that had it was killed.
 - over before: the migration had ended when its fault was due; the guest had arrived.
 - not struck: the fault was there and came to nothing, since a disk or a memory had room for all that was wanted of it; the guest had arrived.
-  Everywhere else it is known to have struck: somebody was killed for memory or refused it, or said that there is no space left.
+  Everywhere else in these rows it is known to have struck: somebody was killed for memory or refused it, or said that there is no space left.
 
 ";

@@ -86,7 +86,7 @@ fn last_words(sent: &Ended, guest: &str) -> Result<(BatchReport, Report)> {
 fn a_guest_that_is_stranded_holds_up_no_other_and_has_its_line_in_the_end() -> Result<()> {
     let first = receiver("")?;
     let guests = file(&format!("concurrency 1\n{GUEST} name=a\n{GUEST} name=b\n{GUEST} name=c\n"))?;
-    let Some(mut sender) = post_copy(&first.address, &guests, "--bandwidth 80Mbit/s --recover-for 5s")? else { return Ok(()) };
+    let Some(mut sender) = post_copy(&first.address, &guests, "--bandwidth 20Mbit/s --recover-for 5s")? else { return Ok(()) };
     sender.stderr.next_with("b: the guest runs at the destination", MOMENT)?;
     let address = first.address.clone();
     first.process.kill()?;

@@ -143,14 +143,15 @@ fn only_the_answer_to_a_question_counts() {
 
 #[test]
 fn answers_that_say_nothing_leave_the_doubt_until_the_time_to_ask_is_over() {
-    let Timeouts { heartbeat, resolve, .. } = Timeouts::default();
+    let Timeouts { silence, resolve, .. } = Timeouts::default();
+    let retry = silence / 10;
     let mut pair = asking(Point::CommitSent);
     let asked = pair.now;
     let nothing = [Message::Answer(AnswerStatus::Unknown), Message::Refuse { reason: RefuseReason::Busy, detail: String::new() }, Message::Running];
     for message in nothing {
         pair.source.handle_message(pair.now, message);
-        assert_eq!(pair.source.poll_timeout(), Some(pair.now + heartbeat));
-        pair.now += heartbeat;
+        assert_eq!(pair.source.poll_timeout(), Some(pair.now + retry));
+        pair.now += retry;
         pair.source.handle_timeout(pair.now);
         assert_eq!(pair.source.poll_event(), Some(SourceEvent::Reconnect));
         pair.source.reconnected(pair.now);

@@ -23,6 +23,27 @@ pub(crate) struct Attempt {
     pub(crate) make: fn(&Place) -> io::Result<()>,
 }
 
+/// The files with the memory limits of the groups that this process is in; none where nothing limits it, or that cannot be seen.
+fn group_limits() -> Vec<PathBuf> {
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let files = own.lines().filter_map(|line| {
+        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+        let (root, name) = match controllers {
+            "" => ("", "memory.max"),
+            "memory" => ("memory/", "memory.limit_in_bytes"),
+            _ => return None,
+        };
+        Some(PathBuf::from(format!("/sys/fs/cgroup/{root}{}/{name}", path.trim_matches('/'))))
+    });
+    // `stat` is refused to nobody in a sandbox, so this finds the same files in it as outside.
+    files.filter(|file| file.exists()).collect()
+}
+
+fn huge_pages_left() -> io::Result<()> {
+    let file = Path::new("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
+    if file.exists() { fs::read_to_string(file).map(drop) } else { Ok(()) }
+}
+
 /// What comes of it in a sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Inside {
@@ -142,6 +163,9 @@ pub(crate) const POSSIBLE: &[Attempt] = &[
     works("make another file beside the image", |place| File::create(place.image.with_extension("new"))?.write_all_at(b"image", 0)),
     works("read the page map", |_| File::open("/proc/self/pagemap").map(drop)),
     works("read how much memory there is", |_| fs::read_to_string("/proc/meminfo").map(drop)),
+    works("read which control groups it is in", |_| fs::read_to_string("/proc/self/cgroup").map(drop)),
+    works("read what its control groups leave", |_| group_limits().iter().try_for_each(|file| fs::read_to_string(file).map(drop))),
+    works("read what the pool of huge pages has", |_| huge_pages_left()),
     works("make a pipe", |_| io::pipe().map(drop)),
     works("make memory", |_| Ok(memfd_create("memory", MFdFlags::MFD_CLOEXEC).map(drop)?)),
     works("make a pair of sockets", |_| UnixStream::pair().map(drop)),

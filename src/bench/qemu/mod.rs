@@ -28,7 +28,7 @@ use super::window::Window;
 use crate::guests::ControlWord;
 use machine::{Machine, VCPU};
 
-/// Moves the guest once. The ballast is given back right before.
+/// Moves the guest once. The ballast is given back a quarter of the warm-up before.
 ///
 /// # Errors
 /// When something else than the cap ended it.

@@ -111,7 +111,7 @@ impl Office<'_> {
     /// The guest needs what is here for as long as it takes; the others need not wait for that.
     fn stranded(&self, index: usize, name: &str, failure: &mut Failure, place: &mut Option<(Place, OnItsWay)>) -> Stay {
         let is_news = place.take().is_some();
-        let stay = self.interrupts.needs_us(index);
+        let stay = self.interrupts.keep_or_let_go(index);
         // Another vain attempt is none.
         if is_news && stay == Stay::Keep {
             failure.report.guest = Some(name.to_owned());

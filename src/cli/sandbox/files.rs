@@ -43,7 +43,7 @@ fn restrict(needs: &Needs<'_>, held: &mut Held) -> anyhow::Result<landlock::Rest
     let ruleset = Ruleset::default().handle_access(AccessFs::from_all(TESTED))?.handle_access(AccessNet::from_all(TESTED))?;
     let mut ruleset = ruleset.scope(Scope::from_all(TESTED))?.create()?;
     for (path, access) in openable(needs) {
-        // What is not there now cannot be opened later either.
+        // What is not there now, or not for us, cannot be opened later either.
         let Some(file) = existing(&path)? else { continue };
         ruleset = ruleset.add_rule(PathBeneath::new(&file, access))?;
         held.push(file);
@@ -53,7 +53,11 @@ fn restrict(needs: &Needs<'_>, held: &mut Held) -> anyhow::Result<landlock::Rest
 
 fn existing(path: &Path) -> Result<Option<PathFd>, PathFdError> {
     match PathFd::new(path) {
-        Err(PathFdError::OpenCall { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(PathFdError::OpenCall { source, .. })
+            if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::NotADirectory) =>
+        {
+            Ok(None)
+        }
         opened => opened.map(Some),
     }
 }

@@ -74,7 +74,7 @@ impl Source {
     pub(super) fn ask_later(&mut self, now: Instant) {
         if let State::Doubt { asking, .. } = &mut self.state {
             self.outbox.clear();
-            *asking = Asking::Waiting { until: after(now, self.timeouts.heartbeat) };
+            *asking = Asking::Waiting { until: after(now, self.timeouts.retry()) };
         }
     }
 

@@ -62,7 +62,7 @@ enum Attempt {
 impl Recovery {
     fn new(now: Instant, cause: ProtocolError, timeouts: &Timeouts) -> Self {
         let last = cause.clone();
-        Self { cause, last, until: after(now, timeouts.recover), attempt: Attempt::Connecting, pause: timeouts.heartbeat / 10 }
+        Self { cause, last, until: after(now, timeouts.recover), attempt: Attempt::Connecting, pause: timeouts.retry() / 10 }
     }
 
     pub(super) fn name(&self) -> &'static str {
@@ -301,7 +301,7 @@ impl Source {
         if let State::Recovering(recovery) = &mut self.state {
             self.outbox.clear();
             recovery.attempt = Attempt::Waiting { until: after(now, recovery.pause) };
-            recovery.pause = recovery.pause.saturating_mul(2).min(self.timeouts.heartbeat.saturating_mul(2));
+            recovery.pause = recovery.pause.saturating_mul(2).min(self.timeouts.retry().saturating_mul(2));
         }
     }
 
