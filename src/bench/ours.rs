@@ -75,7 +75,9 @@ fn migrate(job: &Job<'_>, mode: Ours, ballast: Option<Ballast>, sender: &mut Pro
     let begins = Instant::now() + job.warm_up;
     thread::sleep(job.warm_up / 4);
     let before = pace(&window, job.warm_up / 2)?;
-    ballast.map(Ballast::give_back);
+    if let Some(ballast) = ballast {
+        ballast.give_back();
+    }
     window.forget_gap()?;
     let watch = Watch::start(Subject { pids: [sender.pid(), receiver.pid()], vcpu: VCPU, windows: vec![window] })?;
     let first_second = if mode == Ours::PostCopy { switched(job, &own, sender, receiver, begins + job.cap)? } else { None };

@@ -55,7 +55,9 @@ fn migrate(job: &Job<'_>, mode: Mode, ballast: Option<Ballast>, source: &mut Mac
     await_write(&here, 0, FIRST_WRITE)?;
     thread::sleep(job.warm_up / 4);
     let before = pace(&here, job.warm_up / 2)?;
-    ballast.map(Ballast::give_back);
+    if let Some(ballast) = ballast {
+        ballast.give_back();
+    }
     thread::sleep(job.warm_up / 4);
 
     here.forget_gap()?;

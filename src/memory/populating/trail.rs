@@ -9,7 +9,7 @@ use crate::units::ChunkIndex;
 /// The chunks of one lane that came filled for the most part, the last few of them.
 #[derive(Clone, Debug)]
 pub(in crate::memory) struct Trail {
-    chunks: [Option<ChunkIndex>; LENGTH],
+    chunks: [Option<ChunkIndex>; LENGTH as usize],
     oldest: usize,
     /// As many chunks as the trail may stretch over.
     reach: u32,
@@ -18,13 +18,13 @@ pub(in crate::memory) struct Trail {
 impl Trail {
     /// Of a lane that brings one of so many chunks.
     pub(in crate::memory) fn of_one_in(lanes: u16) -> Self {
-        Self { chunks: [None; LENGTH], oldest: 0, reach: u32::from(lanes) * LENGTH as u32 * 3 / 2 }
+        Self { chunks: [None; LENGTH as usize], oldest: 0, reach: u32::from(lanes) * LENGTH * 3 / 2 }
     }
 
     /// `chunk` comes filled for the most part.
     pub(in crate::memory) fn follow(&mut self, chunk: ChunkIndex) {
         self.chunks[self.oldest] = Some(chunk);
-        self.oldest = (self.oldest + 1) % LENGTH;
+        self.oldest = (self.oldest + 1) % self.chunks.len();
     }
 
     /// Whether two chunks of three around `chunk` have come filled, or will on other lanes.
@@ -34,7 +34,7 @@ impl Trail {
 }
 
 /// Two extents' worth of chunks, if two lanes share them.
-const LENGTH: usize = 8;
+const LENGTH: u32 = 8;
 
 #[cfg(test)]
 mod tests {
@@ -43,7 +43,7 @@ mod tests {
     /// The lane that a chunk comes on: any that has its share of all places.
     fn lane_of(chunk: ChunkIndex, lanes: u16) -> usize {
         let mixed = u64::from(chunk.0.wrapping_mul(0x9E37_79B1));
-        usize::try_from(mixed * u64::from(lanes) >> 32).unwrap()
+        usize::try_from((mixed * u64::from(lanes)) >> 32).unwrap()
     }
 
     /// How many of `chunks` are amid dense memory for the lane that brings them, if they come in this order.
@@ -61,7 +61,7 @@ mod tests {
     #[test]
     fn filled_memory_is_dense_after_a_few_chunks_whatever_the_lanes() {
         for lanes in [1, 2, 3, 4, 8, 13, 64] {
-            let few = usize::from(lanes) * (LENGTH + 1);
+            let few = usize::from(lanes) * (LENGTH as usize + 1);
             assert!((4096 - few..4096).contains(&dense(0..4096, lanes)), "{lanes} lanes");
             assert!((4096 - few..4096).contains(&dense((0..4096).rev(), lanes)), "{lanes} lanes, backwards");
         }
