@@ -51,48 +51,88 @@ pub(super) fn decode(bytes: &[u8], page: &mut [u8; PAGE_SIZE]) -> Option<()> {
         return None;
     }
     let words = page.as_chunks_mut::<8>().0;
+    let (mut bases, mut steps) = ([0; MAX_ROW], [0; MAX_ROW]);
+    let mut residuals = [(0, [].as_slice()); MAX_ROW];
+    let (rows, longer) = (PAGE_WORDS / row, PAGE_WORDS % row);
     for column in 0..row {
         let (widths, after) = rest.split_first_chunk()?;
         let widths = Widths::from_bits(u16::from_le_bytes(*widths))?;
         rest = after;
-        let (base, step) = (take(&mut rest, widths.base)?, take(&mut rest, widths.step)?);
-        let words = &mut words[column..];
-        let (residuals, after) = rest.split_at_checked(words.len().div_ceil(row) * widths.residual)?;
+        (bases[column], steps[column]) = (take(&mut rest, widths.base)?, take(&mut rest, widths.step)?);
+        let (bytes, after) = rest.split_at_checked((rows + usize::from(column < longer)) * widths.residual)?;
+        residuals[column] = (widths.residual, bytes);
         rest = after;
-        let fill = match widths.residual {
-            0 => fill_exact,
-            1 => fill_column::<1>,
-            2 => fill_column::<2>,
-            3 => fill_column::<3>,
-            4 => fill_column::<4>,
-            5 => fill_column::<5>,
-            6 => fill_column::<6>,
-            7 => fill_column::<7>,
-            _ => fill_column::<8>,
+    }
+    count_up(words, row, &bases, &steps);
+    for (column, &(width, bytes)) in residuals[..row].iter().enumerate() {
+        let add = match width {
+            0 => continue,
+            1 => add_residuals::<1>,
+            2 => add_residuals::<2>,
+            3 => add_residuals::<3>,
+            4 => add_residuals::<4>,
+            5 => add_residuals::<5>,
+            6 => add_residuals::<6>,
+            7 => add_residuals::<7>,
+            _ => add_residuals::<8>,
         };
-        fill(words, row, (base, step), residuals);
+        add(&mut words[column..], row, bytes);
     }
     rest.is_empty().then_some(())
 }
 
-/// Fills every `row`th of `words`, from the first on, with a column that has residuals of `WIDTH` bytes: known to the
-/// compiler, each is a load or two.
-fn fill_column<const WIDTH: usize>(words: &mut [[u8; 8]], row: usize, (base, step): (u64, u64), residuals: &[u8]) {
-    let mut value = base;
-    for (word, bytes) in words.iter_mut().step_by(row).zip(residuals.as_chunks::<WIDTH>().0) {
-        let mut residual = [0; 8];
-        residual[..WIDTH].copy_from_slice(bytes);
-        *word = value.wrapping_add(u64::from_le_bytes(residual)).to_le_bytes();
-        value = value.wrapping_add(step);
+/// Sets `words` to columns without residuals.
+fn count_up(words: &mut [[u8; 8]], row: usize, bases: &[u64; MAX_ROW], steps: &[u64; MAX_ROW]) {
+    match row {
+        5 => count_up_rows::<5>(words, bases, steps),
+        6 => count_up_rows::<6>(words, bases, steps),
+        7 => count_up_rows::<7>(words, bases, steps),
+        8 => count_up_rows::<8>(words, bases, steps),
+        row => {
+            let mut values = *bases;
+            for words in words.chunks_mut(row) {
+                for (word, (value, step)) in words.iter_mut().zip(values.iter_mut().zip(steps)) {
+                    *word = value.to_le_bytes();
+                    *value = value.wrapping_add(*step);
+                }
+            }
+        }
     }
 }
 
-/// The same for a column that has none.
-fn fill_exact(words: &mut [[u8; 8]], row: usize, (base, step): (u64, u64), _: &[u8]) {
-    let mut value = base;
-    for word in words.iter_mut().step_by(row) {
-        *word = value.to_le_bytes();
-        value = value.wrapping_add(step);
+/// The same for rows that [`encode`] makes, [`SIDE_BY_SIDE`] columns at a time.
+fn count_up_rows<const ROW: usize>(words: &mut [[u8; 8]], bases: &[u64; MAX_ROW], steps: &[u64; MAX_ROW]) {
+    for start in (0..ROW).step_by(SIDE_BY_SIDE) {
+        let (words, bases, steps) = (&mut words[start..], &bases[start..], &steps[start..]);
+        if start + SIDE_BY_SIDE <= ROW {
+            count_up_columns::<ROW, SIDE_BY_SIDE>(words, bases, steps)
+        } else {
+            count_up_columns::<ROW, 1>(words, bases, steps)
+        }
+    }
+}
+
+/// The same for the first `COLUMNS` columns.
+fn count_up_columns<const ROW: usize, const COLUMNS: usize>(words: &mut [[u8; 8]], bases: &[u64], steps: &[u64]) {
+    let mut values: [u64; COLUMNS] = std::array::from_fn(|column| bases[column]);
+    let steps: [u64; COLUMNS] = std::array::from_fn(|column| steps[column]);
+    let mut rows = words.chunks_exact_mut(ROW);
+    for row in &mut rows {
+        for column in 0..COLUMNS {
+            row[column] = values[column].to_le_bytes();
+            values[column] = values[column].wrapping_add(steps[column]);
+        }
+    }
+    rows.into_remainder().iter_mut().zip(values).for_each(|(word, value)| *word = value.to_le_bytes());
+}
+
+/// Adds residuals of `WIDTH` bytes to every `row`th of `words`, from the first on: known to the compiler, each is a load or
+/// two.
+fn add_residuals<const WIDTH: usize>(words: &mut [[u8; 8]], row: usize, residuals: &[u8]) {
+    for (word, bytes) in words.iter_mut().step_by(row).zip(residuals.as_chunks::<WIDTH>().0) {
+        let mut residual = [0; 8];
+        residual[..WIDTH].copy_from_slice(bytes);
+        *word = u64::from_le_bytes(*word).wrapping_add(u64::from_le_bytes(residual)).to_le_bytes();
     }
 }
 
@@ -100,14 +140,20 @@ fn fill_exact(words: &mut [[u8; 8]], row: usize, (base, step): (u64, u64), _: &[
 /// of one, two and four words show at eight.
 fn row_of(page: &[u8; PAGE_SIZE]) -> Option<usize> {
     let words: &[[u8; 8]; LOOK_WORDS + 8] = page.as_chunks().0.first_chunk().expect("a page is longer");
-    let alike = |row: usize| (8..8 + LOOK_WORDS).filter(|&at| words[at][5..] == words[at - row][5..]).count();
-    let eight = alike(8);
-    if eight == LOOK_WORDS {
+    // Words that share their high bytes.
+    let alike = |row: usize| {
+        let pairs = words[8..].iter().zip(&words[8 - row..]);
+        pairs.map(|(word, before)| u64::from((u64::from_le_bytes(*word) ^ u64::from_le_bytes(*before)) >> 40 == 0)).sum::<u64>()
+    };
+    let (mut best, mut row) = (alike(8), 8);
+    if best == LOOK_WORDS as u64 {
         return Some(8);
     }
-    let others = [5, 6, 7].map(|row| (alike(row), row));
-    // The last of the best: eight, if that is as good as any.
-    let (best, row) = others.into_iter().chain([(eight, 8)]).max_by_key(|(alike, _)| *alike)?;
+    for (other, alike) in [(7, alike(7)), (6, alike(6)), (5, alike(5))] {
+        if alike > best {
+            (best, row) = (alike, other);
+        }
+    }
     (best >= ENOUGH_ALIKE).then_some(row)
 }
 
@@ -133,35 +179,13 @@ impl Widths {
 }
 
 fn encode_rows<const ROW: usize>(page: &[u8; PAGE_SIZE], limit: usize, out: &mut Vec<u8>) -> bool {
-    let word = |at: usize| u64::from_le_bytes(page.as_chunks().0[at]);
-    let first: [u64; ROW] = std::array::from_fn(word);
-    let steps: [u64; ROW] = std::array::from_fn(|column| word(ROW + column).wrapping_sub(first[column]));
-    // For all columns at once, so that it takes vectors: the bits in which words differ from the first, and from where
-    // counting up would get them.
-    let (mut differs, mut strays, mut counted) = ([0u64; ROW], [0u64; ROW], first);
-    let rows = page.as_chunks::<8>().0.chunks_exact(ROW);
-    let last_row = rows.remainder();
-    let mut look = |row: &[[u8; 8]]| {
-        for (column, bytes) in row.iter().enumerate() {
-            let value = u64::from_le_bytes(*bytes);
-            differs[column] |= value ^ first[column];
-            strays[column] |= value.wrapping_sub(counted[column]);
-            counted[column] = counted[column].wrapping_add(steps[column]);
+    let mut columns = [Column::default(); ROW];
+    for (first, columns) in (0..).step_by(SIDE_BY_SIDE).zip(columns.chunks_mut(SIDE_BY_SIDE)) {
+        match columns {
+            [one, other] => [*one, *other] = look_at::<ROW, SIDE_BY_SIDE>(page, first),
+            last => last.copy_from_slice(&look_at::<ROW, 1>(page, first)),
         }
-    };
-    rows.for_each(&mut look);
-    look(last_row);
-
-    let columns: [Column; ROW] = std::array::from_fn(|column| {
-        let (alike, counting) = (width(differs[column]), width(strays[column]));
-        if counting < alike {
-            Column { base: first[column], step: steps[column], residual: counting }
-        } else {
-            // The bytes in which they differ are all in the residuals.
-            let kept = if alike == 8 { 0 } else { u64::MAX << (alike * 8) };
-            Column { base: first[column] & kept, step: 0, residual: alike }
-        }
-    });
+    }
     let length = |(column, parts): (usize, &Column)| parts.bytes(words_in::<ROW>(column));
     let total = 1 + columns.iter().enumerate().map(length).sum::<usize>();
     if total > limit {
@@ -186,6 +210,36 @@ fn encode_rows<const ROW: usize>(page: &[u8; PAGE_SIZE], limit: usize, out: &mut
     true
 }
 
+/// What `COLUMNS` columns of `page` from column `start` on have in common.
+fn look_at<const ROW: usize, const COLUMNS: usize>(page: &[u8; PAGE_SIZE], start: usize) -> [Column; COLUMNS] {
+    let words = &page.as_chunks::<8>().0[start..];
+    let word = |at: usize| u64::from_le_bytes(words[at]);
+    let first: [u64; COLUMNS] = std::array::from_fn(word);
+    let steps: [u64; COLUMNS] = std::array::from_fn(|column| word(ROW + column).wrapping_sub(first[column]));
+    // The bits in which words differ from the first, and from where counting up would get them.
+    let (mut differs, mut strays, mut counted) = ([0u64; COLUMNS], [0u64; COLUMNS], first);
+    let mut look = |column: usize, bytes: [u8; 8]| {
+        let value = u64::from_le_bytes(bytes);
+        differs[column] |= value ^ first[column];
+        strays[column] |= value.wrapping_sub(counted[column]);
+        counted[column] = counted[column].wrapping_add(steps[column]);
+    };
+    let rows = words.chunks_exact(ROW);
+    let last_row = rows.remainder();
+    rows.for_each(|row| (0..COLUMNS).for_each(|column| look(column, row[column])));
+    last_row.iter().take(COLUMNS).enumerate().for_each(|(column, bytes)| look(column, *bytes));
+    std::array::from_fn(|column| {
+        let (alike, counting) = (width(differs[column]), width(strays[column]));
+        if counting < alike {
+            Column { base: first[column], step: steps[column], residual: counting }
+        } else {
+            // The bytes in which they differ are all in the residuals.
+            let kept = if alike == 8 { 0 } else { u64::MAX << (alike * 8) };
+            Column { base: first[column] & kept, step: 0, residual: alike }
+        }
+    })
+}
+
 /// Appends what is left of every `ROW`th of `words`, from the first on, in `WIDTH` bytes each: known to the compiler, each
 /// is a store or two.
 fn push_residuals<const ROW: usize, const WIDTH: usize>(words: &[[u8; 8]], column: &Column, out: &mut Vec<u8>) {
@@ -203,6 +257,7 @@ fn push_residuals<const ROW: usize, const WIDTH: usize>(words: &[[u8; 8]], colum
 }
 
 /// What the words of a column have in common.
+#[derive(Clone, Copy, Default)]
 struct Column {
     base: u64,
     step: u64,
@@ -253,10 +308,12 @@ fn take(bytes: &mut &[u8], width: usize) -> Option<u64> {
 const LEAST_ROW: usize = 5;
 /// Words of a row at most.
 const MAX_ROW: usize = 16;
+/// Columns that are worked on at a time: one of the vectors that every processor has holds a word of each.
+const SIDE_BY_SIDE: usize = 2;
 /// Words looked at to find the length of a row.
 const LOOK_WORDS: usize = 24;
 /// Of them so many must be like one before.
-const ENOUGH_ALIKE: usize = 14;
+const ENOUGH_ALIKE: u64 = 14;
 
 #[cfg(test)]
 mod tests {
