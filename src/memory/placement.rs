@@ -35,6 +35,8 @@ pub struct Placement<'m> {
     /// Where the frame that is coming goes first, if not straight to memory.
     staging: Option<Box<Staging>>,
     is_staged: bool,
+    /// Where a page is made before it is written.
+    made: Box<[u8; PAGE_SIZE]>,
 }
 
 impl<'m> Placement<'m> {
@@ -48,6 +50,7 @@ impl<'m> Placement<'m> {
             trail: Trail::of_one_in(1),
             staging: None,
             is_staged: false,
+            made: Box::new([0; PAGE_SIZE]),
         }
     }
 
@@ -137,9 +140,8 @@ impl PageSink for Placement<'_> {
         if let Some(staging) = self.staged_mut() {
             return staging.make_page(chunk, bit, make);
         }
-        let mut page = [0; PAGE_SIZE];
-        make(&mut page)?;
-        self.memory.chunk(chunk).copy_in(bit, &page);
+        make(&mut self.made)?;
+        self.memory.chunk(chunk).copy_in(bit, &self.made);
         Ok(())
     }
 
