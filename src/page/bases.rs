@@ -7,7 +7,7 @@
 //! that are in it stay and go as deltas each time, where a cache that lets the newest in would have thrown each one out just
 //! before it returns.
 //!
-//! Whether more copies are made at all is for the [encoder](super::Copies) to be told: where the link is not what
+//! Whether more copies are made at all is for the [encoder](super::Keep) to be told: where the link is not what
 //! all wait for they cost more than they save. Those that there are stay of use.
 
 use std::num::NonZeroU32;

@@ -9,7 +9,7 @@ use super::history::History;
 use super::key::{BlockHashes, check_of};
 use super::known::Known;
 use super::pack::{Packer, lz4_room, room};
-use super::{Codecs, Copies, Form, MAX_COLUMNS_BYTES, MAX_DELTA_BYTES, MAX_PACKED_BYTES, Method, Packing, PageKey, Pages, columns, delta};
+use super::{Codecs, Form, Keep, MAX_COLUMNS_BYTES, MAX_DELTA_BYTES, MAX_PACKED_BYTES, Method, Packing, PageKey, Pages, columns, delta};
 use crate::bitmap::bits;
 use crate::memory::{Chunk, PageSummary};
 use crate::units::{ByteCount, CHUNK_PAGES, CHUNK_SIZE, ChunkIndex, PAGE_SIZE};
@@ -67,7 +67,7 @@ pub struct Packed {
 /// `out` has grown to its size.
 pub struct Encoder {
     settings: EncoderSettings,
-    copies: Copies,
+    keep: Keep,
     history: History,
     packer: Packer,
     known: Known,
@@ -108,7 +108,7 @@ impl Encoder {
     pub fn new(settings: EncoderSettings, chunks: u32) -> Self {
         Self {
             settings,
-            copies: Copies::default(),
+            keep: Keep::default(),
             history: History::new(chunks),
             packer: Packer::new(),
             known: Known::new(chunks),
@@ -117,9 +117,9 @@ impl Encoder {
         }
     }
 
-    /// Whether to make copies from now on.
-    pub fn set_copies(&mut self, copies: Copies) {
-        self.copies = copies;
+    /// What to keep of pages from now on.
+    pub fn keep(&mut self, keep: Keep) {
+        self.keep = keep;
     }
 
     /// The same for post-copy, in which pages cross once: no deltas and nothing unchanged, and no memory for that. What
@@ -168,8 +168,12 @@ impl Encoder {
             self.bases.forget(chunk, bit);
             return Form::Zero;
         }
+        let last = self.known.page(chunk, bit);
+        if last == 0 && round == 0 && self.keep == Keep::HashesOfReturning {
+            return self.whole_page(work, bit, page, summary, method, packed);
+        }
         let blocks = self.settings.key.blocks(page);
-        let (hash, last) = (self.settings.key.page(&blocks), self.known.page(chunk, bit));
+        let hash = self.settings.key.page(&blocks);
         if hash == last {
             return Form::Unchanged;
         }
@@ -199,7 +203,7 @@ impl Encoder {
 
     /// How many copies of pages there may be in so many bytes, beside what else is remembered there.
     fn most_copies(&self, cache: usize) -> usize {
-        let cache = if self.copies == Copies::Made { cache } else { 0 };
+        let cache = if self.keep == Keep::Copies { cache } else { 0 };
         cache.saturating_sub(self.known.block_bytes() + self.bases.index_bytes()) / PAGE_SIZE
     }
 

@@ -74,14 +74,17 @@ pub enum DeltaCache {
     Bytes(ByteCount),
 }
 
-/// Whether to make copies of pages that may come back, for shorter differences. Those there are stay of use.
+/// What to keep of pages that are sent, for the case that they are sent again. What is kept already stays of use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Copies {
-    /// As far as there is memory for them ([`DeltaCache`]).
+pub enum Keep {
+    /// Hashes, and copies of pages that may come back as far as there is memory for them ([`DeltaCache`]): the shortest
+    /// differences.
     #[default]
-    Made,
-    /// No more of them.
-    NoMore,
+    Copies,
+    /// Hashes: a page that has not changed is recognised, and in which parts one has.
+    Hashes,
+    /// Hashes of pages that have come back, which may do so again. Of what goes in round 0, most of it once, nothing.
+    HashesOfReturning,
 }
 
 impl DeltaCache {

@@ -131,7 +131,7 @@ impl Worker<'_> {
                 turn = self.allotment.work(&self.seat);
             }
             let method = self.chooser.method(Instant::now());
-            self.frames.set_copies(self.chooser.copies());
+            self.frames.keep(self.chooser.keep());
             let work = Work { round: job.round, chunk, memory: self.memory.chunk(chunk), mask: word, method };
             let Encoded { pages, packed } = self.frames.push_chunk(&mut self.buffer, work);
             self.chooser.encoded(method, packed);

@@ -2,7 +2,7 @@
 
 use pageferry::bitmap::PageBitmap;
 use pageferry::memory::{GuestMemory, PageSink};
-use pageferry::page::{Codecs, Copies, Decoder, Encoded, Encoder, EncoderSettings, Masks, Method, Packing, PageError, PageKey, Pages, Work};
+use pageferry::page::{Codecs, Decoder, Encoded, Encoder, EncoderSettings, Keep, Masks, Method, Packing, PageError, PageKey, Pages, Work};
 use pageferry::units::{ByteCount, ChunkIndex};
 use proptest::prelude::*;
 
@@ -107,18 +107,31 @@ fn a_page_that_first_goes_after_round_0_costs_only_its_changes_from_then_on() {
 #[test]
 fn without_copies_a_changed_word_costs_its_block_each_time() {
     let mut pair = Pair::new(Codecs::built_in(), 1 << 20);
-    pair.encoder.set_copies(Copies::NoMore);
+    pair.encoder.keep(Keep::Hashes);
     fill(&pair.source, CHUNK, &[Content::Random(1); 64], u64::MAX);
     pair.send(u64::MAX, Method::Raw);
-    let mut cost_of_round = |round, copies| {
-        pair.encoder.set_copies(copies);
+    let mut cost_of_round = |round, keep| {
+        pair.encoder.keep(keep);
         (0..64).for_each(|bit| pair.store(bit, 511, round));
         pair.send(u64::MAX, Method::Raw).1 / 64
     };
     let (block, word) = (6 + 2 + 2 + 512 - 1, 6 + 3 + 8);
-    assert_eq!([1, 2].map(|round| cost_of_round(round, Copies::NoMore)), [block; 2]);
-    assert_eq!(cost_of_round(3, Copies::Made), block, "copies are made of what goes now");
-    assert_eq!([4, 5].map(|round| cost_of_round(round, Copies::NoMore)), [word; 2], "those there are stay of use");
+    assert_eq!([1, 2].map(|round| cost_of_round(round, Keep::Hashes)), [block; 2]);
+    assert_eq!(cost_of_round(3, Keep::Copies), block, "copies are made of what goes now");
+    assert_eq!([4, 5].map(|round| cost_of_round(round, Keep::Hashes)), [word; 2], "those there are stay of use");
+}
+
+#[test]
+fn without_hashes_of_round_0_a_page_goes_whole_once_more_and_is_known_from_then_on() {
+    let mut pair = Pair::new(Codecs::built_in(), 1 << 20);
+    pair.encoder.keep(Keep::HashesOfReturning);
+    let (whole, none) = (Masks { raw: u64::MAX, ..Masks::default() }, Masks::default());
+    fill(&pair.source, CHUNK, &[Content::Random(1); 64], u64::MAX);
+    assert_eq!(pair.send(u64::MAX, Method::Raw).0, whole);
+    assert_eq!(pair.send(u64::MAX, Method::Raw).0, whole, "nothing is known of it");
+    assert_eq!(pair.send(u64::MAX, Method::Raw).0, Masks { unchanged: u64::MAX, ..none });
+    (0..64).for_each(|bit| pair.store(bit, 511, 1));
+    assert_eq!(pair.send(u64::MAX, Method::Raw).0, Masks { delta: u64::MAX, ..none });
 }
 
 #[test]
@@ -216,7 +229,7 @@ proptest! {
 
     #[test]
     fn pages_arrive_as_they_were(
-        rounds in prop::collection::vec((prop::collection::vec(content(), 64), any::<u64>(), changes(), prop::sample::select(&METHODS[..]), prop::sample::select(&[Copies::Made, Copies::NoMore][..])), 1..8),
+        rounds in prop::collection::vec((prop::collection::vec(content(), 64), any::<u64>(), changes(), prop::sample::select(&METHODS[..]), prop::sample::select(&[Keep::Copies, Keep::Hashes, Keep::HashesOfReturning][..])), 1..8),
         pages in 1usize..=64,
         cache in prop::sample::select(&[0, 40 << 10, 1 << 20][..]),
         codecs in (0u32..16).prop_map(Codecs::from_bits),
@@ -224,8 +237,8 @@ proptest! {
         let (source, destination) = (memory(pages), memory(pages));
         let valid = u64::MAX >> (64 - pages);
         let (mut encoder, mut decoder) = (encoder(codecs, cache), decoder());
-        for (round, (contents, mask, changes, method, copies)) in (0..).zip(rounds) {
-            encoder.set_copies(copies);
+        for (round, (contents, mask, changes, method, keep)) in (0..).zip(rounds) {
+            encoder.keep(keep);
             let mask = mask & valid;
             fill(&source, CHUNK, &contents, if round == 0 { valid } else { mask & 0x1111_1111_1111_1111 });
             let changed = changes.iter().filter(|(bit, ..)| valid >> bit & 1 == 1).fold(mask, |mask, &(bit, index, word)| {

@@ -21,7 +21,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Compression, Copies, Packed};
+use super::{Compression, Keep, Packed};
 use costs::Costs;
 use link::Link;
 use plan::{Demand, Plan};
@@ -89,10 +89,17 @@ impl Chooser {
     }
 
     /// A copy of a page is worth its making for the bytes that it may save later where the link is what all wait for, and not so
-    /// fast that it carries them in less time. Memory that was never touched makes copies expensive.
+    /// fast that it carries them in less time. A hash costs a tenth of that, and is worth it unless processors are what all
+    /// wait for: then it would delay every page, and most do not come back. What is kept goes to memory that was never
+    /// touched, which is expensive.
     #[must_use]
-    pub fn copies(&self) -> Copies {
-        if self.link.is_bottleneck() && self.link.rate() < FAST { Copies::Made } else { Copies::NoMore }
+    pub fn keep(&self) -> Keep {
+        match (self.link.is_bottleneck(), self.link.rate()) {
+            (true, rate) if rate < FAST => Keep::Copies,
+            (true, rate) if rate < FASTER => Keep::Hashes,
+            (false, rate) if rate < FAST => Keep::Hashes,
+            _ => Keep::HashesOfReturning,
+        }
     }
 
     /// Takes note of what `method` made of a chunk.
@@ -193,6 +200,8 @@ impl fmt::Display for Chooser {
 /// Bytes a second of a link that carries what a copy saves, a few hundred bytes, in the time that making one takes, a few
 /// microseconds (`pageferry bench --scenario busy-unshaped`: round 1 took twice as long with copies).
 const FAST: f64 = 200e6;
+/// And of one so fast that, whatever a measurement says, processors are what is waited for about as often.
+const FASTER: f64 = 400e6;
 
 /// Methods of a family move together when the pages change.
 fn family(index: usize) -> u8 {

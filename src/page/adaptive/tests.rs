@@ -272,21 +272,26 @@ fn fixed_settings_stay_as_they_are() {
 }
 
 #[test]
-fn copies_are_worth_it_where_the_link_is_the_bottleneck_and_not_too_fast() {
-    // What a successor takes over is no measurement.
-    for (rate, slowness, expected) in
-        [(12.5e6, 1.0, Copies::Made), (125e6, 1.0, Copies::Made), (1e9, 1.0, Copies::NoMore), (2e9, 1.0, Copies::NoMore), (2e9, 8.0, Copies::NoMore)]
-    {
+fn what_is_kept_of_pages_goes_by_what_is_waited_for() {
+    for (rate, slowness, expected) in [
+        (12.5e6, 1.0, Keep::Copies),
+        (125e6, 1.0, Keep::Copies),
+        (300e6, 1.0, Keep::Hashes),
+        (1e9, 1.0, Keep::HashesOfReturning),
+        (2e9, 1.0, Keep::HashesOfReturning),
+        (2e9, 8.0, Keep::HashesOfReturning),
+    ] {
         let mut chooser = Chooser::new(Compression::None, Arc::default());
-        assert_eq!(chooser.copies(), Copies::NoMore, "nothing is known");
+        assert_eq!(chooser.keep(), Keep::Hashes, "nothing is known");
         migrate_with(&mut chooser, &mut World { slowness, ..World::new(rate) }, None, CHUNKS, |_| RANDOM);
-        assert_eq!(chooser.copies(), expected, "{} MB/s, receiver {slowness} times slower", rate / 1e6);
-        assert_eq!(chooser.successor(Compression::None, Arc::default()).copies(), Copies::NoMore);
+        assert_eq!(chooser.keep(), expected, "{} MB/s, receiver {slowness} times slower", rate / 1e6);
+        // What a successor takes over is no measurement.
+        assert_ne!(chooser.successor(Compression::None, Arc::default()).keep(), Keep::Copies);
     }
     // A link that has become faster than the processors.
     let mut chooser = Chooser::new(Compression::None, Arc::default());
     migrate_with(&mut chooser, &mut World { rates: vec![(0.0, 125e6), (1.0, 4e9)], ..World::new(0.0) }, None, 2 * CHUNKS, |_| RANDOM);
-    assert_eq!(chooser.copies(), Copies::NoMore);
+    assert_eq!(chooser.keep(), Keep::HashesOfReturning);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::{
     CHECKSUM_AT, CHUNK_AT, FRAME_HEADER_BYTES, FrameBody, FrameHeader, KIND_AT, Kind, MAGIC, MAGIC_AT, MASKS_AT, META_AT, PACKING_AT,
     PAYLOAD_CHECKSUM_AT, ROUND_AT, SEQUENCE_AT, count,
 };
-use crate::page::{Copies, Encoded, Encoder, Packing, Work};
+use crate::page::{Encoded, Encoder, Keep, Packing, Work};
 use crate::wire::ChannelTotals;
 use crate::wire::checksum::checksum as checksum_of;
 use crate::wire::fields::put;
@@ -45,9 +45,9 @@ impl FrameWriter {
         Self::post_copy(self.encoder)
     }
 
-    /// See [`Encoder::set_copies`].
-    pub fn set_copies(&mut self, copies: Copies) {
-        self.encoder.set_copies(copies);
+    /// See [`Encoder::keep`].
+    pub fn keep(&mut self, keep: Keep) {
+        self.encoder.keep(keep);
     }
 
     /// Appends to `out` a frame with the pages of `work`, copied out of its memory; says how the pages travel. In
