@@ -410,9 +410,11 @@ impl Parts {
 
     /// In the order of the format.
     fn append_to(&self, packing: Packing, out: &mut Vec<u8>) {
-        out.extend(self.words.iter().flat_map(|word| word.to_le_bytes()));
-        out.extend(self.checks.iter().flatten());
-        out.extend(self.delta_lengths.iter().chain(&self.columns_lengths).chain(&self.lz4_lengths).flat_map(|length| length.to_le_bytes()));
+        self.words.iter().for_each(|word| out.extend_from_slice(&word.to_le_bytes()));
+        out.extend_from_slice(self.checks.as_flattened());
+        for lengths in [&self.delta_lengths, &self.columns_lengths, &self.lz4_lengths] {
+            lengths.iter().for_each(|length| out.extend_from_slice(&length.to_le_bytes()));
+        }
         if packing != Packing::Plain {
             out.extend(u32::try_from(self.deltas.len()).expect("less than a chunk").to_le_bytes());
         }
