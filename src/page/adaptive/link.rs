@@ -53,7 +53,7 @@ pub(super) struct Link {
     seen: [f64; WINDOWS],
     /// Seconds a written byte costs the sender.
     write_cost: f64,
-    /// Seconds a plain byte costs the sender whatever is done with it.
+    /// Seconds a plain byte costs the sender whatever is done with it, waits for a processor included.
     overhead: f64,
     /// Times the usual that the receiver takes for its work.
     slowness: f64,
@@ -172,6 +172,7 @@ impl Link {
 
     /// Call when there is nothing to do for now.
     pub(super) fn rest(&mut self) {
+        self.last = None;
         self.share.rest();
     }
 
@@ -205,8 +206,9 @@ impl Link {
             self.write_cost += (cost - self.write_cost) / if cost < self.write_cost { 8.0 } else { 64.0 };
         }
         if encoded.plain > 0.0 {
-            let rest = ((elapsed - blocked - waited - encoded.took) / encoded.plain).clamp(0.0, 2.0 * self.overhead);
-            self.overhead += (rest.max(FREE) - self.overhead) / 16.0;
+            // The sum counts, gaps and all: others that are at work on these bytes have their turns in the gaps.
+            let rest = (elapsed - blocked - waited - encoded.took).min(LONGEST_GAP) / encoded.plain;
+            self.overhead += (rest.max(FREE) - self.overhead) * (encoded.plain / OVERHEAD_BYTES).min(1.0);
         }
         let is_enough = self.window.busy_bytes >= ENOUGH || self.window.busy < self.window.elapsed / 2.0 || self.window.busy >= STALL;
         if self.window.elapsed >= (if self.was_measured { WINDOW } else { FIRST_WINDOW }) && is_enough {
@@ -280,12 +282,16 @@ const LIMIT: f64 = 1.5;
 const ENOUGH: f64 = 32768.0;
 /// ... or after so many seconds: a lost packet can hold all others up.
 const STALL: f64 = 0.25;
+/// A gap in the sender's work counts for so many seconds at most: a longer one is a host that was stopped.
+const LONGEST_GAP: f64 = 5e-3;
+/// How many plain bytes the sender's overhead is the mean of, about.
+const OVERHEAD_BYTES: f64 = 8e6;
 /// Bytes that may be under way for no other reason than that their acknowledgement waits for company.
 const DELAYED: u64 = 32 << 10;
 /// Of the time between two samples, that spent waiting for a turn if the limit is the bottleneck.
 const PACED: f64 = 0.3;
 /// Seconds without work that make a pause.
-const PAUSE: f64 = 2e-3;
+const PAUSE: f64 = 10e-3;
 /// A receiver that seems to take so many times the usual is not the reason.
 const IMPLAUSIBLE: f64 = 20.0;
 /// A connection that does not tell its window is one within a host, unless it is slower than this: bytes a second.

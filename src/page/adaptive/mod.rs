@@ -102,7 +102,7 @@ impl Chooser {
         }
     }
 
-    /// Takes note of what `method` made of a chunk.
+    /// Takes note of what `method` made of a chunk, and how long it had a processor for that.
     pub fn encoded(&mut self, method: Method, packed: Packed) {
         let Packed { plain_bytes, raw_bytes, packed_bytes, took } = packed;
         let Some(index) = LADDER.iter().position(|known| *known == method) else { return };
