@@ -4,12 +4,18 @@
 //! acknowledged over time, and only while some were under way all the time; otherwise the link could have taken more, and
 //! how much more is found out by hoping: the rate is taken to be higher, step by step, until there is something under way
 //! all the time again. So a rate that changes is noticed in either direction. Hope goes only little beyond what was seen of
-//! late: each step has to show in what arrives before the next one is taken.
+//! late: each step has to show in what arrives before the next one is taken. And it takes a while to begin: a sender whose
+//! processor is about as fast as the link leaves gaps, and one that hoped at each of them would send more bytes than the
+//! link takes half of the time. A link that is full again at the rate of late is as it was.
 //!
 //! Where processors are short, threads of both ends and the network's own wait for their turn, and bytes arrive in bursts
 //! with gaps between. That is no slow link, and compression would widen the gaps. A link is as fast as it was at its best
 //! in the last fraction of a second (as in BBR, <https://queue.acm.org/detail.cfm?id=3022184>); the very best is left
 //! out, because one lost packet lets all that came after it count at once.
+//!
+//! Where the sender waits for a processor, somebody else has it: the receiver and the network's threads if they are on the
+//! same host, the guest. What these do for a byte they do whatever method it is packed with. So such waits are no method's
+//! own cost, but one that each plain byte has ([`Link::overhead`]).
 //!
 //! A connection takes the link to be as fast as its fair share of what arrives on all of them ([`path`](super::path)).
 //!
@@ -61,6 +67,8 @@ pub(super) struct Link {
     widest: u64,
     /// Windows in a row in which bytes were under way all the time.
     saturated: u32,
+    /// Windows in a row in which they were not.
+    free: u32,
     last: Option<Last>,
     /// Since the last sample.
     encoded: Encoded,
@@ -112,6 +120,7 @@ impl Link {
             slowness: 1.0,
             widest: 0,
             saturated: 0,
+            free: 0,
             last: None,
             encoded: Encoded::default(),
             window: Window::default(),
@@ -224,24 +233,33 @@ impl Link {
         let slowness = if is_behind { slowness.max(1.0) } else { 1.0 };
         self.slowness += (slowness - self.slowness) * if is_behind { 0.5 } else { 0.25 };
 
-        // Now and then something is under way all the time by chance, above all where processors are short.
-        self.saturated = if window.busy > window.elapsed * SATURATED && !is_behind { self.saturated + 1 } else { 0 };
-        self.is_measured = self.saturated >= if self.was_measured { IN_A_ROW } else { 2 };
-        self.was_measured |= self.is_measured;
-        self.since_measured = if self.is_measured { 0 } else { self.since_measured.saturating_add(1) };
-        self.seen.rotate_right(1);
-        self.seen[0] = self.share.fair(self.share.total() - window.total_before.unwrap_or_default()) / window.elapsed;
+        let is_full = window.busy > window.elapsed * SATURATED && !is_behind;
+        (self.saturated, self.free) = if is_full { (self.saturated + 1, 0) } else { (0, self.free.saturating_add(1)) };
+        self.remember(window);
         let known = self.seen_at_best();
-        // What nothing speaks for is not hoped for: it would fill the buffers on the way before it shows to be wrong.
-        let hoped = if self.was_measured { (self.rate * HOPE).min(known * LIMIT) } else { (self.rate.min(known) * FIRST_STEP).max(FIRST_HOPE) };
-        self.rate = if self.is_measured {
-            known
-        } else if self.saturated > 0 {
-            self.rate.max(known)
-        } else {
-            hoped.max(known)
-        }
-        .clamp(SLOWEST, FASTEST);
+        // Now and then something is under way all the time by chance, above all where processors are short.
+        let is_sure = self.saturated >= if self.was_measured { IN_A_ROW } else { 2 };
+        self.since_measured = if is_sure { 0 } else { self.since_measured.saturating_add(1) };
+        self.was_measured |= is_sure;
+        // One that was full a moment ago, and now is with no more than it carried then, is full again.
+        let is_full_again = is_full && self.is_bottleneck() && self.seen[0] < known * AGAIN;
+        self.is_measured = is_sure || is_full_again;
+        // What nothing speaks for is not hoped for: it would fill the buffers on the way before it shows to be wrong. Nor
+        // does a moment in which less was sent speak for a link that carries more.
+        let hoped = match (self.was_measured, self.free) {
+            (_, 0) | (true, ..IN_A_ROW) => self.rate,
+            (false, _) => (self.rate.min(known) * FIRST_STEP).max(FIRST_HOPE),
+            (true, _) => (self.rate * HOPE).min(known * LIMIT),
+        };
+        self.rate = if self.is_measured { known } else { hoped.max(known) }.clamp(SLOWEST, FASTEST);
+    }
+
+    /// Takes note of what arrived in a window; one that took long fills the places of several.
+    fn remember(&mut self, window: &Window) {
+        let seen = self.share.fair(self.share.total() - window.total_before.unwrap_or_default()) / window.elapsed;
+        let places = (1..WINDOWS / 2).take_while(|&places| window.elapsed > WINDOW * (places as f64 - 0.5)).count().max(1);
+        self.seen.rotate_right(places);
+        self.seen[..places].fill(seen);
     }
 
     /// The second best of the last few windows.
@@ -264,8 +282,10 @@ const WINDOW: f64 = 0.025;
 const FIRST_WINDOW: f64 = 0.002;
 /// Of a window, the part in which bytes must be under way if the link is the bottleneck, ...
 const SATURATED: f64 = 0.9;
-/// ... and of how many windows.
+/// ... and of how many windows. After as many in which they were not, the link may have become faster.
 const IN_A_ROW: u32 = 3;
+/// Up to so many times what a full link carried of late, it carries no more than that.
+const AGAIN: f64 = 1.1;
 /// How many windows a link is remembered for at its best.
 const WINDOWS: usize = 12;
 /// How many of them a connection takes over from the one before it: they count until all but one are gone.

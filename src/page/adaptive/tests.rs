@@ -53,6 +53,8 @@ struct World {
     says_window: bool,
     /// Seconds the receiver takes, against the usual.
     slowness: f64,
+    /// After so many chunks each, others have the sender's processor for so many seconds.
+    gaps: (usize, f64),
 }
 
 impl World {
@@ -67,6 +69,7 @@ impl World {
             written: 0.0,
             says_window: true,
             slowness: 1.0,
+            gaps: (1, 0.0),
         }
     }
 
@@ -167,6 +170,9 @@ fn migrate_with(chooser: &mut Chooser, world: &mut World, setting: Option<Method
             (buffer, work) = (0.0, 0.0);
             chooser.link(world.instant(), world.sample(blocked));
         }
+        if (number + 1) % world.gaps.0 == 0 {
+            world.pass(world.gaps.1);
+        }
     }
     while !world.work.is_empty() {
         assert!(world.now < 1000.0, "it comes to an end");
@@ -248,6 +254,43 @@ fn a_receiver_short_of_processor_is_not_given_more_to_unpack() {
             against_fixed(&format!("{name}, receiver {slowness} times slower"), BAR, || World { slowness, ..World::new(2e9) }, |_| data);
         }
     }
+}
+
+#[test]
+fn a_sender_that_waits_for_a_processor_is_not_given_more_bytes_to_send() {
+    for (name, data) in ALL {
+        for (rate, gap) in LINKS.into_iter().flat_map(|rate| [0.5e-3, 1e-3].map(|gap| (rate, gap))) {
+            let name = format!("{name} at {} MB/s, others have {gap} s for each chunk", rate / 1e6);
+            against_fixed(&name, BAR, || World { gaps: (4, 4.0 * gap), ..World::new(rate) }, |_| data);
+        }
+    }
+}
+
+#[test]
+fn a_full_link_is_not_hoped_to_be_faster_for_a_moment_in_which_less_was_sent() {
+    const RATE: f64 = 60e6;
+    let (mut link, start) = (Link::new(Arc::default()), Instant::now());
+    let (mut now, mut arrived) = (0.0, 0.0);
+    let mut send = |rate: f64, unacknowledged: u64, seconds: f64| {
+        let until = now + seconds;
+        while now < until {
+            (now, arrived) = (now + 2e-3, arrived + rate * 2e-3);
+            let written = whole(arrived) + unacknowledged;
+            let (blocked, waited) = (Duration::from_micros(100), Duration::ZERO);
+            link.sample(start + Duration::from_secs_f64(now), LinkSample { written, unacknowledged, blocked, waited, peer_window: None });
+        }
+        (link.rate(), link.to_string().contains("measured"))
+    };
+    let full = send(RATE, 400_000, 0.3);
+    assert!((full.0 / RATE - 1.0).abs() < 0.02 && full.1, "{full:?}");
+    for _ in 0..3 {
+        let gap = send(0.9 * RATE, 0, 0.04);
+        assert!(gap.0 < 1.02 * RATE, "{gap:?}");
+        let again = send(RATE, 400_000, 0.06);
+        assert!(again.0 < 1.02 * RATE && again.1, "{again:?}: at once");
+    }
+    let faster = send(RATE, 0, 0.3);
+    assert!(faster.0 > 1.3 * RATE && !faster.1, "{faster:?}: nothing has been under way for a while");
 }
 
 #[test]
