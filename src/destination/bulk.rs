@@ -8,7 +8,7 @@ use crossbeam::utils::CachePadded;
 
 use super::follow;
 use super::lane::LaneReader;
-use super::registry::{Arriving, Shared};
+use super::shared::{Arriving, Shared};
 use crate::error::Error;
 use crate::page::Decoder;
 use crate::stats::Encodings;

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use super::bulk::BulkReport;
 use super::faults::Incomplete;
 use super::lane::LaneReader;
-use super::registry::{Arriving, Shared};
+use super::shared::{Arriving, Shared};
 use crate::error::Error;
 use crate::memory::Staging;
 use crate::page::Codecs;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::admission::MissingMemory;
 use super::faults::{FaultStats, Incomplete};
 use super::ledger::Ledger;
-use super::registry::Shared;
+use super::shared::Shared;
 use crate::bitmap::PageBitmap;
 use crate::error::Error;
 use crate::memory::GuestMemory;

@@ -42,11 +42,13 @@ mod hub;
 mod lane;
 mod ledger;
 mod missing_error;
+mod open_lanes;
 mod peer;
 mod pump;
 mod receiver;
 mod registry;
 mod session;
+mod shared;
 mod standstill;
 
 pub use admission::{Arrival, Ending, GuestFactory, MissingMemory, Placed, Refusal};
