@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::bulk::BulkReport;
 use crate::error::Error;
 use crate::stats::{Encodings, Report, RoundKind, RoundReport};
 use crate::units::{ByteCount, PageCount};
@@ -37,8 +38,18 @@ impl Ledger {
         self.channels = vec![Entry::default(); usize::from(channels)];
     }
 
+    /// Enters what a bulk worker has to say.
+    pub(super) fn enter(&mut self, report: &BulkReport) {
+        match *report {
+            BulkReport::RoundEnd { channel, totals, encodings } => self.round_end(channel, totals, encodings),
+            BulkReport::Switched { channel, totals, encodings } => self.switched(channel, totals, encodings),
+            BulkReport::Stopped { channel, totals, .. } => self.stopped(channel, totals),
+            BulkReport::Broken { .. } | BulkReport::Complete => {}
+        }
+    }
+
     /// A channel has completed a round.
-    pub(super) fn round_end(&mut self, channel: u16, totals: ChannelTotals, encodings: Encodings) {
+    fn round_end(&mut self, channel: u16, totals: ChannelTotals, encodings: Encodings) {
         let entry = &mut self.channels[usize::from(channel)];
         entry.totals = totals;
         entry.encodings = encodings;
@@ -50,7 +61,7 @@ impl Ledger {
     }
 
     /// A channel has completed its last round before post-copy, in which there are no pages.
-    pub(super) fn switched(&mut self, channel: u16, totals: ChannelTotals, encodings: Encodings) {
+    fn switched(&mut self, channel: u16, totals: ChannelTotals, encodings: Encodings) {
         let entry = &mut self.channels[usize::from(channel)];
         entry.totals = totals;
         entry.encodings = encodings;
@@ -63,7 +74,7 @@ impl Ledger {
     }
 
     /// A channel's worker has stopped.
-    pub(super) fn stopped(&mut self, channel: u16, totals: ChannelTotals) {
+    fn stopped(&mut self, channel: u16, totals: ChannelTotals) {
         let entry = &mut self.channels[usize::from(channel)];
         entry.totals = totals;
         entry.stopped = true;

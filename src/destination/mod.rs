@@ -25,7 +25,6 @@
 #![forbid(unsafe_code)]
 
 mod admission;
-mod blame;
 mod budget;
 mod bulk;
 mod connection;

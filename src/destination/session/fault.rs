@@ -1,11 +1,69 @@
-//! Which of several things that went wrong a session ended for.
+//! What went wrong in a session, and which of several things it ended for.
 //!
 //! One thing brings others: a receiver that is told to end closes the connections, and a lane that breaks has the session
 //! given up. They are noticed by different threads, in any order.
-#![forbid(unsafe_code)]
+
+use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use crate::protocol::ProtocolError;
+
+/// What went wrong at this end so far.
+#[derive(Default)]
+pub(super) struct Fault {
+    error: Option<Error>,
+    /// A connection broke: its reason may come on the control connection until then.
+    last_words_by: Option<Instant>,
+}
+
+impl Fault {
+    pub(super) fn is_none(&self) -> bool {
+        self.error.is_none()
+    }
+
+    /// A lane has stopped for this `error`. Whether that is reason enough to give the session up, without waiting for the
+    /// source's own.
+    pub(super) fn lane_stopped(&mut self, error: Error) -> bool {
+        if let Error::Transport(_) = error {
+            self.error.get_or_insert(error);
+            self.last_words_by.get_or_insert(Instant::now() + LAST_WORDS);
+            return false;
+        }
+        // Says more than that another lane was lost.
+        self.error = self.error.take().filter(|kept| !matches!(kept, Error::Transport(_))).or(Some(error));
+        true
+    }
+
+    /// How long to wait for the source's reason, if that is to be waited for.
+    pub(super) fn patience(&self) -> Option<Duration> {
+        self.last_words_by.map(|by| by.saturating_duration_since(Instant::now()))
+    }
+
+    /// Whether the wait for the source's reason has been in vain: says so once.
+    pub(super) fn has_waited(&mut self) -> bool {
+        self.last_words_by.take_if(|by| Instant::now() >= *by).is_some()
+    }
+
+    /// The session is given up for this error, whatever else went wrong.
+    pub(super) fn set(&mut self, error: Error) {
+        self.error = Some(error);
+    }
+
+    /// This error is what went wrong, if nothing else did.
+    pub(super) fn add(&mut self, error: Error) {
+        self.error.get_or_insert(error);
+    }
+
+    /// What to tell the source.
+    pub(super) fn reason(&self) -> String {
+        self.error.as_ref().map_or_else(|| "the session broke".to_owned(), Error::in_full)
+    }
+
+    /// What went wrong first, or most.
+    pub(super) fn take(&mut self) -> Option<Error> {
+        self.error.take()
+    }
+}
 
 /// Why a guest was dropped: what the machine says, unless it only says that, not why. `fault` is the first thing that went
 /// wrong here, `cause` how the control connection was lost.
@@ -21,6 +79,9 @@ pub(super) fn dropped_for(end: ProtocolError, fault: Option<Error>, cause: Optio
         _ => end.into(),
     }
 }
+
+/// How long to wait for the source's reason after a connection broke.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 #[cfg(test)]
 mod tests {
