@@ -209,7 +209,7 @@ impl Driver<'_> {
             Moved::Switched(switched) => {
                 let Switched { pump, last, rest, spent: _spent } = *switched;
                 let lanes = Lanes { bulk: lanes, urgent: urgent.expect("attached where post-copy is possible") };
-                match self.give_away(&pump, lanes, &rest, &last) {
+                match self.give_away(&pump, lanes, &rest, last.downtime) {
                     Followed::Completed => Ok(()),
                     Followed::TakenBack(error) => Err(error),
                     Followed::Stranded(error) => {
@@ -262,12 +262,12 @@ impl Driver<'_> {
             }
             drop(done);
             let session = Session { pump, jobs, results, live: &live, bulk };
-            let moved = self.pre_copy(&session, tracking).and_then(|last| match last.verdict.decision {
+            let moved = self.pre_copy(&session, tracking).and_then(|mut last| match last.verdict.decision {
                 Decision::PostCopy => {
                     let mut rest = rest(PageBitmap::new(0));
                     rest.missing = self.missing(&last.remainder, rest.granule);
                     rest.hot.clone_from(&last.hot);
-                    self.switch(&session, last, &rest).map(|last| Some((last, rest)))
+                    self.switch(&session, &mut last, &rest).map(|()| Some((last, rest)))
                 }
                 _ => self.hand_over(&session, last).map(|()| None),
             });

@@ -8,56 +8,78 @@ use std::time::Instant;
 use crossbeam::channel::{select, tick};
 
 use super::PROGRESS_EVERY;
+use super::downtime::Downtime;
 use super::driver::{Driver, Session, session_error};
 use super::event::Phase;
 use super::pump::{Command, Ended};
-use super::rounds::LastRound;
+use super::rounds::{LastRound, Round};
 use super::worker::Then;
+use crate::bitmap::PageBitmap;
 use crate::error::Error;
 use crate::guest::GuestError;
 use crate::protocol::{ProtocolError, SourceEnd, SourceEvent};
-use crate::stats::{DowntimeParts, GuestOwner, Laps};
-use crate::units::ByteCount;
+use crate::stats::GuestOwner;
+use crate::units::{ByteCount, PageCount};
 use crate::wire::MAX_STATE_BYTES;
 
 impl Driver<'_> {
     /// Sends the remainder and the state, and gives the guest away.
-    pub(super) fn hand_over(&mut self, session: &Session<'_>, last: LastRound) -> Result<(), Error> {
+    pub(super) fn hand_over(&mut self, session: &Session<'_>, mut last: LastRound) -> Result<(), Error> {
+        let remainder = std::mem::replace(&mut last.remainder, PageBitmap::new(0));
+        let (round, state) = self.last_round(session, &mut last, remainder, Then::RoundEnd)?;
+        self.record(last.index, last.kind, &round, Some(PageCount(0)), None);
+        self.get_ready(session, Command::Finish { totals: round.totals, state }, &mut last.downtime)?;
+        self.commit(session, last.downtime)
+    }
+
+    /// Sends `pages`, the last before the guest changes hands, and saves the state meanwhile. Also gives that.
+    pub(super) fn last_round(
+        &mut self,
+        session: &Session<'_>,
+        last: &mut LastRound,
+        pages: PageBitmap,
+        then: Then,
+    ) -> Result<(Round, Vec<u8>), Error> {
         self.phase(Phase::StopAndCopy);
         self.report.reason = last.verdict.reason.to_string();
-        let LastRound { index, kind, remainder, paused_at, mut parts, mut laps, verdict, .. } = last;
-        let total = remainder.count();
-        let began = self.begin(session, index, remainder, None, Then::RoundEnd)?;
-        // The workers are busy with the remainder meanwhile.
-        parts.plan = laps.end(Instant::now());
-        let (state, step) = self.save_state(&mut parts, &mut laps)?;
-        let round = self.await_round(session, index, total, began, None, Some(verdict))?;
+        let total = pages.count();
+        let began = self.begin(session, last.index, pages, None, then)?;
+        // The workers are busy with the pages meanwhile.
+        last.downtime.parts.plan = last.downtime.lap();
+        let (state, step) = self.save_state(&mut last.downtime)?;
+        let round = self.await_round(session, last.index, total, began, None, Some(last.verdict))?;
         self.leave_last_round();
-        self.sending = None;
+        if then == Then::RoundEnd {
+            self.sending = None;
+        }
         step.map_err(Error::AtPause)?;
-        parts.send = laps.end(Instant::now());
-        self.record(index, kind, &round, Some(crate::units::PageCount(0)), None);
-        self.phase(Phase::Handover);
-        session.pump.command(Command::Finish { totals: round.totals, state });
-        self.await_word(session, &SourceEvent::Ready)?;
-        parts.ready = laps.end(Instant::now());
-        self.commit(session, paused_at, parts, laps)
+        last.downtime.parts.send = last.downtime.lap();
+        Ok((round, state))
     }
 
     /// The state beside memory, and what came of the caller's step, which may fail only once the workers are done.
-    pub(super) fn save_state(&mut self, parts: &mut DowntimeParts, laps: &mut Laps) -> Result<(Vec<u8>, std::io::Result<()>), Error> {
+    fn save_state(&mut self, downtime: &mut Downtime) -> Result<(Vec<u8>, std::io::Result<()>), Error> {
         let state = self.hold.save_state()?;
         if state.len() > MAX_STATE_BYTES {
             let why = format!("{} bytes of state, more than {MAX_STATE_BYTES}", state.len());
             return Err(GuestError::new("hand over its state", why).into());
         }
-        parts.state = laps.end(Instant::now());
+        downtime.parts.state = downtime.lap();
         let mut step = Ok(());
         if let Some(at_pause) = self.at_pause.take() {
             step = self.hold.aside(|| at_pause(self.memory));
-            parts.step = laps.end(Instant::now());
+            downtime.parts.step = downtime.lap();
         }
         Ok((state, step))
+    }
+
+    /// Tells the destination by `command` that all it needs before Commit is sent, and waits until it is ready.
+    pub(super) fn get_ready(&mut self, session: &Session<'_>, command: Command, downtime: &mut Downtime) -> Result<(), Error> {
+        self.phase(Phase::Handover);
+        session.pump.command(command);
+        self.await_word(session, &SourceEvent::Ready)?;
+        downtime.parts.ready = downtime.lap();
+        Ok(())
     }
 
     /// Waits until the destination has done what was asked of it, which it says by `word`.
@@ -90,7 +112,7 @@ impl Driver<'_> {
     }
 
     /// The point of no return, and what comes of it.
-    fn commit(&mut self, session: &Session<'_>, paused_at: Instant, mut parts: DowntimeParts, mut laps: Laps) -> Result<(), Error> {
+    fn commit(&mut self, session: &Session<'_>, downtime: Downtime) -> Result<(), Error> {
         self.hold.release();
         session.pump.command(Command::Commit { paused_for: self.hold.paused_for() });
         let mut running_at = None;
@@ -109,11 +131,7 @@ impl Driver<'_> {
         let now = Instant::now();
         match ended {
             Some(Ended { end: SourceEnd::Completed, .. }) => {
-                let running_at = running_at.unwrap_or(now);
-                parts.run = laps.end(running_at);
-                self.report.downtime_parts = Some(parts);
-                self.report.downtime = running_at - paused_at;
-                self.report.resume = now - running_at;
+                downtime.fill(&mut self.report, running_at.unwrap_or(now), now);
                 self.report.total = now - self.started;
                 Ok(())
             }

@@ -18,6 +18,7 @@
 
 mod ahead;
 mod dial;
+mod downtime;
 mod driver;
 mod event;
 mod fleet;

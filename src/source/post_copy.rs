@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Sender, bounded, never, select, tick};
 
 use super::dial::Dial;
+use super::downtime::Downtime;
 use super::driver::{Driver, Session, session_error};
 use super::event::{Event, Phase};
 use super::fleet::{Allotment, Member};
@@ -64,23 +65,10 @@ pub(super) struct Times {
 impl Driver<'_> {
     /// Ends pre-copy on all channels and tells the destination what is missing, up to the point at which the guest can be
     /// given away.
-    pub(super) fn switch(&mut self, session: &Session<'_>, last: LastRound, rest: &Rest) -> Result<LastRound, Error> {
-        self.phase(Phase::StopAndCopy);
-        self.report.reason = last.verdict.reason.to_string();
-        let LastRound { index, mut parts, mut laps, verdict, .. } = last;
+    pub(super) fn switch(&mut self, session: &Session<'_>, last: &mut LastRound, rest: &Rest) -> Result<(), Error> {
         let nothing = PageBitmap::new(self.memory.layout().chunks());
-        let began = self.begin(session, index, nothing, None, Then::Switch)?;
-        parts.plan = laps.end(Instant::now());
-        let (state, step) = self.save_state(&mut parts, &mut laps)?;
-        let round = self.await_round(session, index, PageCount(0), began, None, Some(verdict))?;
-        self.leave_last_round();
-        step.map_err(Error::AtPause)?;
-        parts.send = laps.end(Instant::now());
-        self.phase(Phase::Handover);
-        session.pump.command(Command::Switch { totals: round.totals, state, missing: rest.missing.clone() });
-        self.await_word(session, &SourceEvent::Ready)?;
-        parts.ready = laps.end(Instant::now());
-        Ok(LastRound { parts, laps, ..last })
+        let (round, state) = self.last_round(session, last, nothing, Then::Switch)?;
+        self.get_ready(session, Command::Switch { totals: round.totals, state, missing: rest.missing.clone() }, &mut last.downtime)
     }
 
     /// The pages that the destination lacks, in what it can fill at once.
@@ -91,8 +79,7 @@ impl Driver<'_> {
     }
 
     /// Gives the guest away and serves the rest of its memory.
-    pub(super) fn give_away(&mut self, pump: &Pump, lanes: Lanes, rest: &Rest, last: &LastRound) -> Followed {
-        let &LastRound { paused_at, mut parts, mut laps, .. } = last;
+    pub(super) fn give_away(&mut self, pump: &Pump, lanes: Lanes, rest: &Rest, downtime: Downtime) -> Followed {
         self.hold.release();
         pump.command(Command::Commit { paused_for: self.hold.paused_for() });
         let counters = Counters::default();
@@ -115,10 +102,7 @@ impl Driver<'_> {
         follow.fill(times.running);
         let now = Instant::now();
         if let Some(running) = times.running {
-            parts.run = laps.end(running);
-            self.report.downtime_parts = Some(parts);
-            self.report.downtime = running - paused_at;
-            self.report.resume = times.ended.unwrap_or(now) - running;
+            downtime.fill(&mut self.report, running, times.ended.unwrap_or(now));
         }
         self.report.total = now - self.started;
         if matches!(followed, Followed::TakenBack(_)) {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{never, select, tick};
 
 use super::PROGRESS_EVERY;
+use super::downtime::Downtime;
 use super::driver::{Driver, Session, session_error};
 use super::event::{Event, Phase};
 use super::order::coldest_first;
@@ -22,7 +23,7 @@ use crate::error::Error;
 use crate::guest::RunShare;
 use crate::policy::{Decision, MAX_ROUNDS, PauseFacts, Policy, Reason, RoundFacts, SAMPLE_PAGES, Verdict};
 use crate::protocol::SourceEvent;
-use crate::stats::{DowntimeParts, Laps, Predicted, RoundKind, RoundReport};
+use crate::stats::{Predicted, RoundKind, RoundReport};
 use crate::units::{ByteCount, BytesPerSec, ChunkIndex, PageCount};
 use crate::wire::ChannelTotals;
 
@@ -33,10 +34,7 @@ pub(super) struct LastRound {
     pub(super) remainder: PageBitmap,
     /// Chunks that the guest was seen to write to, where nothing else tells what it will need first.
     pub(super) hot: Vec<ChunkIndex>,
-    pub(super) paused_at: Instant,
-    /// Downtime so far, and where it continues.
-    pub(super) parts: DowntimeParts,
-    pub(super) laps: Laps,
+    pub(super) downtime: Downtime,
     pub(super) verdict: Verdict,
 }
 
@@ -73,11 +71,10 @@ impl Driver<'_> {
         }
         if !verdict.decision.goes_on() {
             self.await_last_round(session)?;
-            let (paused_at, mut laps) = self.pause()?;
-            let mut parts = DowntimeParts { pause: laps.end(Instant::now()), ..DowntimeParts::default() };
+            let mut downtime = self.pause()?;
             let remainder = self.memory.populated()?;
-            parts.harvest = laps.end(Instant::now());
-            return Ok(LastRound { index: 0, kind: RoundKind::Cold, remainder, hot: Vec::new(), paused_at, parts, laps, verdict });
+            downtime.parts.harvest = downtime.lap();
+            return Ok(LastRound { index: 0, kind: RoundKind::Cold, remainder, hot: Vec::new(), downtime, verdict });
         }
         self.phase(Phase::PreCopy);
         let mut tracking = self.tracking(tracking)?;
@@ -101,10 +98,9 @@ impl Driver<'_> {
                 continue;
             }
             let is_settled = verdict.decision == Decision::PostCopy && self.discard_ahead(session, totals, pending)?;
-            let (paused_at, mut laps) = self.pause()?;
-            let mut parts = DowntimeParts { pause: laps.end(Instant::now()), ..DowntimeParts::default() };
+            let mut downtime = self.pause()?;
             self.tracker.harvest(pending)?;
-            parts.harvest = laps.end(Instant::now());
+            downtime.parts.harvest = downtime.lap();
             let facts = PauseFacts {
                 paused_for: self.hold.paused_for(),
                 remaining: pending.count(),
@@ -115,11 +111,11 @@ impl Driver<'_> {
             if !confirmed.decision.goes_on() {
                 let verdict = Verdict { decision: confirmed.decision, reason: confirmed.reason, ..verdict };
                 let remainder = tracking.pending;
-                return Ok(LastRound { index, kind: RoundKind::StopAndCopy, remainder, hot: Vec::new(), paused_at, parts, laps, verdict });
+                return Ok(LastRound { index, kind: RoundKind::StopAndCopy, remainder, hot: Vec::new(), downtime, verdict });
             }
             self.hold.resume()?;
             self.leave_last_round();
-            (self.observer)(&Event::PauseUndone { remainder: facts.remaining, stalled: paused_at.elapsed() });
+            (self.observer)(&Event::PauseUndone { remainder: facts.remaining, stalled: downtime.paused_at.elapsed() });
         }
     }
 
@@ -150,12 +146,11 @@ impl Driver<'_> {
         let Tracking { pending: mut remainder, mut watch, .. } = self.tracking(tracking)?;
         self.first_look(session, &mut watch)?;
         self.await_last_round(session)?;
-        let (paused_at, mut laps) = self.pause()?;
-        let mut parts = DowntimeParts { pause: laps.end(Instant::now()), ..DowntimeParts::default() };
+        let mut downtime = self.pause()?;
         self.tracker.harvest(&mut remainder)?;
-        parts.harvest = laps.end(Instant::now());
+        downtime.parts.harvest = downtime.lap();
         let hot = watch.found().occupied().map(|(chunk, _)| chunk).collect();
-        Ok(LastRound { index: 0, kind: RoundKind::StopAndCopy, remainder, hot, paused_at, parts, laps, verdict })
+        Ok(LastRound { index: 0, kind: RoundKind::StopAndCopy, remainder, hot, downtime, verdict })
     }
 
     /// Waits until a busy guest has shown where it writes.
@@ -285,12 +280,13 @@ impl Driver<'_> {
         Ok(harvested?)
     }
 
-    fn pause(&mut self) -> Result<(Instant, Laps), Error> {
-        // From when it was told to: it may stop a little later, but it does not run on for longer than that.
-        let paused_at = Instant::now();
+    /// Pauses the guest for the last time, unless there is more left than was expected.
+    fn pause(&mut self) -> Result<Downtime, Error> {
+        let mut downtime = Downtime::from(Instant::now());
         self.hold.pause()?;
-        self.report.preparation = paused_at - self.started;
-        Ok((paused_at, Laps::from(paused_at)))
+        self.report.preparation = downtime.paused_at - self.started;
+        downtime.parts.pause = downtime.lap();
+        Ok(downtime)
     }
 
     /// Has the workers send `pages` and waits until they are done.
