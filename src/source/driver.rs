@@ -12,9 +12,10 @@ use crossbeam::channel::{Receiver, Sender, bounded, select};
 use super::dial::Dial;
 use super::event::{Event, Phase};
 use super::fleet::{Allotment, Berth, Member, Seat, Sending};
+use super::follow::Followed;
 use super::hold::Hold;
 use super::outcome::{Completed, Failure, InDoubt, Stranded, left_by};
-use super::post_copy::{Followed, Rest};
+use super::post_copy::{GivenAway, Rest};
 use super::pump::{Command, Ended, Pump};
 use super::push::{Granule, Lanes};
 use super::rounds::{LastRound, Tracking};
@@ -209,12 +210,12 @@ impl Driver<'_> {
             Moved::Switched(switched) => {
                 let Switched { pump, last, rest, spent: _spent } = *switched;
                 let lanes = Lanes { bulk: lanes, urgent: urgent.expect("attached where post-copy is possible") };
-                match self.give_away(&pump, lanes, &rest, last.downtime) {
+                let given = GivenAway { pump, rest, steering: self.steering.clone(), member: self.member.clone(), started: self.started };
+                match self.give_away(&given, lanes, last.downtime) {
                     Followed::Completed => Ok(()),
                     Followed::TakenBack(error) => Err(error),
                     Followed::Stranded(error) => {
-                        self.stranded =
-                            Some(Stranded { pump, rest, steering: self.steering.clone(), member: self.member.clone(), started: self.started });
+                        self.stranded = Some(Stranded::new(given));
                         Err(error)
                     }
                 }

@@ -1,14 +1,13 @@
 //! How a migration ended, and who holds the guest.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::Observer;
 use super::event::Event;
-use super::fleet::Member;
-use super::post_copy::{Follow, Followed, Rest, Times, Trouble};
-use super::pump::{Command, Pump};
+use super::follow::{Follow, Followed};
+use super::post_copy::GivenAway;
+use super::pump::Command;
 use super::push::Counters;
-use super::{Observer, Steering};
 use crate::control::{MessageReader, MessageWriter};
 use crate::error::Error;
 use crate::memory::GuestMemory;
@@ -47,14 +46,14 @@ pub struct Failure {
 /// As long as both processes live nothing is lost: [`Stranded::recover`] tries again.
 #[derive(Debug)]
 pub struct Stranded {
-    pub(super) pump: Pump,
-    pub(super) rest: Rest,
-    pub(super) steering: Steering,
-    pub(super) member: Option<Arc<Member>>,
-    pub(super) started: Instant,
+    given: GivenAway,
 }
 
 impl Stranded {
+    pub(super) fn new(given: GivenAway) -> Self {
+        Self { given }
+    }
+
     /// Tries to reconnect once more, for as long as [`Timeouts::recover`](crate::protocol::Timeouts::recover), and to
     /// serve the rest. `memory` is the guest's as it was at the pause, `report` what was reported so far.
     ///
@@ -62,28 +61,15 @@ impl Stranded {
     /// When the guest still has not got all of its memory. If the owner is then the source the destination never ran the
     /// guest: it may be resumed here.
     pub fn recover(self, memory: &GuestMemory, mut report: Report, observer: &mut (dyn FnMut(&Event) + Send)) -> Result<Completed, Box<Failure>> {
-        let Self { pump, rest, steering, member, started } = self;
-        pump.command(Command::RecoverAgain);
+        let Self { given } = self;
+        given.pump.command(Command::RecoverAgain);
         let began = Instant::now();
         let counters = Counters::default();
         let mut observer: Observer<'_> = Box::new(observer);
-        let mut follow = Follow {
-            memory,
-            steering: &steering,
-            member: member.as_ref(),
-            observer: &mut observer,
-            report: &mut report,
-            counters: &counters,
-            pump: &pump,
-            rest: &rest,
-            times: Times::default(),
-            trouble: Trouble::default(),
-            generation: 0,
-            start: None,
-        };
+        let mut follow = Follow::new(&given, memory, &counters, &mut observer, &mut report);
         let followed = follow.run(None);
         follow.fill(Some(began));
-        report.total = started.elapsed();
+        report.total = given.started.elapsed();
         let error = match followed {
             Followed::Completed => {
                 (report.outcome, report.guest_owner, report.reason) = (Outcome::Completed, GuestOwner::Destination, "recovered".into());
@@ -95,7 +81,7 @@ impl Stranded {
         // A doubt may have been settled since the last attempt, either way.
         (report.outcome, report.guest_owner) = left_by(&error);
         let owner = report.guest_owner;
-        let stranded = (owner != GuestOwner::Source).then_some(Self { pump, rest, steering, member, started });
+        let stranded = (owner != GuestOwner::Source).then_some(Self { given });
         Err(Box::new(Failure { error, owner, report, in_doubt: None, stranded }))
     }
 }

@@ -13,6 +13,7 @@ use super::PROGRESS_EVERY;
 use super::downtime::Downtime;
 use super::driver::{Driver, Session, session_error};
 use super::event::{Event, Phase};
+use super::meter::Meter;
 use super::order::coldest_first;
 use super::overlap::{Overlap, idle_for_a_difference};
 use super::standing::Wait;
@@ -24,7 +25,7 @@ use crate::guest::RunShare;
 use crate::policy::{Decision, MAX_ROUNDS, PauseFacts, Policy, Reason, RoundFacts, SAMPLE_PAGES, Verdict};
 use crate::protocol::SourceEvent;
 use crate::stats::{Predicted, RoundKind, RoundReport};
-use crate::units::{ByteCount, BytesPerSec, ChunkIndex, PageCount};
+use crate::units::{ByteCount, ChunkIndex, PageCount};
 use crate::wire::ChannelTotals;
 
 /// Where pre-copy left off: the guest is paused and harvested, this is the rest.
@@ -348,7 +349,7 @@ impl Driver<'_> {
             unsent: None,
             skipped: None,
         };
-        let mut meter = Meter::new(session);
+        let mut meter = Meter::from(session.written());
         let ticker = tick(PROGRESS_EVERY);
         let mut look = early.as_ref().map_or_else(never, |watch| watch.next_look());
         let mut waiting = session.jobs.len();
@@ -367,8 +368,7 @@ impl Driver<'_> {
                     look = watch.next_look();
                 },
                 recv(ticker) -> _ => {
-                    let progress = meter.progress(session, index, total, verdict);
-                    (self.observer)(&progress);
+                    (self.observer)(&session.progress(&mut meter, index, total, verdict));
                     if self.hold.paused_for().is_zero() && self.is_late() {
                         session.live.halt.store(true, Ordering::Relaxed);
                     }
@@ -406,26 +406,20 @@ impl Driver<'_> {
     }
 }
 
-/// Turns the live counters into progress.
-struct Meter {
-    bytes: u64,
-    at: Instant,
-}
-
-impl Meter {
-    fn new(session: &Session<'_>) -> Self {
-        Self { bytes: session.live.bytes.load(Ordering::Relaxed), at: Instant::now() }
+impl Session<'_> {
+    /// Bytes that the workers have written since the start.
+    fn written(&self) -> ByteCount {
+        ByteCount(self.live.bytes.load(Ordering::Relaxed))
     }
 
-    fn progress(&mut self, session: &Session<'_>, index: u32, pages: PageCount, verdict: Option<Verdict>) -> Event {
-        let (bytes, now) = (session.live.bytes.load(Ordering::Relaxed), Instant::now());
-        let rate = BytesPerSec((bytes - self.bytes) as f64 / (now - self.at).as_secs_f64());
-        (self.bytes, self.at) = (bytes, now);
+    /// How far the workers are with a round.
+    fn progress(&self, meter: &mut Meter, index: u32, pages: PageCount, verdict: Option<Verdict>) -> Event {
+        let bytes = self.written();
         Event::Progress {
             index,
-            bytes: ByteCount(bytes),
-            rate,
-            pages_sent: PageCount(session.live.pages.load(Ordering::Relaxed)),
+            bytes,
+            rate: meter.rate(bytes),
+            pages_sent: PageCount(self.live.pages.load(Ordering::Relaxed)),
             pages,
             dirty_rate: verdict.map(|verdict| verdict.dirty_rate),
             expected_downtime: verdict.map(|verdict| verdict.expected_downtime),
