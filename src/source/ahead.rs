@@ -4,8 +4,9 @@
 //! memory. Giving pages back to the host takes a fraction of a microsecond each, which adds up: done after the pause it
 //! would be most of the downtime. Done before, only what the guest writes to meanwhile is left for then.
 
-use super::driver::{Driver, Session};
+use super::driver::Driver;
 use super::pump::Command;
+use super::session::Session;
 use crate::bitmap::PageBitmap;
 use crate::error::Error;
 use crate::protocol::SourceEvent;
@@ -19,7 +20,7 @@ impl Driver<'_> {
         if pending.count() < WORTH_IT {
             return Ok(false);
         }
-        let stale = self.missing(pending, self.granule);
+        let stale = self.missing(pending, session.terms.granule);
         session.pump.command(Command::Announce { totals, stale });
         self.await_word(session, &SourceEvent::Discarded)?;
         Ok(true)

@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Sender, bounded, never, select, tick};
 
-use super::driver::session_error;
 use super::event::{Event, Phase};
 use super::fleet::Allotment;
 use super::meter::Meter;
 use super::post_copy::GivenAway;
 use super::pump::{Command, Ended};
 use super::push::{Counters, Lanes, Prepaging, Service, Serving, serve};
+use super::session::session_error;
 use super::{Observer, PROGRESS_EVERY};
 use crate::bitmap::PageBitmap;
 use crate::error::Error;
@@ -96,7 +96,7 @@ impl<'f, 'o> Follow<'f, 'o> {
 
     /// Until everything has arrived or nothing more can be done. Begins with `lanes`, or with their recovery.
     pub(super) fn run(&mut self, mut lanes: Option<Lanes>) -> Followed {
-        let mut missing = self.given.rest.missing.clone();
+        let mut missing = self.given.missing.clone();
         loop {
             let next = match lanes.take() {
                 Some(lanes) => self.serve(&missing, lanes),
@@ -105,10 +105,10 @@ impl<'f, 'o> Follow<'f, 'o> {
             match next {
                 Next::Interrupted => {}
                 Next::Recovered { generation, arrived } => {
-                    missing.clone_from(&self.given.rest.missing);
+                    missing.clone_from(&self.given.missing);
                     missing.subtract(&arrived);
                     self.generation = generation;
-                    match self.given.rest.dial.lanes(&self.given.pump, self.given.rest.channels, generation) {
+                    match self.given.terms.dial.lanes(&self.given.pump, self.given.terms.channels, generation) {
                         Ok(attached) => {
                             self.given.pump.command(Command::Reattached { generation });
                             self.recovered(missing.count());
@@ -131,15 +131,15 @@ impl<'f, 'o> Follow<'f, 'o> {
         let service = Service {
             memory: self.memory,
             allotment: Allotment::new(self.given.steering.pacer(), self.given.member.clone()),
-            compression: self.given.rest.compression,
-            encoder: self.given.rest.encoder.clone(),
-            granule: self.given.rest.granule,
+            compression: self.given.terms.compression,
+            encoder: self.given.terms.encoder.clone(),
+            granule: self.given.terms.granule,
             prepaging: Prepaging::default(),
             counters: self.counters,
         };
         let (start, started) = bounded(0);
         self.start = Some(start).filter(|_| self.times.running.is_none());
-        std::thread::scope(|scope| match serve(scope, service, missing, self.given.rest.hot.clone(), lanes, &started) {
+        std::thread::scope(|scope| match serve(scope, service, missing, self.given.hot.clone(), lanes, &started) {
             Ok(serving) => {
                 let next = self.watch(&serving);
                 serving.stop();
@@ -262,7 +262,7 @@ impl<'f, 'o> Follow<'f, 'o> {
         Event::Following {
             bytes,
             rate,
-            pages: self.given.rest.missing.count(),
+            pages: self.given.missing.count(),
             pages_left: left,
             requests: pushed.requests,
             urgent_pages: pushed.urgent.pages,
@@ -274,7 +274,7 @@ impl<'f, 'o> Follow<'f, 'o> {
         let pushed = self.counters.pushed();
         let (pages, bytes) = (pushed.urgent.pages + pushed.bulk.pages, pushed.urgent.bytes + pushed.bulk.bytes);
         let report = &mut *self.report;
-        let post_copy = report.post_copy.get_or_insert_with(|| PostCopyReport::of(self.given.rest.missing.count()));
+        let post_copy = report.post_copy.get_or_insert_with(|| PostCopyReport::of(self.given.missing.count()));
         post_copy.urgent_pages += pushed.urgent.pages;
         post_copy.bulk_pages += pushed.bulk.pages;
         *post_copy.requests.get_or_insert(0) += pushed.requests;

@@ -9,10 +9,11 @@ use crossbeam::channel::{select, tick};
 
 use super::PROGRESS_EVERY;
 use super::downtime::Downtime;
-use super::driver::{Driver, Session, session_error};
+use super::driver::Driver;
 use super::event::Phase;
 use super::pump::{Command, Ended};
 use super::rounds::{LastRound, Round};
+use super::session::{Session, session_error};
 use super::worker::Then;
 use crate::bitmap::PageBitmap;
 use crate::error::Error;

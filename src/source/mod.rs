@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 mod ahead;
+mod connect;
 mod dial;
 mod downtime;
 mod driver;
@@ -33,12 +34,14 @@ mod post_copy;
 mod pump;
 mod push;
 mod rounds;
+mod session;
 mod settle;
 mod standing;
 mod steering;
 mod survey;
 mod watch;
 mod worker;
+mod workers;
 
 use std::time::Duration;
 

@@ -10,18 +10,17 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Steering;
-use super::dial::Dial;
 use super::downtime::Downtime;
-use super::driver::{Driver, Session};
+use super::driver::Driver;
 use super::fleet::Member;
 use super::follow::{Follow, Followed};
 use super::pump::{Command, Pump};
 use super::push::{Counters, Granule, Lanes, widen};
 use super::rounds::LastRound;
+use super::session::{Session, Terms};
 use super::worker::Then;
 use crate::bitmap::PageBitmap;
 use crate::error::Error;
-use crate::page::{Compression, EncoderSettings};
 use crate::units::ChunkIndex;
 
 /// A guest that was given away ahead of part of its memory, and all that serving the rest takes, in this attempt or a later
@@ -29,33 +28,23 @@ use crate::units::ChunkIndex;
 #[derive(Debug)]
 pub(super) struct GivenAway {
     pub(super) pump: Pump,
-    pub(super) rest: Rest,
+    pub(super) terms: Terms,
+    pub(super) missing: PageBitmap,
+    /// Chunks that are likely to be needed soon.
+    pub(super) hot: Vec<ChunkIndex>,
     pub(super) steering: Steering,
     pub(super) member: Option<Arc<Member>>,
     /// When the migration began.
     pub(super) started: Instant,
 }
 
-/// The memory that follows, and how.
-#[derive(Debug)]
-pub(super) struct Rest {
-    pub(super) missing: PageBitmap,
-    /// Chunks that are likely to be needed soon.
-    pub(super) hot: Vec<ChunkIndex>,
-    pub(super) granule: Granule,
-    pub(super) encoder: EncoderSettings,
-    pub(super) compression: Compression,
-    pub(super) dial: Dial,
-    pub(super) channels: u16,
-}
-
 impl Driver<'_> {
     /// Ends pre-copy on all channels and tells the destination what is missing, up to the point at which the guest can be
     /// given away.
-    pub(super) fn switch(&mut self, session: &Session<'_>, last: &mut LastRound, rest: &Rest) -> Result<(), Error> {
+    pub(super) fn switch(&mut self, session: &Session<'_>, last: &mut LastRound, missing: &PageBitmap) -> Result<(), Error> {
         let nothing = PageBitmap::new(self.memory.layout().chunks());
         let (round, state) = self.last_round(session, last, nothing, Then::Switch)?;
-        self.get_ready(session, Command::Switch { totals: round.totals, state, missing: rest.missing.clone() }, &mut last.downtime)
+        self.get_ready(session, Command::Switch { totals: round.totals, state, missing: missing.clone() }, &mut last.downtime)
     }
 
     /// The pages that the destination lacks, in what it can fill at once.

@@ -4,18 +4,18 @@
 //! [held back](super::overlap), and what a halted round did not send comes back. See [`dirty`](crate::dirty) for the life of a bit.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{never, select, tick};
 
 use super::PROGRESS_EVERY;
 use super::downtime::Downtime;
-use super::driver::{Driver, Session, session_error};
+use super::driver::Driver;
 use super::event::{Event, Phase};
 use super::meter::Meter;
 use super::order::coldest_first;
 use super::overlap::{Overlap, idle_for_a_difference};
+use super::session::{Session, session_error};
 use super::standing::Wait;
 use super::watch::DirtyWatch;
 use super::worker::{Job, Sent, Then};
@@ -63,7 +63,7 @@ impl Driver<'_> {
     /// Sends rounds until the policy says stop, pauses the guest and harvests for the last time.
     pub(super) fn pre_copy(&mut self, session: &Session<'_>, tracking: Option<Tracking>) -> Result<LastRound, Error> {
         let mut policy = Policy::new(self.steering.limits(), self.memory.layout().bytes()).with_sample();
-        if !self.can_post_copy {
+        if !session.terms.can_post_copy {
             policy = policy.without_post_copy();
         }
         let verdict = policy.start();
@@ -172,11 +172,11 @@ impl Driver<'_> {
         tracking: &mut Tracking,
         last_verdict: Option<Verdict>,
     ) -> Result<(Verdict, Vec<ChannelTotals>), Error> {
-        let idle = self.idle_after(policy, index, tracking, session.jobs.len());
+        let idle = self.idle_after(policy, index, tracking, session.workers.count());
         let taken = tracking.take_round(last_verdict, idle);
         let Tracking { pending, watch, overlap } = tracking;
         let began = Instant::now();
-        let under_way_before = self.under_way(session);
+        let under_way_before = session.workers.under_way();
         let first = if index == 0 { taken.count() } else { watch.sent(&taken) };
         let early = (index == 0).then_some(&mut *watch);
         let round = self.send(session, index, taken, early, last_verdict)?;
@@ -267,7 +267,7 @@ impl Driver<'_> {
 
     /// What a handover costs besides pages and harvest: what is under way comes first, Finish and Commit are answered.
     fn fixed_cost(&self, session: &Session<'_>) -> Duration {
-        self.backlog(session).saturating_add(self.round_trip.saturating_mul(2)).saturating_add(SWITCH_COST)
+        self.backlog(session).saturating_add(session.round_trip.saturating_mul(2)).saturating_add(SWITCH_COST)
     }
 
     /// Harvests, with the guest paused where the tracker needs it.
@@ -313,9 +313,6 @@ impl Driver<'_> {
         early: Option<&DirtyWatch>,
         then: Then,
     ) -> Result<Instant, Error> {
-        // Relaxed: the job queue orders these stores before the workers' round.
-        session.live.halt.store(false, Ordering::Relaxed);
-        session.live.pages.store(0, Ordering::Relaxed);
         let order = match early {
             Some(watch) => coldest_first(&pages, watch.found()).into(),
             None => pages.occupied().map(|(chunk, _)| chunk).collect(),
@@ -323,10 +320,7 @@ impl Driver<'_> {
         let round = u16::try_from(index).expect("bounded by MAX_ROUNDS and the escapes");
         let job = Job { round, pages: Arc::new(pages), order, skip: early.map(DirtyWatch::skip), then };
         let began = Instant::now();
-        for queue in &session.jobs {
-            // A worker is only gone after a failure, which waits in `results`.
-            let _ = queue.send(job.clone());
-        }
+        session.workers.give(&job);
         Ok(began)
     }
 
@@ -345,17 +339,17 @@ impl Driver<'_> {
             bytes: ByteCount(0),
             empty: PageCount(0),
             duration: Duration::ZERO,
-            totals: vec![ChannelTotals::default(); session.jobs.len()],
+            totals: vec![ChannelTotals::default(); session.workers.count()],
             unsent: None,
             skipped: None,
         };
-        let mut meter = Meter::from(session.written());
+        let mut meter = Meter::from(session.workers.written());
         let ticker = tick(PROGRESS_EVERY);
         let mut look = early.as_ref().map_or_else(never, |watch| watch.next_look());
-        let mut waiting = session.jobs.len();
+        let mut waiting = session.workers.count();
         while waiting > 0 {
             select! {
-                recv(session.results) -> sent => {
+                recv(session.workers.results()) -> sent => {
                     let sent = sent.map_err(|_| Error::System { action: "keep the workers", source: std::io::ErrorKind::Other.into() })??;
                     self.merge(&mut round, sent);
                     waiting -= 1;
@@ -370,7 +364,7 @@ impl Driver<'_> {
                 recv(ticker) -> _ => {
                     (self.observer)(&session.progress(&mut meter, index, total, verdict));
                     if self.hold.paused_for().is_zero() && self.is_late() {
-                        session.live.halt.store(true, Ordering::Relaxed);
+                        session.workers.halt();
                     }
                 }
             }
@@ -407,19 +401,14 @@ impl Driver<'_> {
 }
 
 impl Session<'_> {
-    /// Bytes that the workers have written since the start.
-    fn written(&self) -> ByteCount {
-        ByteCount(self.live.bytes.load(Ordering::Relaxed))
-    }
-
     /// How far the workers are with a round.
     fn progress(&self, meter: &mut Meter, index: u32, pages: PageCount, verdict: Option<Verdict>) -> Event {
-        let bytes = self.written();
+        let bytes = self.workers.written();
         Event::Progress {
             index,
             bytes,
             rate: meter.rate(bytes),
-            pages_sent: PageCount(self.live.pages.load(Ordering::Relaxed)),
+            pages_sent: self.workers.sent(),
             pages,
             dirty_rate: verdict.map(|verdict| verdict.dirty_rate),
             expected_downtime: verdict.map(|verdict| verdict.expected_downtime),

@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{at, select};
 
-use super::driver::{Driver, Session, session_error};
+use super::driver::Driver;
 use super::fleet::Allotment;
 use super::pump::Command;
+use super::session::{Session, session_error};
 use crate::error::Error;
 use crate::policy::Bottleneck;
 use crate::protocol::SourceEvent;
@@ -30,15 +31,10 @@ pub(super) struct Settled {
 }
 
 impl Driver<'_> {
-    /// Bytes that were written and have not arrived at the destination's host.
-    pub(super) fn under_way(&self, session: &Session<'_>) -> ByteCount {
-        session.bulk.iter().map(|connection| connection.under_way()).sum()
-    }
-
     /// How long it takes until what was written has arrived, by the rate at which things have arrived so far.
     /// [`Duration::MAX`] while nothing has.
     pub(super) fn backlog(&self, session: &Session<'_>) -> Duration {
-        let under_way = self.under_way(session);
+        let under_way = session.workers.under_way();
         self.arrival_rate(under_way).time_for(under_way)
     }
 
@@ -46,7 +42,7 @@ impl Driver<'_> {
     ///
     /// Does not wait for a link that moves nothing: whoever writes next finds that out.
     pub(super) fn settle(&self, session: &Session<'_>) -> Result<Settled, Error> {
-        let mut under_way = self.under_way(session);
+        let mut under_way = session.workers.under_way();
         let paced = Allotment::new(self.steering.pacer(), self.member.clone()).is_paced();
         let bottleneck = if paced || under_way > FEW_BYTES { Bottleneck::Link } else { Bottleneck::Processor };
         let mut moved_at = Instant::now();
@@ -56,7 +52,7 @@ impl Driver<'_> {
                 recv(self.steering.cancelled()) -> _ => return Err(Error::Cancelled),
                 default(self.look_every(LOOK_EVERY)) => {}
             }
-            let now_under_way = self.under_way(session);
+            let now_under_way = session.workers.under_way();
             if now_under_way < under_way {
                 moved_at = Instant::now();
             }

@@ -4,9 +4,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::select;
 
-use super::driver::{Driver, Session, session_error};
+use super::driver::Driver;
 use super::fleet::Berth;
 use super::pump::Pump;
+use super::session::{Session, session_error};
 use crate::error::Error;
 
 /// How long it took to get a place among those who stand still.
