@@ -11,8 +11,9 @@ use super::PROGRESS_EVERY;
 use super::downtime::Downtime;
 use super::driver::Driver;
 use super::event::Phase;
+use super::pre_copy::LastRound;
 use super::pump::{Command, Ended};
-use super::rounds::{LastRound, Round};
+use super::round::Round;
 use super::session::{Session, session_error};
 use super::worker::Then;
 use crate::bitmap::PageBitmap;
@@ -28,7 +29,7 @@ impl Driver<'_> {
     pub(super) fn hand_over(&mut self, session: &Session<'_>, mut last: LastRound) -> Result<(), Error> {
         let remainder = std::mem::replace(&mut last.remainder, PageBitmap::new(0));
         let (round, state) = self.last_round(session, &mut last, remainder, Then::RoundEnd)?;
-        self.record(last.index, last.kind, &round, Some(PageCount(0)), None);
+        self.record(last.kind, &round, Some(PageCount(0)), None);
         self.get_ready(session, Command::Finish { totals: round.totals, state }, &mut last.downtime)?;
         self.commit(session, last.downtime)
     }
@@ -43,12 +44,11 @@ impl Driver<'_> {
     ) -> Result<(Round, Vec<u8>), Error> {
         self.phase(Phase::StopAndCopy);
         self.report.reason = last.verdict.reason.to_string();
-        let total = pages.count();
-        let began = self.begin(session, last.index, pages, None, then)?;
+        let begun = session.workers.begin(last.index, pages, None, then, Some(last.verdict));
         // The workers are busy with the pages meanwhile.
         last.downtime.parts.plan = last.downtime.lap();
         let (state, step) = self.save_state(&mut last.downtime)?;
-        let round = self.await_round(session, last.index, total, began, None, Some(last.verdict))?;
+        let round = self.await_round(session, &begun, None)?;
         self.leave_last_round();
         if then == Then::RoundEnd {
             self.sending = None;

@@ -9,6 +9,7 @@ use super::fleet::Berth;
 use super::pump::Pump;
 use super::session::{Session, session_error};
 use crate::error::Error;
+use crate::units::PageCount;
 
 /// How long it took to get a place among those who stand still.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +45,13 @@ impl Driver<'_> {
         Ok(if asked.elapsed() > SHORT { Wait::Long } else { Wait::Short })
     }
 
+    /// After a round that leaves so much: the next guest may begin once the bulk of this one is sent.
+    pub(super) fn make_room(&mut self, left: PageCount) {
+        if let Some(sending) = self.sending.as_mut().filter(|_| left.0 <= self.report.pages_transferred.0 / BULK) {
+            sending.make_room();
+        }
+    }
+
     /// The guest goes on, or has nothing more to send: it is the next one's turn to stand still.
     pub(super) fn leave_last_round(&mut self) {
         if let (Some(_), Some(member)) = (self.place.take(), &self.member) {
@@ -71,6 +79,8 @@ impl Driver<'_> {
     }
 }
 
+/// The bulk of a guest is sent once no more is left than this part of what was.
+const BULK: u64 = 8;
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Those who wait for long are many, and each looks for all of them. [`LONGEST`] is a multiple of it.
 const LOOK_AROUND_EVERY: Duration = Duration::from_millis(250);
