@@ -68,7 +68,7 @@ impl Driver<'_> {
         let offer = Offer {
             session,
             token,
-            channels: self.member.as_ref().map_or(channels, |member| member.channels(channels, layout.bytes())),
+            channels: self.standing.member().map_or(channels, |member| member.channels(channels, layout.bytes())),
             codecs: Codecs::offered(compression),
             features: if limits.allow_post_copy() { Features::POST_COPY } else { Features::NONE },
             layout,

@@ -1,12 +1,11 @@
 //! One migration from beginning to end: connect, run the phases, and see to it that the guest is somewhere afterwards.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use super::connect::{Attached, Request};
 use super::dial::Dial;
 use super::event::{Event, Phase};
-use super::fleet::{Berth, Member, Sending};
+use super::fleet::Allotment;
 use super::follow::Followed;
 use super::hold::Hold;
 use super::outcome::{Completed, Failure, InDoubt, Stranded, left_by};
@@ -14,6 +13,7 @@ use super::post_copy::GivenAway;
 use super::pre_copy::LastRound;
 use super::pump::Pump;
 use super::session::{Session, Terms, part};
+use super::standing::Standing;
 use super::tracking::Tracking;
 use super::worker::Live;
 use super::{AtPause, Migration, Observer, Outgoing, Steering};
@@ -37,12 +37,7 @@ pub(super) struct Driver<'d> {
     pub(super) report: Report,
     pub(super) started: Instant,
     pub(super) timeouts: Timeouts,
-    /// Where it takes turns with others.
-    pub(super) member: Option<Arc<Member>>,
-    /// Among those of them that stand still, while it is there.
-    pub(super) place: Option<Berth>,
-    /// Among those of them that send, while it is there.
-    pub(super) sending: Option<Sending>,
+    pub(super) standing: Standing,
     /// How to reach the destination again, once it is known.
     pub(super) dial: Option<Dial>,
     stranded: Option<Stranded>,
@@ -84,9 +79,7 @@ pub(super) fn run(migration: Migration<'_>, outgoing: Outgoing<'_>) -> Result<Co
         report,
         started: Instant::now(),
         timeouts,
-        member: fleet.map(|fleet| fleet.enrol()),
-        place: None,
-        sending: None,
+        standing: Standing::of(fleet.map(|fleet| fleet.enrol())),
         dial: None,
         stranded: None,
     };
@@ -107,7 +100,7 @@ pub(super) fn run(migration: Migration<'_>, outgoing: Outgoing<'_>) -> Result<Co
     }
 }
 
-impl Driver<'_> {
+impl<'d> Driver<'d> {
     fn migrate(&mut self, request: Request) -> Result<(), Error> {
         let (pump, attached) = self.connect(request)?;
         let lanes = attached.lanes();
@@ -115,7 +108,7 @@ impl Driver<'_> {
             Moved::Whole => Ok(()),
             Moved::Switched(switched) => {
                 let Switched { pump, terms, last, missing, spent: _spent } = *switched;
-                let (steering, member, started) = (self.steering.clone(), self.member.clone(), self.started);
+                let (steering, member, started) = (self.steering.clone(), self.standing.member().cloned(), self.started);
                 let given = GivenAway { pump, terms, missing, hot: last.hot, steering, member, started };
                 let lanes = lanes.expect("attached where post-copy is possible");
                 match self.give_away(&given, lanes, last.downtime) {
@@ -166,7 +159,7 @@ impl Driver<'_> {
         if let Err(resume) = self.hold.resume() {
             tracing::error!(error = %resume, "the guest could not be resumed at the source");
         }
-        self.leave_last_round();
+        self.standing.leave_last_round();
         session.workers.halt();
         let error = part(&session.pump, error);
         // Ends the workers and waits for the session's last message.
@@ -203,6 +196,11 @@ impl Driver<'_> {
             report.reason = error.in_full();
         }
         report
+    }
+
+    /// The migration's part of processors and link.
+    pub(super) fn allotment(&self) -> Allotment<'d> {
+        Allotment::new(self.steering.pacer(), self.standing.member().cloned())
     }
 
     pub(super) fn phase(&mut self, phase: Phase) {

@@ -49,9 +49,9 @@ impl Driver<'_> {
         last.downtime.parts.plan = last.downtime.lap();
         let (state, step) = self.save_state(&mut last.downtime)?;
         let round = self.await_round(session, &begun, None)?;
-        self.leave_last_round();
+        self.standing.leave_last_round();
         if then == Then::RoundEnd {
-            self.sending = None;
+            self.standing.has_sent();
         }
         step.map_err(Error::AtPause)?;
         last.downtime.parts.send = last.downtime.lap();

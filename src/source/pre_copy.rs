@@ -60,7 +60,7 @@ impl Driver<'_> {
         loop {
             let (verdict, totals) = self.pre_copy_round(session, &mut rounds)?;
             match verdict.decision {
-                Decision::Round | Decision::Throttle => self.leave_last_round(),
+                Decision::Round | Decision::Throttle => self.standing.leave_last_round(),
                 Decision::Abort => return Err(Error::Limit(verdict.reason)),
                 Decision::StopAndCopy | Decision::PostCopy => {
                     if self.await_last_round(session)? == Wait::Short
@@ -116,7 +116,7 @@ impl Driver<'_> {
             return Ok(Some(LastRound { index, kind, remainder, hot: Vec::new(), downtime, verdict }));
         }
         self.hold.resume()?;
-        self.leave_last_round();
+        self.standing.leave_last_round();
         (self.observer)(&Event::PauseUndone { remainder: facts.remaining, stalled: downtime.paused_at.elapsed() });
         Ok(None)
     }
@@ -203,7 +203,7 @@ impl Driver<'_> {
     fn idle_after(&self, rounds: &Rounds, workers: usize) -> Option<Duration> {
         let (sent, pending) = (self.report.pages_transferred.bytes(), rounds.tracking.pending.count());
         let may_end = || rounds.policy.may_end_with(rounds.index, pending, sent, self.started.elapsed());
-        let goes_on = rounds.index > 0 && self.member.is_none() && !may_end();
+        let goes_on = rounds.index > 0 && self.standing.is_alone() && !may_end();
         goes_on.then(|| idle_for_a_difference(workers))
     }
 

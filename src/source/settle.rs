@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{at, select};
 
 use super::driver::Driver;
-use super::fleet::Allotment;
 use super::pump::Command;
 use super::session::{Session, session_error};
 use crate::error::Error;
@@ -43,14 +42,14 @@ impl Driver<'_> {
     /// Does not wait for a link that moves nothing: whoever writes next finds that out.
     pub(super) fn settle(&self, session: &Session<'_>) -> Result<Settled, Error> {
         let mut under_way = session.workers.under_way();
-        let paced = Allotment::new(self.steering.pacer(), self.member.clone()).is_paced();
+        let paced = self.allotment().is_paced();
         let bottleneck = if paced || under_way > FEW_BYTES { Bottleneck::Link } else { Bottleneck::Processor };
         let mut moved_at = Instant::now();
         while under_way > self.little(under_way) && moved_at.elapsed() < STUCK_AFTER && !self.is_late() {
             select! {
                 recv(session.pump.ended()) -> ended => return Err(session_error(ended.ok())),
                 recv(self.steering.cancelled()) -> _ => return Err(Error::Cancelled),
-                default(self.look_every(LOOK_EVERY)) => {}
+                default(self.standing.look_every(LOOK_EVERY)) => {}
             }
             let now_under_way = session.workers.under_way();
             if now_under_way < under_way {
@@ -87,11 +86,12 @@ impl Driver<'_> {
             // about time.
             let (before, since) = *first.get_or_insert_with(|| (bytes, Instant::now()));
             let rest = ByteCount(self.report.wire_bytes.0.saturating_sub((bytes + little).0));
-            let about_time = if self.place.is_none() { until_applied(rest, ByteCount(bytes.0 - before.0), since.elapsed()) } else { Duration::ZERO };
+            let about_time =
+                if self.standing.holds_others_up() { Duration::ZERO } else { until_applied(rest, ByteCount(bytes.0 - before.0), since.elapsed()) };
             select! {
                 recv(session.pump.ended()) -> ended => return Err(session_error(ended.ok())),
                 recv(self.steering.cancelled()) -> _ => return Err(Error::Cancelled),
-                default(self.look_every(LOOK_EVERY).max(about_time.min(LOOK_AT_LEAST_EVERY))) => {}
+                default(self.standing.look_every(LOOK_EVERY).max(about_time.min(LOOK_AT_LEAST_EVERY))) => {}
             }
         }
         Ok(())

@@ -31,7 +31,7 @@ impl Driver<'_> {
     pub(super) fn track_early(&mut self) -> Result<Option<Tracking>, Error> {
         let first = Policy::new(self.steering.limits(), self.memory.layout().bytes()).start().decision;
         let is_large = self.memory.layout().bytes() > TRACKED_EARLY;
-        if is_large || self.member.is_some() || !matches!(first, Decision::Round | Decision::PostCopy) {
+        if is_large || !self.standing.is_alone() || !matches!(first, Decision::Round | Decision::PostCopy) {
             return Ok(None);
         }
         self.tracking(None).map(Some)

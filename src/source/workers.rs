@@ -8,7 +8,7 @@ use std::time::Instant;
 use crossbeam::channel::{Receiver, Sender, bounded};
 
 use super::driver::Driver;
-use super::fleet::{Allotment, Seat};
+use super::fleet::Seat;
 use super::session::Terms;
 use super::worker::{Job, Live, Sent, Worker};
 use crate::error::Error;
@@ -39,7 +39,7 @@ impl<'d> Driver<'d> {
     where
         'd: 's,
     {
-        let (memory, allotment) = (self.memory, Allotment::new(self.steering.pacer(), self.member.clone()));
+        let (memory, allotment) = (self.memory, self.allotment());
         // Room for one result of each worker: none ever waits to report.
         let (done, results) = bounded(streams.len());
         let mut workers =
