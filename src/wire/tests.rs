@@ -207,6 +207,10 @@ fn hostile_bodies_are_refused() {
     for (kind, body, expected) in cases {
         assert_eq!(decode_message(&envelope(VERSION, kind, &body)), expected, "kind {kind}");
     }
+}
+
+#[test]
+fn a_length_without_end_is_refused() {
     let mut endless = envelope(VERSION, 8, &[]);
     endless[12..16].copy_from_slice(&u32::MAX.to_le_bytes());
     let checksum = xxh3_64(&endless[..24]).to_le_bytes();

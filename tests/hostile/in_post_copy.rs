@@ -43,7 +43,14 @@ struct Attack {
 
 /// Up to Commit: the guest never runs at the receiver.
 fn before_commit() -> Vec<Attack> {
-    let attack = |name, needle, act| Attack { name, needle, act };
+    [about_missing_pages(), about_stale_pages(), on_lanes()].into_iter().flatten().collect()
+}
+
+fn attack(name: &'static str, needle: &'static str, act: fn(&mut Following)) -> Attack {
+    Attack { name, needle, act }
+}
+
+fn about_missing_pages() -> Vec<Attack> {
     vec![
         attack("more words of Missing than chunks", "6 words from chunk 0 on, there are 5 chunks", |evil| {
             evil.source.control.say(&Message::Missing { first: ChunkIndex(0), words: vec![1; 6] });
@@ -68,6 +75,11 @@ fn before_commit() -> Vec<Attack> {
             finish(evil, Some(Extent { chunks: extent.chunks + 1, ..extent }));
         }),
         attack("Finish without the switch after Missing", "pages are missing, and it does not switch to post-copy", |evil| finish(evil, None)),
+    ]
+}
+
+fn about_stale_pages() -> Vec<Attack> {
+    vec![
         attack("Stale twice", "Stale makes no sense: it has come before", |evil| {
             stale(evil, 0);
             stale(evil, 0);
@@ -101,6 +113,11 @@ fn before_commit() -> Vec<Attack> {
             finish(evil, Some(evil.extent()));
         }),
         attack("Discarded, the destination's word", "Discarded to an end that was receiving", |evil| evil.source.control.say(&Message::Discarded)),
+    ]
+}
+
+fn on_lanes() -> Vec<Attack> {
+    vec![
         attack("a page of post-copy before the switch", "a frame of kind 4 does not belong here", |evil| {
             let frame = Frame { kind: 4, sequence: evil.source.totals()[0].frames, ..Frame::raw_page(0) }.bytes();
             evil.source.send(0, &frame);

@@ -37,7 +37,14 @@ struct Attack {
 
 /// Attacks before everything is sent.
 fn on_the_way() -> Vec<Attack> {
-    let attack = |name, source, told, script| Attack { name, script, source, told };
+    [in_the_handshake(), while_attaching(), out_of_turn(), in_the_middle()].into_iter().flatten().collect()
+}
+
+fn attack(name: &'static str, source: &'static str, told: Option<&'static str>, script: Script) -> Attack {
+    Attack { name, script, source, told }
+}
+
+fn in_the_handshake() -> Vec<Attack> {
     vec![
         attack("another protocol", "does not speak pageferry's protocol (its first bytes: 220 mail", Some("does not speak"), |evil| {
             evil.control.say_bytes(b"220 mail ready\r\n");
@@ -80,6 +87,11 @@ fn on_the_way() -> Vec<Attack> {
             evil.control.say(&Message::Running);
             evil.control.last_words()
         }),
+    ]
+}
+
+fn while_attaching() -> Vec<Attack> {
+    vec![
         attack("Refuse after Accept", "Refuse to an end that was", Some("Refuse to an end"), |evil| {
             evil.accept();
             evil.control.say(&Message::Refuse { reason: RefuseReason::Busy, detail: "full after all".into() });
@@ -112,6 +124,11 @@ fn on_the_way() -> Vec<Attack> {
             drop(evil.attach());
             evil.control.last_words()
         }),
+    ]
+}
+
+fn out_of_turn() -> Vec<Attack> {
+    vec![
         attack("Ready before Finish", "Ready to an end that was", Some("Ready to an end"), |evil| {
             evil.attach_all();
             evil.control.say(&Message::Ready);
@@ -137,6 +154,11 @@ fn on_the_way() -> Vec<Attack> {
             evil.accept();
             evil.control.last_words()
         }),
+    ]
+}
+
+fn in_the_middle() -> Vec<Attack> {
+    vec![
         attack("garbage in the middle", "does not speak", Some("does not speak"), |evil| {
             evil.attach_all();
             evil.control.say_bytes(&[0x55; 1000]);

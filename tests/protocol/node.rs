@@ -198,14 +198,18 @@ impl Node {
             }
             Choice::QueryArrives => {
                 possible(std::mem::take(&mut self.query))?;
-                self.answer = Some(self.destination.query(now, TOKEN));
-                self.answered = self.answer.filter(|status| *status != AnswerStatus::Unknown).or(self.answered);
+                self.query_arrives(now);
             }
             Choice::QueryLost => possible(std::mem::take(&mut self.query))?,
             Choice::AnswerArrives => self.source.handle_message(now, Message::Answer(self.answer.take()?)),
             Choice::AnswerLost => drop(self.answer.take()?),
         }
         Some(())
+    }
+
+    fn query_arrives(&mut self, now: Instant) {
+        self.answer = Some(self.destination.query(now, TOKEN));
+        self.answered = self.answer.filter(|status| *status != AnswerStatus::Unknown).or(self.answered);
     }
 
     fn source_acts(&mut self, now: Instant) -> Option<()> {

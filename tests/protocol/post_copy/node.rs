@@ -208,21 +208,13 @@ impl Node {
             }
             Choice::DeliverBack => {
                 let link = self.links.iter().position(|link| !link.back.is_empty())?;
-                let message = self.links[link].back.pop_front()?;
-                if self.source_has_link && link == last {
-                    self.source.handle_message(now, message);
-                }
+                self.deliver_back(now, link);
             }
             Choice::PageLeaves => {
                 possible(self.flying.is_none() && self.is_committed())?;
                 self.flying = Some((self.source_lanes?, self.remaining.pop()?));
             }
-            Choice::PageArrives => {
-                // Also when the source has given the lane up: it may be in the last buffer before the destination.
-                let (_, page) = self.flying.take_if(|(generation, _)| self.destination_lanes == Some(*generation))?;
-                assert!(!self.arrived.contains(&page), "page {page} crosses twice: {self:#?}");
-                self.arrived.push(page);
-            }
+            Choice::PageArrives => self.page_arrives()?,
             Choice::Cut => possible(!std::mem::replace(&mut self.links[last].is_closed, true))?,
             Choice::LoseForth => drop(self.links.iter_mut().filter(|link| link.is_closed).find_map(|link| link.forth.pop_back())?),
             Choice::LoseBack => drop(self.links.iter_mut().filter(|link| link.is_closed).find_map(|link| link.back.pop_back())?),
@@ -253,12 +245,7 @@ impl Node {
             }
             Choice::SourceActs => self.source_acts(now)?,
             Choice::DestinationActs => self.destination_acts(now)?,
-            Choice::DestinationReplaces => {
-                let (link, generation) = self.to_replace()?;
-                self.links[self.destination_link].is_closed = true;
-                self.destination_link = link;
-                self.destination.resumed(now, generation, &bitmap(&self.arrived));
-            }
+            Choice::DestinationReplaces => self.destination_replaces(now)?,
             Choice::DestinationFails => {
                 self.destination_task.take_if(|task| *task == Task::Start)?;
                 assert!(self.destination.fail(now, "no vCPU".into()));
@@ -285,6 +272,22 @@ impl Node {
             // Of a connection that was replaced, or is not in place yet.
             _ => {}
         }
+    }
+
+    /// A message for the source, if it still listens there.
+    fn deliver_back(&mut self, now: Instant, link: usize) {
+        let Some(message) = self.links[link].back.pop_front() else { return };
+        if self.source_has_link && link == self.links.len() - 1 {
+            self.source.handle_message(now, message);
+        }
+    }
+
+    fn page_arrives(&mut self) -> Option<()> {
+        // Also when the source has given the lane up: it may be in the last buffer before the destination.
+        let (_, page) = self.flying.take_if(|(generation, _)| self.destination_lanes == Some(*generation))?;
+        assert!(!self.arrived.contains(&page), "page {page} crosses twice: {self:#?}");
+        self.arrived.push(page);
+        Some(())
     }
 
     fn source_acts(&mut self, now: Instant) -> Option<()> {
@@ -325,6 +328,14 @@ impl Node {
     }
 
     /// Both ends have come to theirs.
+    fn destination_replaces(&mut self, now: Instant) -> Option<()> {
+        let (link, generation) = self.to_replace()?;
+        self.links[self.destination_link].is_closed = true;
+        self.destination_link = link;
+        self.destination.resumed(now, generation, &bitmap(&self.arrived));
+        Some(())
+    }
+
     pub(crate) fn is_over(&self) -> bool {
         self.source_end.is_some() && self.destination_end.is_some()
     }

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use pageferry::bitmap::PageBitmap;
 use pageferry::protocol::{DestinationEnd, DestinationEvent, GuestOwner, Resumption, SourceEnd, SourceEvent};
 use pageferry::units::{ByteCount, ChunkIndex, PageCount, PageIndex};
 use pageferry::wire::{AnswerStatus, Extent, Features, Lane, Message, RefuseReason, Token};
@@ -131,14 +132,47 @@ pub(crate) fn torment_source(point: Point, operations: Vec<Operation>) {
     }
 }
 
+/// A guest as the destination's driver sees it.
+struct Incoming {
+    is_starting: bool,
+    is_running: bool,
+    is_complete: bool,
+    /// What has come of the missing pages, of which the peer says how many there are.
+    arrived: PageBitmap,
+}
+
+impl Incoming {
+    /// The machine says so, after a Commit or not.
+    fn told(&mut self, event: &DestinationEvent, commit: bool) {
+        match event {
+            DestinationEvent::Run { .. } => {
+                assert!(commit && !self.is_starting && !self.is_running, "run twice, or without Commit");
+                self.is_starting = true;
+            }
+            // Without the switch nothing is missing.
+            DestinationEvent::Finish { missing, .. } => {
+                self.is_complete = missing.is_none();
+                let mut others = self.arrived.clone();
+                missing.iter().for_each(|missing| others.subtract(missing));
+                self.arrived.subtract(&others);
+            }
+            DestinationEvent::Ended(DestinationEnd::Completed { .. }) => assert!(self.is_complete, "over though pages are missing"),
+            DestinationEvent::Ended(_) => assert!(!self.is_running && !self.is_starting, "dropped though it may run"),
+            _ => {}
+        }
+    }
+}
+
 /// The destination under `operations`, from `point`.
 pub(crate) fn torment_destination(point: Point, operations: Vec<Operation>) {
     let Pair { mut now, mut destination, .. } = Pair::post_copy_at(point);
-    // The guest as its driver sees it.
-    let (mut is_starting, mut is_running, mut is_complete) = (point == Point::Starting, point >= Point::Running, point == Point::Released);
+    let mut guest = Incoming {
+        is_starting: point == Point::Starting,
+        is_running: point >= Point::Running,
+        is_complete: point == Point::Released,
+        arrived: pages(&MISSING[..2]),
+    };
     let (mut task, mut is_over) = (None, point == Point::Released);
-    // What has come of the missing pages, of which the peer says how many there are.
-    let mut arrived = pages(&MISSING[..2]);
     for operation in operations {
         let commit = matches!(operation, Operation::Message(Message::Commit { .. }));
         let could = destination.may_run();
@@ -146,59 +180,44 @@ pub(crate) fn torment_destination(point: Point, operations: Vec<Operation>) {
             Operation::Message(message) => destination.handle_message(now, message),
             Operation::Closed => destination.handle_closed(now),
             Operation::Pass(ms) => pass(&mut now, ms, &mut destination),
-            Operation::Act if is_starting => {
+            Operation::Act if guest.is_starting => {
                 destination.running(now);
-                (is_starting, is_running) = (false, true);
+                (guest.is_starting, guest.is_running) = (false, true);
             }
             Operation::Act => match task.take() {
                 Some(DestinationEvent::Stale { .. }) => destination.discarded(now),
                 Some(DestinationEvent::Finish { .. }) => destination.ready(now),
-                Some(DestinationEvent::Resume { generation }) => destination.resumed(now, generation, &arrived),
+                Some(DestinationEvent::Resume { generation }) => destination.resumed(now, generation, &guest.arrived),
                 _ => {}
             },
             Operation::GiveUp => {
                 let failed = destination.fail(now, "no vCPU".into());
-                assert!(!failed || !is_running, "a guest that runs was given up");
-                is_starting &= !failed;
+                assert!(!failed || !guest.is_running, "a guest that runs was given up");
+                guest.is_starting &= !failed;
             }
             Operation::Interrupt(generation) => destination.interrupt(now, generation),
             Operation::Attach(generation) => lanes(Features::POST_COPY).for_each(|lane| _ = destination.attach(now, TOKEN, lane, generation)),
             Operation::Resume(right) => {
                 let resumption = destination.resume(now, if right { TOKEN } else { Token([0; 16]) });
                 assert!(right || resumption == Resumption::Refused, "a stranger got in");
-                assert!(!matches!(resumption, Resumption::Complete { .. }) || is_complete, "pages are missing");
+                assert!(!matches!(resumption, Resumption::Complete { .. }) || guest.is_complete, "pages are missing");
                 assert!(resumption != Resumption::NeverStarted || !destination.may_run(), "an Answer was not kept");
             }
-            Operation::Resumed(generation) => destination.resumed(now, generation, &arrived),
-            Operation::Complete if is_running && !is_complete && destination.tombstone().is_none() => {
+            Operation::Resumed(generation) => destination.resumed(now, generation, &guest.arrived),
+            Operation::Complete if guest.is_running && !guest.is_complete && destination.tombstone().is_none() => {
                 destination.complete(now);
-                is_complete = true;
+                guest.is_complete = true;
             }
             Operation::Complete | Operation::Connect(_) | Operation::Again => {}
             Operation::Drain => while destination.poll_message().is_some() {},
         }
         while let Some(event) = destination.poll_event() {
             assert!(!is_over, "{event:?} after the end");
-            match &event {
-                DestinationEvent::Run { .. } => {
-                    assert!(commit && !is_starting && !is_running, "run twice, or without Commit");
-                    is_starting = true;
-                }
-                // Without the switch nothing is missing.
-                DestinationEvent::Finish { missing, .. } => {
-                    is_complete = missing.is_none();
-                    let mut others = arrived.clone();
-                    missing.iter().for_each(|missing| others.subtract(missing));
-                    arrived.subtract(&others);
-                }
-                DestinationEvent::Ended(DestinationEnd::Completed { .. }) => assert!(is_complete, "over though pages are missing"),
-                DestinationEvent::Ended(_) => assert!(!is_running && !is_starting, "dropped though it may run"),
-                _ => {}
-            }
+            guest.told(&event, commit);
             is_over |= matches!(event, DestinationEvent::Ended(_));
             task = Some(event);
         }
         assert!(could || !destination.may_run() || commit, "may run without Commit");
-        assert_eq!(destination.may_run(), is_starting || is_running);
+        assert_eq!(destination.may_run(), guest.is_starting || guest.is_running);
     }
 }
