@@ -4,10 +4,8 @@
 //! [`Guest::load_state`] at the destination.
 
 use std::error::Error as StdError;
-use std::fmt;
-use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+pub use crate::units::RunShare;
 
 /// A guest that can be migrated, as its VMM sees it.
 ///
@@ -48,44 +46,6 @@ pub trait Guest: Send {
     /// When the guest cannot be slowed down, which is what this default says; it runs as before then.
     fn throttle(&mut self, share: RunShare) -> Result<(), GuestError> {
         if share == RunShare::FULL { Ok(()) } else { Err(GuestError::new("be slowed down", "its VMM does not offer that")) }
-    }
-}
-
-/// How much of the time a guest may run: from a hundredth to all of it.
-#[derive(Clone, Copy, Debug, PartialEq, PartialOrd, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct RunShare(f64);
-
-impl RunShare {
-    /// All the time.
-    pub const FULL: Self = Self(1.0);
-    /// No guest is slowed down further.
-    pub const LEAST: Self = Self(0.01);
-
-    /// The nearest share to `share` that there is, to a thousandth.
-    #[must_use]
-    pub fn new(share: f64) -> Self {
-        // Not a number: no reason to slow anything down.
-        if share.is_nan() { Self::FULL } else { Self((share.clamp(Self::LEAST.0, Self::FULL.0) * 1e3).round() / 1e3) }
-    }
-
-    /// The part of `time` that a guest runs.
-    #[must_use]
-    pub fn of(self, time: Duration) -> Duration {
-        if self == Self::FULL { time } else { Duration::try_from_secs_f64(time.as_secs_f64() * self.0).unwrap_or(Duration::MAX) }
-    }
-
-    /// From 0.01 to 1.
-    #[must_use]
-    pub fn value(self) -> f64 {
-        self.0
-    }
-}
-
-impl fmt::Display for RunShare {
-    /// As a percentage: `40 %`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.0} %", self.0 * 100.0)
     }
 }
 

@@ -201,6 +201,44 @@ impl fmt::Display for PagesPerSec {
     }
 }
 
+/// How much of the time a guest may run: from a hundredth to all of it.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RunShare(f64);
+
+impl RunShare {
+    /// All the time.
+    pub const FULL: Self = Self(1.0);
+    /// No guest is slowed down further.
+    pub const LEAST: Self = Self(0.01);
+
+    /// The nearest share to `share` that there is, to a thousandth.
+    #[must_use]
+    pub fn new(share: f64) -> Self {
+        // Not a number: no reason to slow anything down.
+        if share.is_nan() { Self::FULL } else { Self((share.clamp(Self::LEAST.0, Self::FULL.0) * 1e3).round() / 1e3) }
+    }
+
+    /// The part of `time` that a guest runs.
+    #[must_use]
+    pub fn of(self, time: Duration) -> Duration {
+        if self == Self::FULL { time } else { Duration::try_from_secs_f64(time.as_secs_f64() * self.0).unwrap_or(Duration::MAX) }
+    }
+
+    /// From 0.01 to 1.
+    #[must_use]
+    pub fn value(self) -> f64 {
+        self.0
+    }
+}
+
+impl fmt::Display for RunShare {
+    /// As a percentage: `40 %`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.0} %", self.0 * 100.0)
+    }
+}
+
 /// A duration for people to read: `145.1 ms`, `8.590 s`, `1302.5 s`.
 ///
 /// Displays padded as a whole, so that columns line up.

@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::guest::RunShare;
-use crate::units::{BytesPerSec, PagesPerSec};
+use crate::units::{BytesPerSec, PagesPerSec, RunShare};
 
 /// What to do next, why, and the numbers behind it.
 #[derive(Clone, Copy, Debug, PartialEq)]

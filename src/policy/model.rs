@@ -15,8 +15,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{Bottleneck, Decision, DirtyCurve, Limits, MAX_ROUNDS, OnLimit, Policy, PostCopy, Reason, RoundFacts, SAMPLE_PAGES, Verdict};
-use crate::guest::RunShare;
-use crate::units::{ByteCount, BytesPerSec, PAGE_SIZE, PageCount, PagesPerSec};
+use crate::units::{ByteCount, BytesPerSec, PAGE_SIZE, PageCount, PagesPerSec, RunShare};
 
 /// What a prediction is made from.
 #[derive(Clone, Copy, Debug)]

@@ -9,8 +9,7 @@
 use std::time::Duration;
 
 use super::DirtyCurve;
-use crate::guest::RunShare;
-use crate::units::{PageCount, PagesPerSec};
+use crate::units::{PageCount, PagesPerSec, RunShare};
 
 /// The throttle of one migration.
 #[derive(Clone, Copy, Debug)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::millis;
-use crate::guest::RunShare;
+use crate::units::RunShare;
 
 /// What slowing the guest down cost it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

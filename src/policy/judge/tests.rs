@@ -279,7 +279,7 @@ fn a_guest_that_cannot_be_slowed_down_is_stopped() {
     assert_eq!(verdict.decision, Decision::Throttle);
     let instead = policy.cannot_throttle(verdict);
     assert_eq!(instead.to_string(), "stop-and-copy: max-rounds");
-    assert_eq!(instead.share, crate::guest::RunShare::FULL);
+    assert_eq!(instead.share, crate::units::RunShare::FULL);
 }
 
 #[test]
