@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod bell;
+mod leave;
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
@@ -12,9 +13,10 @@ use std::time::{Duration, Instant};
 
 pub(crate) use self::bell::Bell;
 use self::bell::Woken;
+use self::leave::Leave;
 use crate::error::Error;
 use crate::transport::{Deadline, Stream, TransportError};
-use crate::wire::{Message, WireError, decode_message};
+use crate::wire::{Announced, Message, SHORT_BODY_BYTES, WireError, decode_message};
 
 /// Writes messages.
 #[derive(Debug)]
@@ -153,12 +155,18 @@ pub(crate) struct Connection {
     reader: MessageReader,
     /// Messages heard since the time to listen was over.
     late: u32,
+    leave: Leave,
 }
 
 impl Connection {
-    /// Takes over a connection, of which `reader` may have read some already.
+    /// Takes over a connection, of which `reader` may have read some already. No message as long as a guest's state comes in.
     pub(crate) fn new(reader: MessageReader) -> Self {
-        Self { writer: Some(reader.writer()), reader, late: 0 }
+        Self { writer: Some(reader.writer()), reader, late: 0, leave: Leave::none() }
+    }
+
+    /// Has `may_come` asked before the body of a long message is read; it says why one may not.
+    pub(crate) fn set_leave(&mut self, may_come: impl Fn(Announced) -> Result<(), String> + Send + 'static) {
+        self.leave = Leave::of(may_come);
     }
 
     /// Sends one message, now, unless that has failed before. A failure is not the end: that comes from the other
@@ -180,11 +188,11 @@ impl Connection {
         }
         let until = Instant::now().checked_add(patience);
         loop {
-            if let Some(message) = self.reader.take()? {
+            if let Some(message) = self.take()? {
                 return Ok(Heard::Message(message));
             }
             if self.reader.has_more && self.reader.fill_at_once()? {
-                return Ok(self.reader.take()?.map_or(Heard::Part, Heard::Message));
+                return Ok(self.take()?.map_or(Heard::Part, Heard::Message));
             }
             let left = until.map_or(patience, |until| until.saturating_duration_since(Instant::now()));
             match bell.wait(Some(self.reader.stream.as_fd()), left)? {
@@ -195,7 +203,20 @@ impl Connection {
         }
     }
 
-    /// The same where there may be no connection: then only the bell is listened for.
+    /// The next message, if all of it was read and it may come.
+    fn take(&mut self) -> Result<Option<Message>, Error> {
+        if let Some(room_bytes) = self.leave.ask(&self.reader.buffer)? {
+            // It would be doubled step by step otherwise, while the guest stands still.
+            self.reader.buffer.reserve_exact(room_bytes.saturating_sub(self.reader.buffer.len()));
+        }
+        let message = self.reader.take()?;
+        if message.is_some() {
+            self.leave.over();
+        }
+        Ok(message)
+    }
+
+    /// [`Connection::listen`] where there may be no connection: then only the bell is listened for.
     pub(crate) fn listen_on(connection: Option<&mut Self>, bell: &Bell, patience: Duration) -> Result<Heard, Error> {
         match connection {
             Some(connection) => connection.listen(bell, patience),
@@ -230,11 +251,14 @@ const MOST_LATE: u32 = 64;
 /// More than the longest Hello.
 const MAX_OPENING_BYTES: usize = 64 << 10;
 /// Room that a connection keeps for messages: enough for all but the guest's state.
-const KEPT_BYTES: usize = 128 << 10;
+const KEPT_BYTES: usize = SHORT_BODY_BYTES as usize;
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
+    use crate::wire::{ChannelTotals, MESSAGE_HEADER_BYTES};
 
     const SOON: Duration = Duration::from_secs(10);
 
@@ -284,6 +308,43 @@ mod tests {
         let late: Vec<_> = (0..).zip(&heard).filter(|(_, heard)| **heard == Heard::Nothing).map(|(index, _)| index).collect();
         assert_eq!(late, [MOST_LATE, 2 * MOST_LATE + 1]);
         assert_eq!(connection.listen(&bell, SOON).unwrap(), Heard::Message(Message::Ping), "none is lost");
+    }
+
+    #[test]
+    fn a_long_message_needs_leave_to_come_in_before_its_body_does() {
+        let finish = Message::Finish { totals: vec![ChannelTotals::default()], state: vec![7; 1 << 20], missing: None };
+        let mut bytes = Vec::new();
+        [&finish, &Message::Ping, &finish].iter().for_each(|message| message.encode(&mut bytes).unwrap());
+        let bell = Bell::new().unwrap();
+        let connect = || {
+            let (near, far) = Stream::pair().unwrap();
+            (Connection::new(MessageReader::new(near)), far)
+        };
+        let next = |connection: &mut Connection| {
+            loop {
+                match connection.listen(&bell, SOON) {
+                    Ok(Heard::Part) => {}
+                    heard => break heard,
+                }
+            }
+        };
+        let (mut without, mut far) = connect();
+        far.write_all(&bytes[..MESSAGE_HEADER_BYTES]).unwrap();
+        let error = next(&mut without).unwrap_err().in_full();
+        assert!(error.starts_with("a Finish message of 1048612 bytes is not taken in: "), "{error}");
+
+        let (mut once, mut far) = connect();
+        let asked = AtomicU32::new(0);
+        once.set_leave(move |announced| {
+            assert_eq!((announced.message, announced.length), ("Finish", 1_048_612));
+            if asked.fetch_add(1, Ordering::Relaxed) == 0 { Ok(()) } else { Err("one is enough".into()) }
+        });
+        let writer = std::thread::spawn(move || far.write_all(&bytes));
+        assert_eq!(next(&mut once).unwrap(), Heard::Message(finish));
+        assert_eq!(next(&mut once).unwrap(), Heard::Message(Message::Ping));
+        assert!(next(&mut once).unwrap_err().in_full().ends_with("is not taken in: one is enough"));
+        drop(once);
+        let _ = writer.join().unwrap();
     }
 
     #[test]

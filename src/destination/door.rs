@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::peer::Peer;
 use crate::protocol::AttachError;
+use crate::units::ByteCount;
 
 /// How much strangers may take up, and authorized peers side by side.
 ///
@@ -29,6 +30,11 @@ pub struct ReceiverLimits {
     /// [`Timeouts::tombstone`](crate::protocol::Timeouts::tombstone)), those under way included. At the default rates no
     /// single peer can bring as many in that time.
     pub remembered: usize,
+    /// Bytes of guests' states on their way in, from when they are announced until they are loaded. (Those of 128 KiB and
+    /// less do not count.)
+    pub states: ByteCount,
+    /// Of one peer. To be less than all, as above; what is less than one state needs keeps that guest out.
+    pub states_per_peer: ByteCount,
     /// Connections, whatever they are.
     pub connections: usize,
     /// Of one peer. To be less than all, as above.
@@ -52,6 +58,8 @@ impl Default for ReceiverLimits {
             sessions: 1024,
             sessions_per_peer: 768,
             remembered: 65_536,
+            states: ByteCount(512 << 20),
+            states_per_peer: ByteCount(256 << 20),
             connections: 4096,
             connections_per_peer: 3072,
             half_open: 2048,
@@ -224,6 +232,8 @@ mod tests {
         sessions: 1,
         sessions_per_peer: 1,
         remembered: 10,
+        states: ByteCount(0),
+        states_per_peer: ByteCount(0),
         connections: 100,
         connections_per_peer: 100,
         half_open: 4,

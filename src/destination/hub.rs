@@ -11,6 +11,7 @@ use super::budget::Budget;
 use super::door::{Admitted, Door, ReceiverLimits, Ticket, TurnedAway};
 use super::peer::Peer;
 use super::registry::Registry;
+use super::states::States;
 use crate::error::Error;
 use crate::memory::HostSupply;
 use crate::protocol::Timeouts;
@@ -39,6 +40,7 @@ pub(super) struct Hub {
     pub(super) factory: Arc<dyn GuestFactory>,
     pub(super) budget: Budget,
     pub(super) registry: Registry,
+    pub(super) states: Arc<States>,
     /// Of memory for guests that come in.
     pub(super) supply: Arc<HostSupply>,
     /// Sessions begun: offers read, whatever came of them.
@@ -80,6 +82,7 @@ impl Hub {
             budget: Budget::new(options.max_memory),
             supply: Arc::new(HostSupply::of_this_host()),
             registry: Registry::new(&options.timeouts, options.limits),
+            states: Arc::default(),
             entrance: Mutex::new(Entrance { door: Door::new(options.limits), controls: HashMap::new(), peers: HashMap::new() }),
             options,
             factory,

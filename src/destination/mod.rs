@@ -49,6 +49,7 @@ mod registry;
 mod session;
 mod shared;
 mod standstill;
+mod states;
 
 pub use admission::{Arrival, Ending, GuestFactory, MissingMemory, Placed, Refusal};
 pub use control::{ReceiverControl, UnderWay};

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::Sender;
 
-use super::registry::Shared;
+use super::shared::Shared;
 use crate::control::{Connection, Heard};
 use crate::error::Error;
 use crate::protocol::{Destination, DestinationEvent};

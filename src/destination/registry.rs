@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::control::UnderWay;
 use super::door::{ReceiverLimits, TurnedAway};
-pub(super) use super::shared::Shared;
+use super::shared::Shared;
 use crate::protocol::{Resumption, Timeouts, Tombstones};
 use crate::transport::PeerCertificate;
 use crate::units::PageCount;

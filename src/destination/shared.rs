@@ -15,6 +15,7 @@ use super::follow::Followed;
 use super::open_lanes::{OpenLanes, Running};
 use super::peer::Peer;
 use super::registry::Claim;
+use super::states::Room;
 use crate::control::{Bell, Connection};
 use crate::error::Error;
 use crate::memory::{GuestMemory, HostSupply};
@@ -43,6 +44,8 @@ pub(super) struct Shared {
     /// What the lanes brought in post-copy.
     pub(super) followed: Mutex<Followed>,
     pub(super) opener: Opener,
+    /// For the guest's state, until that is loaded.
+    state: Mutex<Option<Room>>,
     /// How the control connection was lost, if it was.
     cause: Mutex<Option<Error>>,
 }
@@ -78,6 +81,7 @@ impl Shared {
             lanes: OpenLanes::default(),
             followed: Mutex::default(),
             opener,
+            state: Mutex::default(),
             cause: Mutex::default(),
         })
     }
@@ -86,6 +90,21 @@ impl Shared {
     /// token.
     pub(super) fn is_of(&self, claim: &Claim) -> bool {
         self.opener.certificate == claim.certificate
+    }
+
+    /// Who began it.
+    pub(super) fn peer(&self) -> Peer {
+        self.opener.peer
+    }
+
+    /// The guest's state is coming in, and has this room.
+    pub(super) fn hold_state(&self, room: Room) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = Some(room);
+    }
+
+    /// It is loaded and not held any more.
+    pub(super) fn let_go_of_state(&self) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Feeds the machine and has its pump look at what comes of it.

@@ -69,16 +69,50 @@ impl Message {
     }
 }
 
+/// What the envelope of a message says of it, before its body is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Announced {
+    /// Its name.
+    pub(crate) message: &'static str,
+    /// Bytes of its body, as many as its kind may have at most.
+    pub(crate) length: u32,
+}
+
+/// What the message at the start of `bytes` announces; `None` when its envelope is not there yet.
+pub(crate) fn announced_message(bytes: &[u8]) -> Result<Option<Announced>, WireError> {
+    Ok(envelope(bytes)?.map(|Envelope { kind, length, .. }| Announced { message: kind.name(), length }))
+}
+
 /// Takes the message at the start of `bytes` and says how long it is; `None` when not all of it is there yet.
 ///
 /// # Errors
 /// When no message of this version begins there. A Refuse is understood whatever its version.
 pub fn decode_message(bytes: &[u8]) -> Result<Option<(Message, usize)>, WireError> {
+    let Some(Envelope { kind, length, body_checksum }) = envelope(bytes)? else { return Ok(None) };
+    let Some(body) = bytes[MESSAGE_HEADER_BYTES..].get(..length as usize) else { return Ok(None) };
+    if checksum(body) != body_checksum {
+        return Err(WireError::BodyChecksum { message: kind.name() });
+    }
+    let mut reader = BodyReader::new(kind.name(), body);
+    let message = decode_body(kind, &mut reader)?;
+    reader.end()?;
+    Ok(Some((message, MESSAGE_HEADER_BYTES + body.len())))
+}
+
+/// An envelope that was found right.
+struct Envelope {
+    kind: Kind,
+    length: u32,
+    body_checksum: u64,
+}
+
+/// The envelope at the start of `bytes`, once it is there.
+fn envelope(bytes: &[u8]) -> Result<Option<Envelope>, WireError> {
     let magic = &bytes[..bytes.len().min(MAGIC.len())];
     if !MAGIC.starts_with(magic) {
         return Err(WireError::NotPageferry { first: magic.to_vec() });
     }
-    let Some((header, after)) = bytes.split_first_chunk::<MESSAGE_HEADER_BYTES>() else { return Ok(None) };
+    let Some(header) = bytes.first_chunk::<MESSAGE_HEADER_BYTES>() else { return Ok(None) };
     let (version, number) = (u16::from_le_bytes(get(header, VERSION_AT)), u16::from_le_bytes(get(header, KIND_AT)));
     // Before the checksum: what another version has after these fields is not known.
     if version != VERSION && number != Kind::Refuse.number() {
@@ -92,14 +126,7 @@ pub fn decode_message(bytes: &[u8]) -> Result<Option<(Message, usize)>, WireErro
     if length > limit {
         return Err(WireError::MessageLength { message: kind.name(), length, limit });
     }
-    let Some(body) = after.get(..length as usize) else { return Ok(None) };
-    if checksum(body) != u64::from_le_bytes(get(header, BODY_CHECKSUM_AT)) {
-        return Err(WireError::BodyChecksum { message: kind.name() });
-    }
-    let mut reader = BodyReader::new(kind.name(), body);
-    let message = decode_body(kind, &mut reader)?;
-    reader.end()?;
-    Ok(Some((message, MESSAGE_HEADER_BYTES + body.len())))
+    Ok(Some(Envelope { kind, length, body_checksum: u64::from_le_bytes(get(header, BODY_CHECKSUM_AT)) }))
 }
 
 fn encode_body(message: &Message, body: &mut BodyWriter<'_>) -> Result<(), WireError> {

@@ -45,6 +45,16 @@ pub enum WireError {
         /// The most there may be.
         limit: u32,
     },
+    /// A message so long that it needs leave to come in, and has none: no byte of its body is waited for.
+    #[error("a {message} message of {length} bytes is not taken in: {why}")]
+    NotTakenIn {
+        /// Its name.
+        message: &'static str,
+        /// The length announced.
+        length: u32,
+        /// Why not.
+        why: String,
+    },
     /// A connection whose first message is longer than one may be that comes from a stranger.
     #[error("a connection begins with a message of over {limit} bytes")]
     Opening {

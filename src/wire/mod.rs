@@ -16,6 +16,7 @@ mod kind;
 mod lane;
 mod message;
 
+pub(crate) use codec::{Announced, announced_message};
 pub use codec::{MESSAGE_HEADER_BYTES, decode_message};
 pub use error::{FrameError, WireError};
 pub use features::Features;
@@ -30,6 +31,9 @@ use crate::units::ChunkIndex;
 
 /// The protocol version this crate speaks.
 pub const VERSION: u16 = 1;
+
+/// Longer than the body of any message but Finish, which has the guest's state.
+pub(crate) const SHORT_BODY_BYTES: u32 = 128 << 10;
 
 /// The granule of memory in huge pages: 2 MiB are filled at once.
 pub const HUGE_GRANULE: u16 = 512;

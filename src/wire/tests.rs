@@ -219,6 +219,22 @@ fn a_length_without_end_is_refused() {
 }
 
 #[test]
+fn only_a_guests_state_makes_a_message_long() {
+    let long: Vec<_> = kind::Kind::ALL.into_iter().filter(|kind| kind.max_body_bytes() > SHORT_BODY_BYTES).map(kind::Kind::name).collect();
+    assert_eq!(long, ["Finish"]);
+}
+
+#[test]
+fn an_envelope_announces_its_message_before_the_body_is_there() {
+    let bytes = encode(&Message::Missing { first: ChunkIndex(0), words: vec![1; 100] });
+    let (before, whole) = (announced_message(&bytes[..MESSAGE_HEADER_BYTES - 1]), announced_message(&bytes[..MESSAGE_HEADER_BYTES]));
+    assert_eq!((before, whole), (Ok(None), Ok(Some(Announced { message: "Missing", length: 804 }))));
+    let mut altered = bytes;
+    altered[12] ^= 1;
+    assert_eq!(announced_message(&altered), Err(WireError::HeaderChecksum));
+}
+
+#[test]
 fn the_longest_parts_fit_and_longer_ones_do_not() {
     let regions = (0..1024).map(|index| RegionSpec { start: GuestAddr(index * 8192), pages: PageCount(1) }).collect();
     let longest = Offer {

@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 use pageferry::destination::{ReceiverLimits, ReceiverOptions, UnderWay};
 use pageferry::protocol::Timeouts;
 use pageferry::transport::Endpoint;
+use pageferry::units::ByteCount;
 use pageferry::wire::{AnswerStatus, Message, RefuseReason};
 use socket2::{Domain, Socket, Type};
 
 use crate::honest::{Host, TIMEOUTS};
+use crate::on_receiver::long_finish;
 use crate::source::{EvilSource, Stage};
 use crate::talk::{PATIENCE, Talk};
 
@@ -133,6 +135,36 @@ fn a_peer_that_opens_all_the_sessions_it_may_leaves_some_to_others() {
     drop(holders);
     await_under_way(&host, "over", |under_way| under_way.sessions == 0);
     assert!(matches!(hello(&elsewhere), Some(Message::Accept { .. })), "it may again");
+}
+
+#[test]
+fn states_that_a_peer_has_no_room_for_are_not_taken_in_and_others_are() {
+    let limits = ReceiverLimits { states: ByteCount(4 << 20), states_per_peer: ByteCount(3 << 20), ..ReceiverLimits::default() };
+    let host = host_with(limits, LONG);
+    let elsewhere = from_elsewhere(&host.endpoint);
+    let announce = |endpoint: &Endpoint, length| {
+        let mut evil = EvilSource::at(Stage::Copied, endpoint);
+        evil.control.say_bytes(&long_finish(length));
+        evil
+    };
+    let mut holder = announce(&elsewhere, 2 << 20);
+    // Nothing tells from without that it has been read.
+    thread::sleep(Duration::from_millis(300));
+    for (endpoint, needle) in [(&elsewhere, "one peer's guests"), (&host.endpoint, "all guests")] {
+        let heard = announce(endpoint, (2 << 20) + 1).control.last_words();
+        assert!(matches!(&heard, Some(Message::Failed { reason }) if reason.contains(needle)), "{heard:?}");
+        assert!(host.last_session().ending().unwrap().contains(needle));
+    }
+    assert!(!holder.control.is_over(), "it has its room");
+    host.serves_on();
+    drop(holder);
+    await_under_way(&host, "over", |under_way| under_way.sessions == 0);
+    // The state is held until it is whole, and then it is not the guest's.
+    let mut whole = EvilSource::at(Stage::Copied, &elsewhere);
+    whole.control.say(&Message::Finish { totals: whole.totals(), state: vec![7; 2 << 20], missing: None });
+    let heard = whole.control.last_words();
+    assert!(matches!(&heard, Some(Message::Failed { reason }) if reason.contains("not its registers")), "{heard:?}");
+    host.serves_on();
 }
 
 #[test]

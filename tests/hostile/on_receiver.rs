@@ -124,6 +124,12 @@ fn in_a_session() -> Vec<Attack> {
         attack("a state larger than any", Stage::Copied, "Finish message of", |evil| {
             evil.control.say_bytes(&forge::envelope(1, forge::FINISH, u32::MAX, &[]));
         }),
+        attack("a long state before the channels", Stage::Accepted, "16777216 bytes is not taken in: this end is attaching channels", |evil| {
+            evil.control.say_bytes(&long_finish(MAX_STATE_BYTES));
+        }),
+        attack("a long state after another", Stage::Ready, "200000 bytes is not taken in: this end is waiting for Commit", |evil| {
+            evil.control.say_bytes(&long_finish(200_000));
+        }),
         attack("a state that is not the guest's", Stage::Copied, "not its registers", |evil| {
             evil.control.say(&Message::Finish { totals: evil.totals(), state: b"rootkit".to_vec(), missing: None });
         }),
@@ -156,6 +162,11 @@ fn in_a_session() -> Vec<Attack> {
             drop(evil.bulk.pop());
         }),
     ]
+}
+
+/// The envelope of a Finish so long, and nothing of its body.
+pub(crate) fn long_finish(length: usize) -> Vec<u8> {
+    forge::envelope(1, forge::FINISH, length.try_into().unwrap(), &[])
 }
 
 fn finish_with(evil: &mut EvilSource, change: fn(&mut u64, &mut u64, &mut u64)) {

@@ -37,6 +37,17 @@ fn a_session_without_trouble_moves_the_guest() {
 }
 
 #[test]
+fn a_state_has_its_place_when_all_lanes_are_there_and_only_once() {
+    let at = |point| Pair::at(point).destination.takes_state();
+    assert_eq!(at(Point::Offered), Err("considering the offer"));
+    assert_eq!(at(Point::Accepted), Err("attaching channels"));
+    assert_eq!(at(Point::Copying), Ok(()));
+    assert_eq!(at(Point::Finishing), Err("loading"));
+    assert_eq!(at(Point::CommitSent), Err("waiting for Commit"));
+    assert_eq!(at(Point::Released), Err("done"));
+}
+
+#[test]
 fn a_commit_that_was_not_handed_out_was_not_sent() {
     let mut pair = Pair::at(Point::CommitQueued);
     pair.source.handle_closed(pair.now);

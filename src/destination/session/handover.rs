@@ -63,6 +63,8 @@ impl Session<'_> {
         }
         self.times.parts.settle = laps.end(Instant::now());
         guest.arrival.guest().load_state(&state)?;
+        drop(state);
+        self.shared.let_go_of_state();
         self.times.parts.load = laps.end(Instant::now());
         self.shared.feed(|machine| machine.ready(Instant::now()));
         Ok(())

@@ -29,6 +29,7 @@ use super::pump::Pump;
 use super::registry::NotBegun;
 use super::shared::{Arriving, Opener, Shared};
 use super::standstill::Standstill;
+use super::states;
 use crate::bitmap::PageBitmap;
 use crate::control::{Connection, MessageReader};
 use crate::error::Error;
@@ -57,7 +58,8 @@ pub(super) fn run(hub: &Hub, reader: MessageReader, hello: Message, opener: Open
         return reader.writer().send(&Message::Refuse { reason: RefuseReason::Busy, detail }).and(error);
     }
     let _begun = Begun { hub, offer: &offer, shared: &shared };
-    let connection = Connection::new(reader);
+    let mut connection = Connection::new(reader);
+    connection.set_leave(states::leave(hub, &shared));
     shared.machine().handle_message(Instant::now(), hello);
     // A few events in the life of a session, and two more each time the source comes back.
     let (tell, events) = unbounded();

@@ -44,6 +44,14 @@ impl Destination {
         }
     }
 
+    /// Whether the guest's state has its place now, in Finish: else what this end is doing.
+    ///
+    /// # Errors
+    /// When it is not its time, as before Accept.
+    pub fn takes_state(&self) -> Result<(), &'static str> {
+        if matches!(self.state, State::Receiving) { Ok(()) } else { Err(self.state.name()) }
+    }
+
     /// Bytes came on the control connection, though not yet a whole message.
     pub fn heard(&mut self, now: Instant) {
         self.pulse.heard(now);
