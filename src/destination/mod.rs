@@ -46,6 +46,7 @@ mod peer;
 mod pump;
 mod receiver;
 mod registry;
+mod remembered;
 mod session;
 mod shared;
 mod standstill;

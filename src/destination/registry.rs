@@ -6,8 +6,9 @@ use std::time::Instant;
 
 use super::control::UnderWay;
 use super::door::{ReceiverLimits, TurnedAway};
+use super::remembered::Remembered;
 use super::shared::Shared;
-use crate::protocol::{Resumption, Timeouts, Tombstones};
+use crate::protocol::{Resumption, Timeouts};
 use crate::transport::PeerCertificate;
 use crate::units::PageCount;
 use crate::wire::{AnswerStatus, SessionId, Token};
@@ -40,7 +41,7 @@ pub(super) struct Registry {
 
 struct Inner {
     live: HashMap<SessionId, Arc<Shared>>,
-    tombstones: Tombstones,
+    remembered: Remembered,
     /// No more are begun.
     stopping: Option<String>,
 }
@@ -48,7 +49,7 @@ struct Inner {
 impl Registry {
     /// None yet, and no more at a time than `limits` says.
     pub(super) fn new(timeouts: &Timeouts, limits: ReceiverLimits) -> Self {
-        let inner = Inner { live: HashMap::new(), tombstones: Tombstones::new(timeouts.tombstone), stopping: None };
+        let inner = Inner { live: HashMap::new(), remembered: Remembered::new(timeouts), stopping: None };
         Self { limits, inner: Mutex::new(inner) }
     }
 
@@ -69,10 +70,10 @@ impl Registry {
         }
         // Each session under way may have to be remembered. None is forgotten before its time for a newer one: what it says
         // may decide who owns a guest.
-        if inner.live.len() + inner.tombstones.count() >= limits.remembered {
+        if inner.live.len() + inner.remembered.count() >= limits.remembered {
             return Err(NotBegun::Crowded(TurnedAway::Remembered(limits.remembered)));
         }
-        if inner.live.contains_key(&session) || inner.tombstones.contains(now, session) {
+        if inner.live.contains_key(&session) || inner.remembered.contains(now, session) {
             return Err(NotBegun::Taken);
         }
         inner.live.insert(session, Arc::clone(shared));
@@ -96,7 +97,7 @@ impl Registry {
     /// What there is still to do.
     pub(super) fn under_way(&self) -> UnderWay {
         let inner = self.lock();
-        let mut under_way = UnderWay { sessions: inner.live.len(), remembered: inner.tombstones.count(), ..UnderWay::default() };
+        let mut under_way = UnderWay { sessions: inner.live.len(), remembered: inner.remembered.count(), ..UnderWay::default() };
         for shared in inner.live.values() {
             let lacking = shared.incomplete.get().and_then(Option::as_ref).map_or(PageCount(0), |incomplete| incomplete.outstanding());
             if lacking > PageCount(0) && shared.machine().may_run() {
@@ -123,7 +124,7 @@ impl Registry {
         // Still under the registry's lock: a question falls either to the machine or to the tombstone.
         let now = inner.forget();
         if let Some(stone) = shared.machine().tombstone() {
-            inner.tombstones.keep(now, stone);
+            inner.remembered.keep(now, session, stone, shared.opener.certificate.as_ref());
         }
         inner.live.remove(&session);
     }
@@ -134,13 +135,13 @@ impl Registry {
         match inner.live.get(&claim.session) {
             Some(shared) if !shared.is_of(claim) => AnswerStatus::Unknown,
             Some(shared) => shared.feed(|machine| machine.query(Instant::now(), claim.token)),
-            None => inner.tombstones.answer(Instant::now(), claim.session, claim.token),
+            None => inner.remembered.answer(Instant::now(), claim),
         }
     }
 
     /// What becomes of a source that comes back to a session that is over.
     pub(super) fn resume(&self, claim: &Claim) -> Resumption {
-        self.lock().tombstones.resume(Instant::now(), claim.session, claim.token)
+        self.lock().remembered.resume(Instant::now(), claim)
     }
 
     /// The source knows the answer now.
@@ -148,7 +149,7 @@ impl Registry {
         let mut inner = self.lock();
         match inner.live.get(&claim.session) {
             Some(shared) => shared.feed(|machine| machine.released(Instant::now(), claim.token)),
-            None => inner.tombstones.released(Instant::now(), claim.session, claim.token),
+            None => inner.remembered.released(Instant::now(), claim),
         }
     }
 
@@ -161,7 +162,7 @@ impl Registry {
     pub(super) fn is_idle(&self) -> bool {
         let mut inner = self.lock();
         inner.forget();
-        inner.live.is_empty() && inner.tombstones.poll_timeout().is_none()
+        inner.live.is_empty() && inner.remembered.count() == 0
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -173,7 +174,7 @@ impl Inner {
     /// Forgets what is remembered for too long; the time as of which that is so.
     fn forget(&mut self) -> Instant {
         let now = Instant::now();
-        self.tombstones.handle_timeout(now);
+        self.remembered.forget(now);
         now
     }
 }

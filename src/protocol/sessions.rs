@@ -124,10 +124,15 @@ impl Tombstones {
 
     /// Forgets those whose time is over.
     pub fn handle_timeout(&mut self, now: Instant) {
-        while let Some((_, session)) = self.ends.first().copied().filter(|(until, _)| *until <= now) {
-            self.ends.pop_first();
-            self.stones.remove(&SessionId(session));
-        }
+        while self.forget_one(now).is_some() {}
+    }
+
+    /// Forgets one whose time is over, if there is any: for who keeps something of their own with each.
+    pub fn forget_one(&mut self, now: Instant) -> Option<SessionId> {
+        let (until, session) = self.ends.first().copied().filter(|(until, _)| *until <= now)?;
+        self.ends.remove(&(until, session));
+        self.stones.remove(&SessionId(session));
+        Some(SessionId(session))
     }
 
     /// When the next one's time is over; `None` when there is none, and nothing keeps the receiver from leaving.

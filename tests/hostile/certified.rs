@@ -1,17 +1,20 @@
 //! Sources and receivers with certificates that are not to be trusted, and none at all.
 
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use pageferry::destination::ReceiverOptions;
 use pageferry::source::Migration;
 use pageferry::transport::{ClientSecurity, ClientTls, ServerSecurity, ServerTls};
 use pageferry::wire::{Lane, Message};
 use rcgen::{CertificateRevocationListParams, KeyIdMethod, RevokedCertParams, SerialNumber};
+use tempfile::TempDir;
 
 use crate::certificates::{Authority, CLIENT_SERIAL, Purpose, Says, fill, in_days};
 use crate::honest::{Host, TIMEOUTS, migrate, running_guest};
+use crate::source::{EvilSource, Stage, connect};
 use crate::table::Row;
-use crate::talk::{PATIENCE, Talk};
 
 fn host(security: ServerSecurity) -> Host {
     Host::with_options(&"127.0.0.1:0".parse().unwrap(), ReceiverOptions { timeouts: TIMEOUTS, security, ..ReceiverOptions::default() })
@@ -98,6 +101,7 @@ pub(crate) fn bad_certificates() -> Vec<Row> {
         rows.push(fails(what, client(honest.path()), &host(server(bad.path())), bad.path()));
     }
     rows.push(another_certificate());
+    rows.extend(another_certificate_asks());
     rows
 }
 
@@ -119,20 +123,57 @@ fn revocations(authority: &Authority) -> String {
     list.signed_by(&authority.issuer).unwrap().pem().unwrap()
 }
 
-/// A lane with the right session and token, and the certificate of another host that the CA knows.
-fn another_certificate() -> Row {
+/// Two hosts that the same CA knows.
+fn two_hosts() -> [TempDir; 2] {
     let authority = Authority::new("CA");
-    let [one, other] = [(); 2].map(|()| {
+    [(); 2].map(|()| {
         let directory = tempfile::tempdir().unwrap();
         let [server, client] = [Purpose::Server, Purpose::Client].map(|purpose| authority.issue(&Says::good(purpose)));
         fill(directory.path(), &authority, &server, &client);
         directory
-    });
+    })
+}
+
+/// Questions about a session with its token and the certificate of another host: while it lives, and when it is over. They
+/// decide nothing, and the session's own source is answered.
+fn another_certificate_asks() -> Vec<Row> {
+    let [one, other] = two_hosts();
     let host = host(server(one.path()));
-    let connect = |directory: &Path| {
-        let route = pageferry::transport::Route { endpoint: host.endpoint.clone(), security: client(directory) };
-        Talk::over(route.connect(PATIENCE).unwrap())
+    let mut evil = EvilSource::over(client(one.path()), Stage::Ready, &host.endpoint);
+    let (query, resume) = (evil.query(), Message::Resume { session: evil.offer.session, token: evil.offer.token });
+    let ask = |directory: &Path, question: &Message| {
+        let mut asking = connect(&host.endpoint, &client(directory));
+        asking.say(question);
+        match asking.hear() {
+            Some(Message::Answer(status)) => format!("Answer: {status:?}"),
+            Some(Message::Refuse { reason, detail }) => format!("Refuse ({reason}): {detail}"),
+            heard => panic!("{heard:?} to {question:?}"),
+        }
     };
+    let (alive, resumed) = (ask(other.path(), &query), ask(other.path(), &resume));
+    let said = host.first_said();
+    assert!(!evil.control.is_over(), "the session lives");
+    evil.control.close();
+    assert!(host.last_session().ending().is_some());
+    while host.control.under_way().remembered == 0 {
+        thread::sleep(Duration::from_millis(5));
+    }
+    let (over, resumed_over) = (ask(other.path(), &query), ask(other.path(), &resume));
+    assert_eq!([ask(one.path(), &query), ask(one.path(), &resume)], ["Answer: NeverStarted"; 2], "the source's own");
+    host.serves_on_over(client(one.path()));
+    vec![
+        Row::new("a question about a session with another certificate", alive, ""),
+        Row::new("Resume of a session with another certificate", resumed, said.clone()),
+        Row::new("a question about a session that is over with another certificate", over, ""),
+        Row::new("Resume of a session that is over with another certificate", resumed_over, said),
+    ]
+}
+
+/// A lane with the right session and token, and the certificate of another host that the CA knows.
+fn another_certificate() -> Row {
+    let [one, other] = two_hosts();
+    let host = host(server(one.path()));
+    let connect = |directory: &Path| connect(&host.endpoint, &client(directory));
     let offer = crate::source::offer();
     let mut control = connect(one.path());
     control.say(&Message::Hello(offer.clone()));

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use pageferry::memory::{GuestMemory, MemoryLayout};
 use pageferry::page::{Codecs, Encoder, EncoderSettings, Method, PageKey, Work};
-use pageferry::transport::{Endpoint, Stream};
+use pageferry::transport::{ClientSecurity, Endpoint, Route, Stream};
 use pageferry::units::{ByteCount, ChunkIndex};
 use pageferry::wire::{ChannelTotals, Features, FrameWriter, Lane, Message, Offer, SessionId, Token, channel_of};
 
 use crate::guest::filled;
 use crate::honest::PAGES;
-use crate::talk::Talk;
+use crate::talk::{PATIENCE, Talk};
 
 /// How far a session went by the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,6 +35,7 @@ pub(crate) const CODECS: Codecs = Codecs::LZ4.or(Codecs::DELTA).or(Codecs::COLUM
 
 pub(crate) struct EvilSource {
     pub(crate) endpoint: Endpoint,
+    security: ClientSecurity,
     pub(crate) offer: Offer,
     pub(crate) control: Talk,
     pub(crate) bulk: Vec<Stream>,
@@ -44,13 +45,19 @@ pub(crate) struct EvilSource {
 
 impl EvilSource {
     pub(crate) fn at(stage: Stage, endpoint: &Endpoint) -> Self {
+        Self::over(ClientSecurity::Plain, stage, endpoint)
+    }
+
+    /// The same over connections protected like that.
+    pub(crate) fn over(security: ClientSecurity, stage: Stage, endpoint: &Endpoint) -> Self {
         let offer = offer();
         let (layout, token) = (offer.layout.clone(), offer.token);
         let memory = filled(layout.clone());
         let settings = EncoderSettings { codecs: CODECS, key: PageKey::derive(&token.0), delta_cache: ByteCount(1 << 20) };
         let writer = || FrameWriter::new(Encoder::new(settings.clone(), layout.chunks()));
         let frames = (0..CHANNELS).map(|_| writer()).collect();
-        let mut source = Self { endpoint: endpoint.clone(), offer, control: Talk::to(endpoint), bulk: Vec::new(), frames, memory };
+        let control = connect(endpoint, &security);
+        let mut source = Self { endpoint: endpoint.clone(), security, offer, control, bulk: Vec::new(), frames, memory };
         let steps: [Step; 5] = [
             (Stage::Accepted, Self::say_hello),
             (Stage::Attached, Self::attach_all),
@@ -73,7 +80,7 @@ impl EvilSource {
 
     /// Opens a bulk connection that is taken in.
     fn attach(&self, channel: u16) -> Talk {
-        let mut bulk = Talk::to(&self.endpoint);
+        let mut bulk = connect(&self.endpoint, &self.security);
         bulk.say(&self.attach_message(channel));
         assert_eq!(bulk.hear(), Some(Message::Attached { lane: Lane::Bulk(channel) }));
         bulk
@@ -130,6 +137,11 @@ impl EvilSource {
         self.control.say(&COMMIT);
         assert_eq!(self.control.hear(), Some(Message::Running));
     }
+}
+
+pub(crate) fn connect(endpoint: &Endpoint, security: &ClientSecurity) -> Talk {
+    let route = Route { endpoint: endpoint.clone(), security: security.clone() };
+    Talk::over(route.connect(PATIENCE).unwrap())
 }
 
 /// A session of its own.
