@@ -25,7 +25,7 @@ use crate::memory::{Backing, GuestMemory};
 use crate::protocol::Timeouts;
 use crate::stats::{Outcome, Report};
 use crate::transport::Endpoint;
-use crate::units::PageCount;
+use crate::units::{HumanTime, PageCount};
 use crate::wire::{Offer, RefuseReason};
 
 /// Runs the receiver.
@@ -148,6 +148,11 @@ impl GuestFactory for Factory {
 
     fn waits(&self, _offer: &Offer, left: PageCount) {
         eprintln!("STRANDED: {left} of the guest's memory are still at the sender, which has not come back. The guest is kept and waits for them.");
+    }
+
+    fn starves(&self, _offer: &Offer, quiet: Duration, left: PageCount) {
+        let quiet = HumanTime(quiet);
+        eprintln!("the sender is there and has brought nothing for {quiet}: {left} of the guest's memory are missing, and it waits for them");
     }
 
     fn turned_away(&self, peer: &str, error: &Error) {

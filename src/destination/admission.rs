@@ -1,6 +1,7 @@
 //! Who may come in, and what becomes of those who do: the embedder's part.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::MissingError;
 use super::faults::Incomplete;
@@ -33,6 +34,11 @@ pub trait GuestFactory: Send + Sync {
     /// [`Timeouts::recover`](crate::protocol::Timeouts::recover). The guest goes on waiting where it needs one of the `left`
     /// pages, which may be in the middle of [`Guest::resume`], and the source may still come.
     fn waits(&self, _offer: &Offer, _left: PageCount) {}
+
+    /// In post-copy the source of this guest is there, and has brought none of the `left` pages for as long as `quiet`: told
+    /// each time that [`Timeouts::recover`](crate::protocol::Timeouts::recover) has passed again. The guest waits where it
+    /// needs one of them, and lives here: nothing is ended.
+    fn starves(&self, _offer: &Offer, _quiet: Duration, _left: PageCount) {}
 
     /// A connection came to nothing before it belonged to a session, as when one end does not trust the other: for the
     /// records. Anyone can cause that, so it is not told of each when there are many.

@@ -11,6 +11,7 @@ use super::admission::MissingMemory;
 use super::faults::{FaultStats, Incomplete};
 use super::ledger::Ledger;
 use super::shared::Shared;
+use super::standstill::Quiet;
 use crate::bitmap::PageBitmap;
 use crate::error::Error;
 use crate::memory::GuestMemory;
@@ -57,6 +58,7 @@ pub(super) struct Following {
     broke: Option<Instant>,
     /// That has been said to be too long.
     is_overdue: bool,
+    quiet: Quiet,
     interrupted: Duration,
     /// What it took, once everything is there.
     finished: Option<FaultStats>,
@@ -71,6 +73,7 @@ impl Following {
         // Closed meanwhile: the end follows.
         let _ = shared.incomplete.set(Some(Arc::clone(&incomplete)));
         Ok(Self {
+            quiet: Quiet::new(Instant::now(), incomplete.outstanding()),
             incomplete,
             generation: 0,
             began: Instant::now(),
@@ -101,6 +104,19 @@ impl Following {
         is_news.then(|| self.incomplete.outstanding())
     }
 
+    /// For how long the source has been there and brought nothing, and how many pages are missing, each time that `patience`
+    /// with that is over.
+    pub(super) fn starves(&mut self, patience: Duration) -> Option<(Duration, PageCount)> {
+        if self.broke.is_some() || self.is_finished() {
+            return None;
+        }
+        let left = self.incomplete.outstanding();
+        let quiet = self.quiet.look(Instant::now(), left, patience)?;
+        let quiet_ms = u64::try_from(quiet.as_millis()).unwrap_or(u64::MAX);
+        tracing::warn!(quiet_ms, missing_pages = left.0, "the source is there and brings nothing; the guest waits where it needs it");
+        Some((quiet, left))
+    }
+
     /// The source has come back: what has arrived, once nobody is at work on it any more.
     pub(super) fn resume(&mut self, shared: &Shared, generation: u32) -> PageBitmap {
         self.interrupt(shared);
@@ -108,6 +124,7 @@ impl Following {
         self.generation = generation;
         self.is_overdue = false;
         self.interrupted += self.broke.take().map_or(Duration::ZERO, |since| since.elapsed());
+        self.quiet.begin_again(Instant::now());
         self.incomplete.arrived()
     }
 
@@ -146,6 +163,7 @@ impl Following {
         post_copy.threads = threads.iter().map(|waits| ThreadLoss { thread: waits.thread, faults: waits.faults, lost: waits.waited }).collect();
         post_copy.recoveries = self.generation;
         post_copy.interrupted = self.interrupted;
+        post_copy.starved = self.quiet.longest();
         report.post_copy = Some(post_copy);
         report.pages_transferred += followed.pages;
         report.wire_bytes += followed.bytes;

@@ -53,6 +53,9 @@ impl<'a> Followed<'a> {
             let times = if times == 1.0 { "once".to_owned() } else { format!("{} times", Unit::Pages.show(times)) };
             words.push(format!("The connection broke and was made again {times}; for {} there was none.", Unit::Millis.show(time)));
         }
+        if let Some(time) = self.figure(|end| end.starved_ms) {
+            words.push(format!("The sender was there and brought nothing for up to {}.", Unit::Millis.show(time)));
+        }
         (!words.is_empty()).then(|| element("p").class("note").text(words.join(" ")))
     }
 

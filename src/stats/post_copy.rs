@@ -37,6 +37,9 @@ pub struct PostCopyReport {
     /// Receiver: thread by thread, those that waited.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub threads: Vec<ThreadLoss>,
+    /// Receiver: the longest that the source was there and brought nothing, if that was too long.
+    #[serde(rename = "starved_ms", with = "millis::optional", skip_serializing_if = "Option::is_none")]
+    pub starved: Option<Duration>,
     /// How often a broken connection was made again.
     pub recoveries: u32,
     /// For how long there was none, all together.
@@ -117,7 +120,9 @@ mod tests {
 
     #[test]
     fn what_was_written_is_read_back() {
-        for report in [PostCopyReport::default(), sender(), receiver()] {
+        let starved = PostCopyReport { starved: Some(Duration::from_millis(61_500)), ..receiver() };
+        assert!(serde_json::to_string(&starved).unwrap().contains(r#","starved_ms":61500.0,"#));
+        for report in [PostCopyReport::default(), sender(), receiver(), starved] {
             let json = serde_json::to_string(&report).unwrap();
             assert_eq!(serde_json::from_str::<PostCopyReport>(&json).unwrap(), report, "{json}");
         }

@@ -156,6 +156,10 @@ impl GuestFactory for Reception {
         self.0.said.lock().unwrap().push(refusal.to_string());
     }
 
+    fn starves(&self, _offer: &Offer, quiet: Duration, left: PageCount) {
+        self.0.said.lock().unwrap().push(format!("the source brings nothing for {} s, {left} are missing", quiet.as_secs()));
+    }
+
     fn turned_away(&self, _peer: &str, error: &Error) {
         self.0.said.lock().unwrap().push(error.in_full());
     }

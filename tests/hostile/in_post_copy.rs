@@ -2,8 +2,11 @@
 //! pages are missing costs its connections and no more, and the rightful one brings the rest.
 
 use std::io::Write;
+use std::thread;
+use std::time::Instant;
 
 use pageferry::bitmap::PageBitmap;
+use pageferry::destination::Ending;
 use pageferry::protocol::Timeouts;
 use pageferry::transport::Endpoint;
 use pageferry::units::{ChunkIndex, PageCount};
@@ -279,6 +282,34 @@ pub(crate) fn while_pages_are_missing() -> Vec<Row> {
         Row::new(name, "the end", reason)
     };
     after_running().into_iter().map(row).collect()
+}
+
+/// A source that shows signs of life and brings nothing: it keeps its session, and somebody is told.
+pub(crate) fn signs_of_life_while_pages_are_missing() -> Vec<Row> {
+    let first = host();
+    if !usable(&first) {
+        return Vec::new();
+    }
+    let (host, what) = (host(), "signs of life and no page");
+    let mut evil = Following::running(&host).expect("usable");
+    let (session, since) = (host.last_session(), Instant::now());
+    while since.elapsed() < TIMEOUTS.recover * 3 / 2 {
+        evil.source.control.say(&Message::Ping);
+        thread::sleep(TIMEOUTS.heartbeat);
+    }
+    let said = host.first_said();
+    assert!(!evil.source.control.is_over(), "the guest is this end's, and its source may yet bring what it lacks");
+    let mut lanes: Vec<_> = evil.source.bulk.drain(..).map(Talk::over).collect();
+    evil.bring(&evil.missing, &mut lanes);
+    let mut control = std::mem::replace(&mut evil.source.control, Talk::to(&host.endpoint));
+    evil.expect_whole(what, &mut control, &session);
+    let starved = match &session.seen.lock().unwrap().ending {
+        Some(Ending::Completed { report }) => report.post_copy.as_ref().unwrap().starved,
+        ending => panic!("{ending:?}"),
+    };
+    assert!(starved.is_some_and(|starved| starved >= TIMEOUTS.recover && starved < since.elapsed()), "{starved:?}");
+    host.serves_on();
+    vec![Row::new(what, "signs of life", said)]
 }
 
 /// Connections of others while pages are missing: the session goes on beside them.

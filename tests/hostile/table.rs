@@ -32,8 +32,8 @@ const HEAD: &str = "# Hostile peers, and what they got
 Made by the test `table` of `tests/hostile`, which fails when this is out of date; `PAGEFERRY_WRITE_TABLE=1 cargo test
 --test hostile table` writes it. After every row of a source the same receiver took an honest guest in, byte for byte;
 after every row of a destination the guest ran on at the source. In post-copy the rightful source came back first, was
-told that nothing had arrived but what it had sent, and brought the rest; then the guest had its memory, byte for byte but
-for what it writes itself.
+told that nothing had arrived but what it had sent, and brought the rest (one that had never gone just brought it); then the
+guest had its memory, byte for byte but for what it writes itself.
 ";
 
 #[test]
@@ -48,13 +48,14 @@ fn the_table_of_hostile_peers_is_up_to_date() {
         ("Certificates", crate::certified::bad_certificates),
         ("A source that goes on to post-copy, before Commit", in_post_copy::before_the_guest_goes),
         ("A source in post-copy, while pages are missing", in_post_copy::while_pages_are_missing),
+        ("A source in post-copy that is there and no more", in_post_copy::signs_of_life_while_pages_are_missing),
         ("A stranger to a session in post-copy", in_post_copy::strangers_while_pages_are_missing),
         ("A destination", on_source::bad_destinations),
     ];
     let sections = std::thread::scope(|scope| {
         // Two at a time: the honest ends have time limits.
         let make_all = |sections: &[Section]| sections.iter().map(|(title, make)| (*title, make())).collect::<Vec<_>>();
-        let running: Vec<_> = sections.chunks(5).map(|sections| scope.spawn(move || make_all(sections))).collect();
+        let running: Vec<_> = sections.chunks(6).map(|sections| scope.spawn(move || make_all(sections))).collect();
         running.into_iter().flat_map(|rows| rows.join().expect("every row holds")).collect::<Vec<_>>()
     });
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/hostile/TABLE.md");

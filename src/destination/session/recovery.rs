@@ -9,11 +9,15 @@ use crate::error::Error;
 use crate::protocol::ProtocolError;
 
 impl Session<'_> {
-    /// A source that has not come back for too long, while the guest runs or is still being resumed.
+    /// A source that has not come back for too long, or is there and brings nothing, while the guest runs or is still being
+    /// resumed.
     pub(super) fn tell_if_overdue(&mut self) {
         let patience = self.hub.options.timeouts.recover;
         if let Some(left) = self.following.as_mut().and_then(|following| following.overdue(patience)) {
             self.hub.factory.waits(self.offer, left);
+        }
+        if let Some((quiet, left)) = self.following.as_mut().and_then(|following| following.starves(patience)) {
+            self.hub.factory.starves(self.offer, quiet, left);
         }
     }
 

@@ -114,6 +114,7 @@ pub(in super::super) struct PostCopy {
     pub(in super::super) threads: Vec<ThreadLoss>,
     pub(in super::super) recoveries: Option<Figure>,
     pub(in super::super) interrupted_ms: Option<Figure>,
+    pub(in super::super) starved_ms: Option<Figure>,
 }
 
 /// What a thread of the guest lost to faults.
