@@ -1,20 +1,27 @@
 //! Sources and receivers with certificates that are not to be trusted, and none at all.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use pageferry::destination::ReceiverOptions;
 use pageferry::source::Migration;
-use pageferry::transport::{ClientSecurity, ClientTls, ServerSecurity, ServerTls};
+use pageferry::transport::{ClientSecurity, ClientTls, Endpoint, ServerSecurity, ServerTls};
 use pageferry::wire::{Lane, Message};
 use rcgen::{CertificateRevocationListParams, KeyIdMethod, RevokedCertParams, SerialNumber};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{AlertDescription, ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use tempfile::TempDir;
 
 use crate::certificates::{Authority, CLIENT_SERIAL, Purpose, Says, fill, in_days};
 use crate::honest::{Host, TIMEOUTS, migrate, running_guest};
 use crate::source::{EvilSource, Stage, connect};
 use crate::table::Row;
+use crate::talk::PATIENCE;
 
 fn host(security: ServerSecurity) -> Host {
     Host::with_options(&"127.0.0.1:0".parse().unwrap(), ReceiverOptions { timeouts: TIMEOUTS, security, ..ReceiverOptions::default() })
@@ -87,6 +94,10 @@ pub(crate) fn bad_certificates() -> Vec<Row> {
     rows.push(fails("a source whose certificate was revoked", client(honest.path()), &with_list, honest.path()));
 
     let with_host = host(server(honest.path()));
+    rows.push(nameless(&with_host, honest.path()));
+    with_host.serves_on_over(client(honest.path()));
+
+    let with_host = host(server(honest.path()));
     rows.push(fails("a source without TLS", ClientSecurity::Plain, &with_host, honest.path()));
     with_host.serves_on_over(client(honest.path()));
     let without = host(ServerSecurity::Plain);
@@ -100,9 +111,38 @@ pub(crate) fn bad_certificates() -> Vec<Row> {
         let bad = keys(&ours, &server_says, &good[1]);
         rows.push(fails(what, client(honest.path()), &host(server(bad.path())), bad.path()));
     }
+    let impostor = tempfile::tempdir().unwrap();
+    fill(impostor.path(), &ours, &theirs.issue(&good[0]), &ours.issue(&good[1]));
+    let with_impostor = host(server(impostor.path()));
+    let mut row = fails("a receiver whose certificate another CA issued", client(honest.path()), &with_impostor, honest.path());
+    row.said = row.said.replace(&impostor.path().display().to_string(), "DIR");
+    rows.push(row);
     rows.push(another_certificate());
     rows.extend(another_certificate_asks());
     rows
+}
+
+/// A source that shows no certificate, which none of the engine's own would do.
+fn nameless(host: &Host, directory: &Path) -> Row {
+    let Endpoint::Tcp(address) = &host.endpoint else { panic!("a TCP address") };
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(directory.join("ca-cert.pem")).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_protocol_versions(&[&rustls::version::TLS13]).unwrap();
+    let config = config.with_root_certificates(roots).with_no_client_auth();
+    let name = ServerName::try_from("127.0.0.1").unwrap();
+    let connection = ClientConnection::new(Arc::new(config), name).unwrap();
+    let mut stream = StreamOwned::new(connection, TcpStream::connect(address).unwrap());
+    stream.sock.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut hello = Vec::new();
+    Message::Hello(crate::source::offer()).encode(&mut hello).unwrap();
+    let _ = stream.write_all(&hello);
+    // To this end the handshake is over before the other has looked at what it lacks.
+    let error = stream.read(&mut [0]).unwrap_err();
+    let alert = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
+    assert_eq!(alert, Some(&rustls::Error::AlertReceived(AlertDescription::CertificateRequired)), "{error}");
+    assert_eq!(host.sessions(), 0);
+    Row::new("a source without a certificate", "the alert certificate_required", plain(&host.first_said(), directory))
 }
 
 fn revocations(authority: &Authority) -> String {

@@ -15,6 +15,7 @@ use socket2::{Domain, Socket, Type};
 use crate::honest::{Host, TIMEOUTS};
 use crate::on_receiver::long_finish;
 use crate::source::{EvilSource, Stage};
+use crate::table::Row;
 use crate::talk::{PATIENCE, Talk};
 
 fn host_with(limits: ReceiverLimits, timeouts: Timeouts) -> Host {
@@ -85,6 +86,79 @@ fn ask(evil: &EvilSource) -> Option<Message> {
     let mut asking = Talk::to(&evil.endpoint);
     asking.say(&evil.query());
     asking.hear()
+}
+
+/// One more of something than there may be, each at a receiver of its own. Who else comes in meanwhile is for the tests below.
+pub(crate) fn one_too_many() -> Vec<Row> {
+    let default = ReceiverLimits::default;
+    vec![
+        row("a session more than the receiver takes", ReceiverLimits { sessions: 1, ..default() }, |from| {
+            let holder = EvilSource::at(Stage::Accepted, from);
+            (hello(from), vec![holder])
+        }),
+        row("a session more than one peer may have", ReceiverLimits { sessions_per_peer: 1, ..default() }, |from| {
+            let holder = EvilSource::at(Stage::Accepted, from);
+            (hello(from), vec![holder])
+        }),
+        row("a session more than can be remembered", ReceiverLimits { remembered: 1, ..default() }, |from| {
+            let holder = EvilSource::at(Stage::Accepted, from);
+            (hello(from), vec![holder])
+        }),
+        row("a guest more than there is memory for", default(), |from| {
+            let mut holders = Vec::new();
+            loop {
+                let mut evil = EvilSource::at(Stage::Connected, from);
+                evil.control.say(&Message::Hello(evil.offer.clone()));
+                match evil.control.hear() {
+                    Some(Message::Accept { .. }) => holders.push(evil),
+                    heard => break (heard, holders),
+                }
+            }
+        }),
+        row("a state more than one peer has room for", ReceiverLimits { states_per_peer: ByteCount(3 << 20), ..default() }, |from| {
+            let [holder, mut other] = [(); 2].map(|()| EvilSource::at(Stage::Copied, from));
+            let mut holder = holder;
+            holder.control.say_bytes(&long_finish(2 << 20));
+            // Nothing tells from without that it has been read.
+            thread::sleep(Duration::from_millis(300));
+            other.control.say_bytes(&long_finish(2 << 20));
+            (other.control.last_words(), vec![holder])
+        }),
+        row("a connection more than the receiver takes", ReceiverLimits { connections: 6, ..default() }, |from| {
+            // Three connections each.
+            let holders = vec![EvilSource::at(Stage::Attached, from), EvilSource::at(Stage::Attached, from)];
+            (Talk::to(from).hear(), holders)
+        }),
+        row("a connection more than one peer may have", ReceiverLimits { connections_per_peer: 6, ..default() }, |from| {
+            let holders = vec![EvilSource::at(Stage::Attached, from), EvilSource::at(Stage::Attached, from)];
+            (Talk::to(from).hear(), holders)
+        }),
+        row("a connection more than one peer may make at a time", ReceiverLimits { burst_per_peer: 6, rate_per_peer: 1, ..default() }, |from| {
+            // Some may come in on a slow machine, and say nothing.
+            let mut flood: Vec<Talk> = (0..16).map(|_| Talk::to(from)).collect();
+            (flood.pop().expect("the last").hear(), Vec::new())
+        }),
+    ]
+}
+
+/// What a peer hears last, and the sessions that it holds.
+type Heard = (Option<Message>, Vec<EvilSource>);
+
+fn row(what: &str, limits: ReceiverLimits, act: fn(&Endpoint) -> Heard) -> Row {
+    let host = host_with(limits, LONG);
+    let (heard, mut holders) = act(&from_elsewhere(&host.endpoint));
+    let (heard, said) = match heard {
+        Some(Message::Refuse { reason, detail }) => (format!("Refuse ({reason}): {detail}"), host.first_said()),
+        Some(Message::Failed { reason }) => (format!("Failed: {reason}"), host.last_session().ending().unwrap()),
+        heard => panic!("{what}: heard {heard:?}"),
+    };
+    assert!(holders.iter_mut().all(|holder| !holder.control.is_over()), "{what}: all held meanwhile");
+    drop(holders);
+    await_under_way(&host, "over", |under_way| under_way.sessions == 0);
+    // Connections are counted off a moment after their session.
+    thread::sleep(Duration::from_millis(300));
+    host.serves_on();
+    Row::new(what, heard, said)
 }
 
 #[test]

@@ -7,7 +7,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use crate::{floods, in_post_copy, on_receiver, on_source};
+use crate::{floods, in_post_copy, limits, on_receiver, on_source};
 
 /// A hostile peer.
 pub(crate) struct Row {
@@ -44,6 +44,7 @@ fn the_table_of_hostile_peers_is_up_to_date() {
         ("A source whose frames make no sense", on_receiver::nonsense),
         ("A stranger to a session", on_receiver::strangers),
         ("A source that is slow or silent", floods::slow_ones),
+        ("A source that takes more than it may", limits::one_too_many),
         #[cfg(feature = "tls")]
         ("Certificates", crate::certified::bad_certificates),
         ("A source that goes on to post-copy, before Commit", in_post_copy::before_the_guest_goes),
