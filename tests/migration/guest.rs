@@ -161,14 +161,21 @@ pub(crate) struct Factory {
     pub(crate) fail_to_resume: bool,
     pub(crate) fail_when_placed: bool,
     pub(crate) other_layout: Option<MemoryLayout>,
+    pub(crate) backing: Backing,
+    pub(crate) working_set: Option<u64>,
 }
 
 impl GuestFactory for Factory {
+    fn backing(&self, _offer: &Offer) -> Backing {
+        self.backing
+    }
+
     fn admit(&self, offer: &Offer) -> Result<Box<dyn Arrival>, Refusal> {
         let layout = self.other_layout.clone().unwrap_or_else(|| offer.layout.clone());
-        let memory = Arc::new(GuestMemory::allocate(layout, Backing::Anonymous).unwrap());
+        let memory = Arc::new(GuestMemory::allocate(layout, self.backing).unwrap());
         let mut guest = Stamper::new(memory);
         guest.fail_to_resume = self.fail_to_resume;
+        guest.working_set = self.working_set;
         Ok(Box::new(Arriving { guest, seen: Arc::clone(&self.seen), fail_when_placed: self.fail_when_placed }))
     }
 }

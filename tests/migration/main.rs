@@ -2,5 +2,11 @@
 
 mod fleet;
 mod guest;
+#[cfg(feature = "cli")]
+#[path = "../processes/huge_pages.rs"]
+mod huge_pages;
+mod let_go;
 mod moves;
+#[cfg(feature = "cli")]
+mod pool;
 mod throttle;

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use pageferry::destination::{Ending, Receiver, ReceiverOptions};
+use pageferry::destination::{Ending, GuestFactory, Receiver, ReceiverOptions};
 use pageferry::dirty::{self, Choice, Tracked, TrackerKind};
 use pageferry::guest::Guest;
 use pageferry::memory::{MemoryLayout, RegionSpec};
@@ -19,14 +19,21 @@ use pageferry::{Error, wire};
 
 use crate::guest::{Factory, Seen, Stamper, filled, image};
 
-/// A receiver of one session on a thread of its own.
+/// A receiver, of one session unless `options` say more, on a thread of its own.
 pub(crate) fn receiver(factory: Factory, options: &ReceiverOptions) -> (Endpoint, JoinHandle<Result<(), Error>>, Arc<Mutex<Seen>>) {
     let seen = Arc::clone(&factory.seen);
+    let (endpoint, served) = receiver_of(factory, options);
+    (endpoint, served, seen)
+}
+
+/// The same with any factory.
+pub(crate) fn receiver_of(factory: impl GuestFactory + 'static, options: &ReceiverOptions) -> (Endpoint, JoinHandle<Result<(), Error>>) {
     let timeouts = Timeouts { tombstone: Duration::from_secs(1), ..Timeouts::default() };
-    let options = ReceiverOptions { max_sessions: Some(1), timeouts, ..options.clone() };
+    let max_sessions = Some(options.max_sessions.unwrap_or(1));
+    let options = ReceiverOptions { max_sessions, timeouts, ..options.clone() };
     let receiver = Receiver::bind(&"127.0.0.1:0".parse().unwrap(), options, Arc::new(factory)).unwrap();
     let endpoint = receiver.endpoint().clone();
-    (endpoint, std::thread::spawn(move || receiver.serve()), seen)
+    (endpoint, std::thread::spawn(move || receiver.serve()))
 }
 
 fn layout() -> MemoryLayout {

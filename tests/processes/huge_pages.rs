@@ -43,6 +43,15 @@ pub(crate) fn give_back() {
     }
 }
 
+/// Huge pages that are free and promised to nobody; `None` where the host makes more when they are asked for.
+///
+/// # Errors
+/// When there is no pool.
+pub(crate) fn left() -> Result<Option<u64>> {
+    let left = read("free_hugepages")?.saturating_sub(read("resv_hugepages")?);
+    Ok((read("nr_overcommit_hugepages")? == 0).then_some(left))
+}
+
 fn read(name: &str) -> Result<u64> {
     let path = format!("{DIRECTORY}/{name}");
     let number = std::fs::read_to_string(&path).with_context(|| path.clone())?;
