@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
+
 use crate::network::Directions::{self, Both, ToReceiver, ToSender};
 use crate::network::Failure::{Elsewhere, ElsewhereAfter, Nothing, Reset};
 use crate::network::Moment::{self, Later, Message, Said};
@@ -81,9 +83,11 @@ pub(crate) enum Fault {
     DumpFull(Side),
     JsonFull(Side),
     ClockJump(Side),
+    ToldToEnd(Side),
+    ToldTwice(Side),
 }
 
-pub(crate) const FAULTS: [Fault; 29] = [
+pub(crate) const FAULTS: [Fault; 33] = [
     Fault::None,
     Fault::Reset,
     Fault::End,
@@ -113,6 +117,10 @@ pub(crate) const FAULTS: [Fault; 29] = [
     Fault::JsonFull(Side::Receiver),
     Fault::ClockJump(Side::Sender),
     Fault::ClockJump(Side::Receiver),
+    Fault::ToldToEnd(Side::Sender),
+    Fault::ToldToEnd(Side::Receiver),
+    Fault::ToldTwice(Side::Sender),
+    Fault::ToldTwice(Side::Receiver),
 ];
 
 pub(crate) struct Case {
@@ -134,6 +142,10 @@ pub(crate) struct Case {
     pub(crate) stop: Duration,
     /// By how many seconds a clock jumps.
     pub(crate) jump: i64,
+    /// By which signal a process is told to end, ...
+    pub(crate) signal: Signal,
+    /// ... and how soon again.
+    pub(crate) again: Duration,
     /// Room on a full disk, or in a full memory, of as much as the guest's; it is scaled to what makes a fault.
     room_kib: u64,
 }
@@ -175,6 +187,8 @@ impl Case {
             stop,
             jump: random.of(&[-86_400, -3600, -2, 3, 3600, 86_400]),
             room_kib: random.within(0..(MEMORY_MIB << 10)),
+            signal: Signal::SIGTERM,
+            again: Duration::ZERO,
         };
         case.steps = case.moment(&mut random);
         let mut failures = case.failures(&mut random).into_iter();
@@ -184,6 +198,8 @@ impl Case {
             case.steps.last_mut().expect("a moment").1 = failure;
         }
         case.steps.extend(failures);
+        case.signal = random.of(&[Signal::SIGTERM, Signal::SIGINT]);
+        case.again = random.up_to(SOON);
         case
     }
 
@@ -250,9 +266,13 @@ impl Case {
             Fault::Overtaken => vec![(now, Failure::Overtake(random.up_to(Duration::from_millis(300))))],
             Fault::DownForAWhile => vec![(now, Failure::Down), (random.of(&[short, long]), Failure::Up)],
             Fault::DownForGood => vec![(now, Failure::Down)],
-            Fault::Killed(_) | Fault::ShortStop(_) | Fault::LongStop(_) | Fault::OutOfMemory(_) | Fault::ClockJump(_) => {
-                vec![(now, random.of(&[Elsewhere, ElsewhereAfter]))]
-            }
+            Fault::Killed(_)
+            | Fault::ShortStop(_)
+            | Fault::LongStop(_)
+            | Fault::OutOfMemory(_)
+            | Fault::ClockJump(_)
+            | Fault::ToldToEnd(_)
+            | Fault::ToldTwice(_) => vec![(now, random.of(&[Elsewhere, ElsewhereAfter]))],
             // Full from the start.
             Fault::DumpFull(_) | Fault::JsonFull(_) => vec![],
         }
@@ -263,7 +283,19 @@ impl Case {
     pub(crate) fn must_arrive(&self) -> bool {
         let harmless = matches!(self.fault, Fault::None | Fault::ShortStop(_) | Fault::ClockJump(_) | Fault::JsonFull(_));
         let recovers = matches!(self.phase, Phase::PostCopy | Phase::Recovery) && !self.is_final();
-        harmless || recovers
+        // Once the guest is given away it is too late to keep it, and one signal is not enough to give up what it lacks.
+        let comes_late = match self.fault {
+            Fault::ToldToEnd(Side::Sender) => self.phase == Phase::End || (self.phase == Phase::Commit && !self.has_tls),
+            Fault::ToldToEnd(Side::Receiver) => self.phase == Phase::End,
+            _ => false,
+        };
+        harmless || recovers || comes_late
+    }
+
+    /// Whether the guest cannot have gone yet when one side is told to end, so that it must not go.
+    pub(crate) fn must_stay(&self) -> bool {
+        let is_told = matches!(self.fault, Fault::ToldToEnd(_) | Fault::ToldTwice(_));
+        is_told && self.phase == Phase::Handshake && self.mode == Mode::PreCopy
     }
 
     pub(crate) fn guest(&self) -> String {
@@ -311,7 +343,12 @@ impl Case {
 
     /// Whether the two will never find each other again.
     pub(crate) fn is_final(&self) -> bool {
-        matches!(self.fault, Fault::DownForGood | Fault::Killed(_) | Fault::OutOfMemory(_))
+        matches!(self.fault, Fault::DownForGood | Fault::Killed(_) | Fault::OutOfMemory(_) | Fault::ToldTwice(_))
+    }
+
+    /// Whether `side` is told to end, once or twice.
+    pub(crate) fn is_told(&self, side: Side) -> bool {
+        matches!(self.fault, Fault::ToldToEnd(told) | Fault::ToldTwice(told) if told == side)
     }
 
     /// Whether the host has to have some reserved.
@@ -338,3 +375,5 @@ const LEFT_BYTES_EACH: u64 = 1;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Well within it, for a machine under load.
 const SHORT: Duration = Duration::from_millis(800);
+/// From one signal to the next.
+const SOON: Duration = Duration::from_millis(300);

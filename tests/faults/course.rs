@@ -143,6 +143,8 @@ impl Blow {
         let was_killed = !was_there
             && match self.group(side) {
                 Some(group) => group.has_killed(),
+                // A receiver that is told a second time ends where it is.
+                None if self.case.fault == Fault::ToldTwice(Side::Receiver) => side == Side::Receiver && ended.code == Some(1),
                 None => self.case.fault == Fault::Killed(side),
             };
         Ok(Last { ended, was_there, was_killed })
@@ -174,6 +176,7 @@ impl Blow {
         let (side, signal) = match self.case.fault {
             Fault::Killed(side) => (side, Some(Signal::SIGKILL)),
             Fault::ShortStop(side) | Fault::LongStop(side) => (side, Some(Signal::SIGSTOP)),
+            Fault::ToldToEnd(side) | Fault::ToldTwice(side) => (side, Some(self.case.signal)),
             Fault::OutOfMemory(side) | Fault::ClockJump(side) => (side, None),
             _ => return,
         };
@@ -189,13 +192,15 @@ impl Blow {
         let hand = self.hands[index].wait().clone();
         // One that has just ended cannot be struck any more.
         let _ = hand.signal(signal);
-        if signal == Signal::SIGSTOP {
-            let stop = self.case.stop;
-            std::thread::spawn(move || {
-                std::thread::sleep(stop);
-                let _ = hand.signal(Signal::SIGCONT);
-            });
-        }
+        let (later, next) = match self.case.fault {
+            Fault::ShortStop(_) | Fault::LongStop(_) => (self.case.stop, Signal::SIGCONT),
+            Fault::ToldTwice(_) => (self.case.again, signal),
+            _ => return,
+        };
+        std::thread::spawn(move || {
+            std::thread::sleep(later);
+            let _ = hand.signal(next);
+        });
     }
 }
 

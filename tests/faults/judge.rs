@@ -64,7 +64,7 @@ pub(crate) struct Last {
     pub(crate) ended: Ended,
     /// It was there until the case was over, and killed then.
     pub(crate) was_there: bool,
-    /// The case killed it.
+    /// The case killed it, or made it end at once.
     pub(crate) was_killed: bool,
 }
 
@@ -91,6 +91,8 @@ enum Source {
     Doubts,
     /// The guest has gone ahead; its memory is kept for it.
     Serves,
+    /// That memory is given up, since somebody insisted.
+    GaveUp,
     Dead,
 }
 
@@ -119,14 +121,14 @@ pub(crate) fn judge(case: &Case, sender: &Last, receiver: &Last, link: &Link) ->
     Ok(match (&source, &destination) {
         (Source::Gave | Source::Dead, Destination::Has) => Outcome::Arrived,
         // Whose last words the sender has not heard.
-        (Source::Serves, Destination::Has) if case.is_final() || heard => Outcome::Arrived,
+        (Source::Serves | Source::GaveUp, Destination::Has) if case.is_final() || heard => Outcome::Arrived,
         (Source::Keeps, Destination::Dropped) => Outcome::Stayed,
         (Source::Keeps, Destination::Dead) if !heard => Outcome::Stayed,
         (Source::Doubts, _) => Outcome::InDoubt,
-        (Source::Serves | Source::Dead, Destination::Waits) => Outcome::Waits,
+        (Source::Serves | Source::GaveUp | Source::Dead, Destination::Waits) => Outcome::Waits,
         (Source::Gave | Source::Serves | Source::Dead, Destination::Dead) | (Source::Dead, Destination::Dropped) => Outcome::DiedWithItsHost,
         (Source::Keeps, Destination::Has | Destination::Waits) => bail!("TWO OWNERS: {source:?}, {destination:?}"),
-        (Source::Gave | Source::Serves, Destination::Dropped) => bail!("NO OWNER: {source:?}, {destination:?}"),
+        (Source::Gave | Source::Serves | Source::GaveUp, Destination::Dropped) => bail!("NO OWNER: {source:?}, {destination:?}"),
         _ => bail!("{source:?} and {destination:?} do not fit"),
     })
 }
@@ -143,8 +145,13 @@ fn source(case: &Case, last: &Last) -> Result<Source> {
         return Ok(Source::Dead);
     };
     ensure!(report.is_some() || case.fault == Fault::JsonFull(Side::Sender), "the sender has not reported");
+    let was_called_off = case.is_told(Side::Sender) && report.as_ref().is_some_and(|report| report.outcome == Reported::Aborted);
     let (source, outcome, expected) = match code {
         0 => (Source::Gave, Reported::Completed, GuestOwner::Destination),
+        1 if case.fault == Fault::ToldTwice(Side::Sender) && owner == Some(GuestOwner::Destination) => {
+            (Source::GaveUp, Reported::Failed, GuestOwner::Destination)
+        }
+        1 if was_called_off => (Source::Keeps, Reported::Aborted, GuestOwner::Source),
         1 => (Source::Keeps, Reported::Failed, GuestOwner::Source),
         3 => (Source::Keeps, Reported::Refused, GuestOwner::Source),
         4 => (Source::Doubts, Reported::InDoubt, GuestOwner::InDoubt),
@@ -160,6 +167,8 @@ fn source(case: &Case, last: &Last) -> Result<Source> {
 
 fn destination(case: &Case, last: &Last) -> Result<Destination> {
     let report = last.report()?;
+    // In order, whatever became of its guests.
+    ensure!(last.was_there || last.was_killed || last.ended.code == Some(0), "the receiver ended with {:?}", last.ended.code);
     if last.said("the guest has arrived") {
         let check = report.as_ref().and_then(|report| report.guest_check.as_deref());
         ensure!(last.said("the guest has arrived: ok") && check.is_none_or(|check| check == "ok"), "the guest that arrived is not right");
@@ -183,6 +192,13 @@ fn destination(case: &Case, last: &Last) -> Result<Destination> {
         };
     }
     let code = last.ended.code;
+    if case.fault == Fault::ToldTwice(Side::Receiver) && last.was_killed {
+        return Ok(if last.said("is coming in") { Destination::Dead } else { Destination::Dropped });
+    }
+    if case.is_told(Side::Receiver) && code == Some(0) {
+        ensure!(!last.said("is coming in"), "the receiver ended in order, and without a word of the guest");
+        return Ok(Destination::Dropped);
+    }
     ensure!(code.is_none() && last.was_killed, "the receiver ended with {code:?} and no word of the guest");
     ensure!(matches!(case.fault, Fault::Killed(Side::Receiver) | Fault::OutOfMemory(Side::Receiver)), "the receiver died");
     Ok(Destination::Dead)
@@ -198,6 +214,7 @@ pub(crate) fn expect(case: &Case, outcome: Outcome, strike: Strike) -> Result<Ou
         (Strike::Late, Outcome::Arrived) => Ok(Outcome::OverBefore),
         (Strike::Missed, Outcome::Arrived) => Ok(Outcome::NotStruck),
         (Strike::Late | Strike::Missed, _) => slow("nothing happened"),
+        (Strike::Hit, Outcome::Arrived) if case.must_stay() => slow("it was called off in time"),
         (Strike::Hit, Outcome::Arrived) => Ok(outcome),
         (Strike::Hit, _) if case.must_arrive() => slow("it could have arrived"),
         (Strike::Hit, _) => Ok(outcome),

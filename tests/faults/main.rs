@@ -3,6 +3,7 @@
 //! ```text
 //! tests/run faults [--count N] [--seed S] [--jobs J]      # 200 seeds from S on, 8 at a time
 //! tests/run faults --only S                               # that one
+//! tests/run faults --fault WORDS                          # of the seeds from S on, those with this in their fault's name
 //! tests/run faults --quick                                # each fault once or twice, in a minute or so
 //! tests/run faults ... --results FILE; tests/run faults --results FILE --table TABLE.md
 //! ```
@@ -12,12 +13,13 @@
 //!   less or more than a peer is waited for, are slow to arrive or trickle, a bit flips, new connections overtake old ones,
 //!   the network is down for a while or for good.
 //! - Of a process and its host (`confines.rs`), on each side: `kill -9`, SIGSTOP for less or more than a peer is waited for,
-//!   memory that runs out, a disk without room for `--dump` or `--json`, a wall clock that jumps.
+//!   SIGTERM or SIGINT, once and twice (see the README for what each end then does), memory that runs out, a disk without room for `--dump` or `--json`, a wall clock that jumps.
 //!
 //! Afterwards each side says, by its exit code, its report and its words, who has the guest (`judge.rs`). Passed means that
 //! the two fit: it runs at the destination, whole, or at the source, checked there by the process that has it; or the
 //! sender says that this is in doubt; or it is kept for a source that has not come back; or the process that had it was
-//! killed. Faults that last no longer than what a peer is waited for, and whatever can be recovered from in post-copy, must
+//! killed, or told a second time to end. One that is told to end while the guest cannot have gone yet must keep it from going;
+//! once it has gone, one signal must not lose it, and a receiver that ends in order ends with 0. Faults that last no longer than what a peer is waited for, and whatever can be recovered from in post-copy, must
 //! not keep the guest from arriving. A fault that was there and came to nothing (memory that sufficed) is told from one that
 //! struck, and proves nothing. Everything is bounded: whatever takes a minute hangs, and that is a failure.
 //!
@@ -70,7 +72,13 @@ fn main() -> ExitCode {
     let seed = number("--seed").unwrap_or_else(|| u64::from(std::process::id()));
     let mut seeds: Vec<u64> = match number("--only") {
         Some(only) => vec![only],
-        None => ONCE_FAILED.iter().map(|&(seed, _)| seed).chain((0..count).map(|index| seed.wrapping_add(index))).collect(),
+        None => match text("--fault") {
+            Some(words) => (seed..)
+                .filter(|&seed| table::words(&format!("{:?}", Case::new(seed).fault)).contains(&words))
+                .take(usize::try_from(count).expect("a few"))
+                .collect(),
+            None => ONCE_FAILED.iter().map(|&(seed, _)| seed).chain((0..count).map(|index| seed.wrapping_add(index))).collect(),
+        },
     };
     println!("{} seeds, --seed {seed}", seeds.len());
     for (seed, means) in ONCE_FAILED {

@@ -72,7 +72,7 @@ pub(crate) fn table(results: &Path) -> Result<String> {
 }
 
 /// `LongStop(Sender)` as `long stop (sender)`.
-fn words(name: &str) -> String {
+pub(crate) fn words(name: &str) -> String {
     let mut text = String::new();
     for letter in name.chars() {
         if letter.is_uppercase() && !text.is_empty() && !text.ends_with('(') {
@@ -93,7 +93,7 @@ Made by `tests/run faults --seed FIRST --count N --results FILE`, in slices, and
 - arrived: the guest runs at the destination, whole. stayed: it runs at the source. Checked in both cases.
 - in doubt: Commit was sent and nobody answers; the sender says so and keeps the guest paused.
 - waits: post-copy; the destination has the guest and keeps it, and the memory that it lacks is at the source, which is gone or cannot be reached.
-- died with its host: the process that had it was killed.
+- died with its host: the process that had it was killed, or told a second time to end.
 - over before: the migration had ended when its fault was due; the guest had arrived.
 - not struck: the fault was there and came to nothing, since a disk or a memory had room for all that was wanted of it; the guest had arrived.
   Everywhere else in these rows it is known to have struck: somebody was killed for memory or refused it, or said that there is no space left.
