@@ -105,9 +105,9 @@ fn count_up_rows<const ROW: usize>(words: &mut [[u8; 8]], bases: &[u64; MAX_ROW]
     for start in (0..ROW).step_by(SIDE_BY_SIDE) {
         let (words, bases, steps) = (&mut words[start..], &bases[start..], &steps[start..]);
         if start + SIDE_BY_SIDE <= ROW {
-            count_up_columns::<ROW, SIDE_BY_SIDE>(words, bases, steps)
+            count_up_columns::<ROW, SIDE_BY_SIDE>(words, bases, steps);
         } else {
-            count_up_columns::<ROW, 1>(words, bases, steps)
+            count_up_columns::<ROW, 1>(words, bases, steps);
         }
     }
 }

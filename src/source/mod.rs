@@ -27,6 +27,7 @@ mod follow;
 mod handover;
 mod hold;
 mod meter;
+mod on_processor;
 mod order;
 mod outcome;
 mod overlap;

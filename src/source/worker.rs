@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender};
 use crossbeam::utils::CachePadded;
-use nix::time::{ClockId, clock_gettime};
 
 use super::fleet::{Allotment, Seat};
+use super::on_processor::on_processor;
 use crate::bitmap::{PageBitmap, SharedBitmap};
 use crate::error::Error;
 use crate::memory::GuestMemory;
-use crate::page::{Chooser, Encoded, LinkSample, Packed, Work};
+use crate::page::{Chooser, Encoded, LinkSample, Work};
 use crate::stats::Encodings;
 use crate::sys::priority::ShortTurns;
 use crate::transport::{SendQueue, Stream, TransportError};
@@ -166,9 +166,8 @@ impl Worker<'_> {
         let method = self.chooser.method(Instant::now());
         self.frames.keep(self.chooser.keep());
         let work = Work { round, chunk, memory: self.memory.chunk(chunk), mask, method };
-        let began = OnProcessor::now();
-        let Encoded { pages, packed } = self.frames.push_chunk(&mut self.buffer, work);
-        self.chooser.encoded(method, Packed { took: packed.took.mul_f64(began.share()), ..packed });
+        let Encoded { pages, packed } = on_processor(method, || self.frames.push_chunk(&mut self.buffer, work));
+        self.chooser.encoded(method, packed);
         pages.masks.encodings()
     }
 
@@ -198,28 +197,6 @@ impl Worker<'_> {
         }
         self.buffer.clear();
         Ok(())
-    }
-}
-
-/// A moment, and what the calling thread had had of a processor by then.
-///
-/// Compression is judged by that: how long a thread waits meanwhile is up to those it shares the processor with, the receiver
-/// of these very pages among them, and says nothing about the method.
-struct OnProcessor {
-    at: Instant,
-    run: Duration,
-}
-
-impl OnProcessor {
-    fn now() -> Self {
-        Self { at: Instant::now(), run: clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from) }
-    }
-
-    /// Of the time since then, the part in which the thread had a processor.
-    fn share(&self) -> f64 {
-        let now = Self::now();
-        let (run, elapsed) = (now.run.saturating_sub(self.run).as_secs_f64(), (now.at - self.at).as_secs_f64());
-        if run > 0.0 && run < elapsed { run / elapsed } else { 1.0 }
     }
 }
 

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::Receiver;
 
 use super::super::fleet::{Seat, WorkTurn};
+use super::super::on_processor::on_processor;
 use super::{Claim, Shared, broken, closed};
 use crate::error::Error;
 use crate::page::{Chooser, LinkSample, Work};
@@ -131,7 +132,7 @@ impl<'d> Pusher<'d> {
             let shared = &*self.shared;
             let method = self.chooser.method(Instant::now());
             let work = Work { round: 0, chunk, memory: shared.service.memory.chunk(chunk), mask, method };
-            let encoded = self.frames.push_chunk(&mut self.buffer, work);
+            let encoded = on_processor(method, || self.frames.push_chunk(&mut self.buffer, work));
             self.chooser.encoded(method, encoded.packed);
             self.encodings += encoded.pages.masks.encodings();
             shared.service.counters.bulk.made(&encoded);
