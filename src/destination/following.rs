@@ -117,6 +117,11 @@ impl Following {
         Some((quiet, left))
     }
 
+    /// The guest runs, and the source has nothing else to do from here on than to bring pages.
+    pub(super) fn begin_to_wait(&mut self) {
+        self.quiet.begin_again(Instant::now());
+    }
+
     /// The source has come back: what has arrived, once nobody is at work on it any more.
     pub(super) fn resume(&mut self, shared: &Shared, generation: u32) -> PageBitmap {
         self.interrupt(shared);

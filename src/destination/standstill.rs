@@ -52,14 +52,15 @@ impl Quiet {
 
     /// So many pages are `left` now. How long none has come, each time that as long as `patience` has passed again.
     pub(super) fn look(&mut self, now: Instant, left: PageCount, patience: Duration) -> Option<Duration> {
-        let quiet = now.saturating_duration_since(self.since);
-        if self.left > PageCount(0) && quiet >= patience {
-            self.longest = self.longest.max(quiet);
-        }
+        // When a page came is known by looks only: what passed before the one that finds some says nothing.
         if left != self.left {
             self.left = left;
             self.begin_again(now);
             return None;
+        }
+        let (quiet, patience) = (now.saturating_duration_since(self.since), patience.max(LEAST_PATIENCE));
+        if left > PageCount(0) && quiet >= patience {
+            self.longest = self.longest.max(quiet);
         }
         let is_due = left > PageCount(0) && quiet >= self.told.saturating_add(patience);
         is_due.then(|| {
@@ -68,7 +69,7 @@ impl Quiet {
         })
     }
 
-    /// The connections are new: what was before is another matter.
+    /// The guest runs, or the connections are new: what was before is another matter.
     pub(super) fn begin_again(&mut self, now: Instant) {
         (self.since, self.told) = (now, Duration::ZERO);
     }
@@ -78,6 +79,9 @@ impl Quiet {
         (!self.longest.is_zero()).then_some(self.longest)
     }
 }
+
+/// Two looks of a session that has nothing to do.
+const LEAST_PATIENCE: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 mod tests {
@@ -97,7 +101,17 @@ mod tests {
         let mut look = |seconds, left| quiet.look(start + Duration::from_secs(seconds), PageCount(left), PATIENCE);
         assert_eq!((look(359, 8), look(360, 8)), (None, Some(PATIENCE)), "and the source came back");
         assert_eq!((look(361, 0), look(1000, 0)), (None, None), "all are here");
-        assert_eq!(quiet.longest(), Some(Duration::from_secs(200)));
+        assert_eq!(quiet.longest(), Some(Duration::from_secs(199)));
         assert_eq!(Quiet::new(start, PageCount(9)).longest(), None);
+    }
+
+    #[test]
+    fn a_source_that_brings_pages_is_not_told_of_however_rarely_one_looks() {
+        let start = Instant::now();
+        for (patience, apart) in [(Duration::ZERO, Duration::from_secs(1)), (PATIENCE, 2 * PATIENCE)] {
+            let mut quiet = Quiet::new(start, PageCount(9));
+            let told = (1..9).filter_map(|look| quiet.look(start + apart * look, PageCount(9 - u64::from(look)), patience));
+            assert_eq!((told.count(), quiet.longest()), (0, None));
+        }
     }
 }

@@ -106,6 +106,9 @@ impl Session<'_> {
                 self.times.run(committed);
                 self.shared.feed(|machine| machine.running(Instant::now()));
                 self.is_running = true;
+                if let Some(following) = &mut self.following {
+                    following.begin_to_wait();
+                }
                 self.complete();
             }
             Err(error) => self.give_up_unless(Err(error.into())),
