@@ -247,7 +247,8 @@ impl Link {
         // What nothing speaks for is not hoped for: it would fill the buffers on the way before it shows to be wrong. Nor
         // does a moment in which less was sent speak for a link that carries more.
         let hoped = match (self.was_measured, self.free) {
-            (_, 0) | (true, ..IN_A_ROW) => self.rate,
+            (_, 0) => self.rate,
+            (true, ..IN_A_ROW) => self.rate.min(known * LIMIT),
             (false, _) => (self.rate.min(known) * FIRST_STEP).max(FIRST_HOPE),
             (true, _) => (self.rate * HOPE).min(known * LIMIT),
         };
