@@ -18,9 +18,14 @@ pub(super) fn on_processor(method: Method, encode: impl FnOnce() -> Encoded) -> 
     }
     let (began, run_before) = (Instant::now(), run());
     let Encoded { pages, packed } = encode();
-    let (elapsed, run) = (began.elapsed().as_secs_f64(), run().saturating_sub(run_before).as_secs_f64());
-    let share = if run > 0.0 && run < elapsed { run / elapsed } else { 1.0 };
-    Encoded { pages, packed: Packed { took: packed.took.mul_f64(share), ..packed } }
+    let (elapsed, run) = (began.elapsed(), run().saturating_sub(run_before));
+    if run.is_zero() || run >= elapsed {
+        return Encoded { pages, packed };
+    }
+    // Waits are taken to be spread evenly. Not so where all of them do not explain it: memory that is copied may have to be
+    // read from a disk first.
+    let even = packed.took.mul_f64(run.as_secs_f64() / elapsed.as_secs_f64());
+    Encoded { pages, packed: Packed { took: even.max(packed.took.saturating_sub(elapsed - run)), ..packed } }
 }
 
 /// What the calling thread has had of a processor; nothing where the system does not say.
