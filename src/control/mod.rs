@@ -117,7 +117,7 @@ impl MessageReader {
     }
 
     fn fill_with(&mut self, read: impl Fn(&mut Stream, &mut [u8]) -> std::io::Result<usize>) -> Result<(), Error> {
-        let mut piece = [0; 16 << 10];
+        let mut piece = [0; PIECE_BYTES];
         loop {
             match read(&mut self.stream, &mut piece) {
                 Ok(0) => return Err(TransportError::Closed { lane: CONTROL.to_owned() }.into()),
@@ -207,7 +207,8 @@ impl Connection {
     fn take(&mut self) -> Result<Option<Message>, Error> {
         if let Some(room_bytes) = self.leave.ask(&self.reader.buffer)? {
             // It would be doubled step by step otherwise, while the guest stands still.
-            self.reader.buffer.reserve_exact(room_bytes.saturating_sub(self.reader.buffer.len()));
+            // What comes right behind it is read with its last piece.
+            self.reader.buffer.reserve_exact((room_bytes + PIECE_BYTES).saturating_sub(self.reader.buffer.len()));
         }
         let message = self.reader.take()?;
         if message.is_some() {
@@ -250,6 +251,8 @@ const CONTROL: &str = "control";
 const MOST_LATE: u32 = 64;
 /// More than the longest Hello.
 const MAX_OPENING_BYTES: usize = 64 << 10;
+/// Bytes read at a time.
+const PIECE_BYTES: usize = 16 << 10;
 /// Room that a connection keeps for messages: enough for all but the guest's state.
 const KEPT_BYTES: usize = SHORT_BODY_BYTES as usize;
 
