@@ -351,6 +351,13 @@ impl Case {
         matches!(self.fault, Fault::ToldToEnd(told) | Fault::ToldTwice(told) if told == side)
     }
 
+    /// Whether the sender is told twice, in time, to give up a guest that it serves. (What is said sooner may be heard as one
+    /// word.)
+    pub(crate) fn is_insisted_on_in_post_copy(&self) -> bool {
+        let is_served = matches!(self.phase, Phase::PostCopy | Phase::Recovery);
+        self.fault == Fault::ToldTwice(Side::Sender) && is_served && self.again > Duration::from_millis(20)
+    }
+
     /// Whether the host has to have some reserved.
     pub(crate) fn has_huge_pages(&self) -> bool {
         self.backings.contains(&"hugetlb")

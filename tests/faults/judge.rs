@@ -138,6 +138,7 @@ fn source(case: &Case, last: &Last) -> Result<Source> {
     let owner = report.as_ref().map(|report| report.guest_owner);
     if last.was_there {
         ensure!(last.said("STRANDED"), "the sender hangs");
+        ensure!(!case.is_insisted_on_in_post_copy(), "the sender was told twice and goes on");
         return Ok(if owner == Some(GuestOwner::InDoubt) { Source::Doubts } else { Source::Serves });
     }
     let Some(code) = last.ended.code else {

@@ -70,6 +70,10 @@ fn main() -> ExitCode {
     let quick = !std::env::args().any(|argument| argument == "--full");
     let count = number("--count").unwrap_or(if quick { 2 * FAULTS.len() as u64 } else { 200 });
     let seed = number("--seed").unwrap_or_else(|| u64::from(std::process::id()));
+    if let Some(words) = text("--fault").filter(|words| !FAULTS.iter().any(|fault| table::words(&format!("{fault:?}")).contains(words))) {
+        println!("FAILED   no fault is called {words:?}");
+        return ExitCode::FAILURE;
+    }
     let mut seeds: Vec<u64> = match number("--only") {
         Some(only) => vec![only],
         None => match text("--fault") {
