@@ -17,7 +17,8 @@ use crate::units::ByteCount;
 
 /// How much strangers may take up, and authorized peers side by side.
 ///
-/// The defaults let a hundred guests with eight channels each come from one address at the same moment.
+/// The defaults let a hundred guests with eight channels each, and states of up to 2.5 MiB, come from one address at the same
+/// moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReceiverLimits {
     /// Sessions side by side.

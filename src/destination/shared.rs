@@ -99,12 +99,14 @@ impl Shared {
 
     /// The guest's state is coming in, and has this room.
     pub(super) fn hold_state(&self, room: Room) {
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = Some(room);
+        let before = self.state.lock().unwrap_or_else(PoisonError::into_inner).replace(room);
+        drop(before);
     }
 
     /// It is loaded and not held any more.
     pub(super) fn let_go_of_state(&self) {
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let room = self.state.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(room);
     }
 
     /// Feeds the machine and has its pump look at what comes of it.

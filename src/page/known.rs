@@ -1,4 +1,5 @@
-//! What the destination holds, as far as the source remembers: a hash of every page it sent, and of its blocks.
+//! What the destination holds, as far as the source remembers: hashes of the pages it sent that are [kept](super::Keep), and
+//! of their blocks.
 //!
 //! The hash of a page (8 bytes) says whether a page that was written is still what it was. The hashes of its blocks
 //! (64 bytes) say where it has changed, which is enough for a delta without a copy of the page, and spares looking at the rest
@@ -22,7 +23,7 @@ pub(super) struct Known {
 }
 
 struct ChunkHashes {
-    /// 0: never sent, or zeros.
+    /// 0: never sent, or zeros, or not kept.
     pages: [u64; CHUNK_PAGES],
     /// The pages of low entropy.
     low: u64,
@@ -39,7 +40,7 @@ impl Known {
         self.chunks[chunk.as_usize()].map(|place| self.hashes.get(place))
     }
 
-    /// The hash of the page as it was last sent; 0 if it never was, or as zeros.
+    /// The hash of the page as it was last sent; 0 if it never was, or as zeros, or is not kept.
     pub(super) fn page(&self, chunk: ChunkIndex, bit: u32) -> u64 {
         self.of(chunk).map_or(0, |hashes| hashes.pages[bit as usize])
     }

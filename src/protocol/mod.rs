@@ -131,7 +131,8 @@ pub struct Timeouts {
     pub handshake: Duration,
     /// How long a source in doubt keeps asking. A question on its way then may still be answered.
     pub resolve: Duration,
-    /// In post-copy, how long a source that has lost the destination looks for it.
+    /// In post-copy, how long a source that has lost the destination looks for it. As long may one that is there bring
+    /// nothing until the destination says so.
     pub recover: Duration,
     /// How long a destination can be asked about a session that is over. Should be more than `silence`, `resolve` and
     /// `handshake` of the source together, or the source may come too late; in post-copy it is at least `silence`,

@@ -32,7 +32,7 @@ pub(super) struct Request {
     pub(super) delta_cache: DeltaCache,
 }
 
-/// A session with all of its connections.
+/// A session with all of its connections for pages.
 pub(super) struct Attached {
     pub(super) terms: Terms,
     pub(super) bulk: Vec<Stream>,

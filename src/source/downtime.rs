@@ -23,8 +23,8 @@ impl Downtime {
         self.laps.end(Instant::now())
     }
 
-    /// Puts it into the `report` of a guest that the destination has `running` since then, and that needs nothing more from
-    /// here since it `ended`.
+    /// Puts it into the `report` of a guest that the destination has `running` since then, and that was served from here until
+    /// it `ended`.
     pub(super) fn fill(mut self, report: &mut Report, running: Instant, ended: Instant) {
         self.parts.run = self.laps.end(running);
         report.downtime_parts = Some(self.parts);

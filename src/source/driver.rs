@@ -26,7 +26,8 @@ use crate::protocol::Timeouts;
 use crate::stats::{GuestOwner, Outcome, Report};
 use crate::wire::FrameWriter;
 
-/// The phases' shared state. `pre_copy` and `hand_over` are its verbs.
+/// The phases' shared state. They are its verbs, each in a file of its own: `connect`, `pre_copy`, `hand_over`, `switch` and
+/// `give_away`.
 pub(super) struct Driver<'d> {
     pub(super) memory: &'d GuestMemory,
     pub(super) tracker: &'d mut dyn DirtyTracker,

@@ -23,8 +23,8 @@ use crate::bitmap::PageBitmap;
 use crate::error::Error;
 use crate::units::ChunkIndex;
 
-/// A guest that was given away ahead of part of its memory, and all that serving the rest takes, in this attempt or a later
-/// one.
+/// A guest that is given away ahead of part of its memory, from just before Commit on, and all that serving the rest takes, in
+/// this attempt or a later one.
 #[derive(Debug)]
 pub(super) struct GivenAway {
     pub(super) pump: Pump,

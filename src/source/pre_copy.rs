@@ -128,7 +128,7 @@ impl Driver<'_> {
         let pages = tracking.take_round(last, idle);
         let began = Instant::now();
         let under_way_before = session.workers.under_way();
-        let first = tracking.first_in(index, &pages);
+        let first = tracking.sends(index, &pages);
         let round = self.send(session, tracking, index, pages, last)?;
         tracking.sent(&round);
         let unsent = tracking.pending.count();

@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::page::{Compression, EncoderSettings};
 use crate::protocol::{ProtocolError, SourceEnd};
 
-/// All that takes pages to the destination in pre-copy.
+/// All that takes pages to the destination while the guest is here.
 pub(super) struct Session<'s> {
     pub(super) pump: Pump,
     pub(super) workers: Workers<'s>,

@@ -90,8 +90,8 @@ impl Tracking {
         taken
     }
 
-    /// A round is going to send these `pages`: how many of them go for the first time.
-    pub(super) fn first_in(&mut self, index: u32, pages: &PageBitmap) -> PageCount {
+    /// Takes note that a round is going to send these `pages`: how many of them go for the first time.
+    pub(super) fn sends(&mut self, index: u32, pages: &PageBitmap) -> PageCount {
         if index == 0 { pages.count() } else { self.watch.sent(pages) }
     }
 

@@ -17,7 +17,7 @@ use crate::protocol::DestinationEvent;
 use crate::stats::Laps;
 use crate::wire::ChannelTotals;
 
-/// What the source has announced and is not there yet.
+/// What the source has announced and waits for its pages.
 #[derive(Default)]
 pub(super) struct Announced {
     pub(super) stale: Option<Stale>,

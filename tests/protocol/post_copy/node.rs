@@ -327,7 +327,6 @@ impl Node {
         Some(())
     }
 
-    /// Both ends have come to theirs.
     fn destination_replaces(&mut self, now: Instant) -> Option<()> {
         let (link, generation) = self.to_replace()?;
         self.links[self.destination_link].is_closed = true;
@@ -336,6 +335,7 @@ impl Node {
         Some(())
     }
 
+    /// Both ends have come to theirs.
     pub(crate) fn is_over(&self) -> bool {
         self.source_end.is_some() && self.destination_end.is_some()
     }
