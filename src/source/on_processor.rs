@@ -3,22 +3,21 @@
 //! Compression is judged by that: how long a thread waits meanwhile is up to those it shares the processor with, the receiver
 //! of these very pages among them, and says nothing about the method.
 
-use std::time::{Duration, Instant};
-
-use nix::time::{ClockId, clock_gettime};
+use std::time::Instant;
 
 use crate::page::{Encoded, Method, Packed};
+use crate::sys::processor_time;
 
 /// Has `encode` make something of a chunk, by `method`. Of the time that this took the method, only that counts in which the
 /// thread had a processor.
 pub(super) fn on_processor(method: Method, encode: impl FnOnce() -> Encoded) -> Encoded {
-    // To read the clock has the scheduler look whether it is another thread's turn, and raw takes no time of its own.
+    // Raw takes no time of its own, and to ask may end this thread's turn.
     if method == Method::Raw {
         return encode();
     }
-    let (began, run_before) = (Instant::now(), run());
+    let (began, run_before) = (Instant::now(), processor_time::of_this_thread());
     let Encoded { pages, packed } = encode();
-    let (elapsed, run) = (began.elapsed(), run().saturating_sub(run_before));
+    let (elapsed, run) = (began.elapsed(), processor_time::of_this_thread().saturating_sub(run_before));
     if run.is_zero() || run >= elapsed {
         return Encoded { pages, packed };
     }
@@ -28,13 +27,10 @@ pub(super) fn on_processor(method: Method, encode: impl FnOnce() -> Encoded) -> 
     Encoded { pages, packed: Packed { took: even.max(packed.took.saturating_sub(elapsed - run)), ..packed } }
 }
 
-/// What the calling thread has had of a processor; nothing where the system does not say.
-fn run() -> Duration {
-    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -44,7 +40,7 @@ mod tests {
             std::thread::sleep(pause);
             Encoded { packed: Packed { took: pause, ..Packed::default() }, ..Encoded::default() }
         };
-        if run().is_zero() {
+        if processor_time::of_this_thread().is_zero() {
             eprintln!("skipped: the system does not say how long a thread has run");
             return;
         }

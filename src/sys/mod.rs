@@ -23,6 +23,7 @@ pub(crate) mod meminfo;
 pub(crate) mod missing_pages;
 pub(crate) mod pagemap;
 pub(crate) mod priority;
+pub(crate) mod processor_time;
 #[cfg(feature = "sandbox")]
 pub(crate) mod refused_calls;
 pub(crate) mod socket_queue;

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use nix::time::{ClockId, clock_gettime};
+use crate::sys::processor_time;
 
 /// What memory an extent is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,13 +69,11 @@ impl Costs {
 }
 
 /// What this thread has of a processor meanwhile: what others do says nothing about memory. (A hypervisor that has to find
-/// memory does so on this thread's account.) Not under a lock that all guests share: to read this clock is to have the
-/// scheduler look whether it is another thread's turn.
+/// memory does so on this thread's account.) Not under a lock that all guests share: to ask may end this thread's turn.
 pub(super) fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
-    let now = || clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from);
-    let began = now();
+    let began = processor_time::of_this_thread();
     let done = work();
-    (done, now().saturating_sub(began))
+    (done, processor_time::of_this_thread().saturating_sub(began))
 }
 
 /// The dearer way may cost one part in so many of the time spent.
