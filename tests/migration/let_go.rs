@@ -173,6 +173,12 @@ fn expect_let_go(failure: Failure, owner: GuestOwner, since: Instant, guest: &St
     (stranded.expect("its memory is kept as long as this is"), report)
 }
 
+/// One that was stranded gets all of its guest across.
+fn expect_recovery(stranded: Stranded, report: Report, guest: &Stamper) {
+    let report = stranded.recover(&guest.memory, report, &mut |_| ()).unwrap().report;
+    assert_eq!((report.outcome, report.guest_owner), (Outcome::Completed, GuestOwner::Destination));
+}
+
 /// All pages came in the end.
 fn expect_whole(seen: &Mutex<Seen>, guest: &Stamper) {
     let seen = seen.lock().unwrap();
@@ -213,8 +219,7 @@ fn a_guest_that_is_let_go_in_recovery_is_the_destinations_and_can_still_be_recov
 
     way.mend();
     steering.set_bandwidth(None);
-    let report = stranded.recover(&guest.memory, report, &mut |_| ()).unwrap().report;
-    assert_eq!((report.outcome, report.guest_owner), (Outcome::Completed, GuestOwner::Destination));
+    expect_recovery(stranded, report, &guest);
     served.join().unwrap().unwrap();
     expect_whole(&seen, &guest);
 }
@@ -242,8 +247,7 @@ fn a_guest_that_is_let_go_before_it_is_known_to_run_is_in_doubt_and_can_still_be
 
     way.mend();
     steering.set_bandwidth(None);
-    let report = stranded.recover(&guest.memory, report, &mut |_| ()).unwrap().report;
-    assert_eq!((report.outcome, report.guest_owner), (Outcome::Completed, GuestOwner::Destination));
+    expect_recovery(stranded, report, &guest);
     served.join().unwrap().unwrap();
     expect_whole(&seen, &guest);
 }
@@ -266,7 +270,7 @@ fn a_guest_that_is_let_go_while_its_pages_follow_is_the_destinations() {
     let failure = migrate(migration, &mut guest).unwrap_err();
     let (stranded, report) = expect_let_go(*failure, GuestOwner::Destination, since, &guest);
     steering.set_bandwidth(None);
-    stranded.recover(&guest.memory, report, &mut |_| ()).unwrap();
+    expect_recovery(stranded, report, &guest);
     served.join().unwrap().unwrap();
     expect_whole(&seen, &guest);
 }
