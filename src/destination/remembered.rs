@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use super::registry::Claim;
+use super::claim::Claim;
 use crate::protocol::{Resumption, Timeouts, Tombstone, Tombstones};
 use crate::transport::PeerCertificate;
 use crate::wire::{AnswerStatus, SessionId};
@@ -71,5 +71,34 @@ impl Remembered {
 
     fn is_its(&self, claim: &Claim) -> bool {
         self.certificates.get(&claim.session) == claim.certificate.as_ref()
+    }
+}
+
+#[cfg(all(test, feature = "tls"))]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::wire::Token;
+
+    #[test]
+    fn a_certificate_is_asked_for_and_forgotten_with_its_session() {
+        let (now, timeouts) = (Instant::now(), Timeouts::default());
+        let (session, token) = (SessionId([1; 16]), Token([2; 16]));
+        let [own, other] = [b"own", b"oth"].map(|der| PeerCertificate::new(der));
+        let claim = |certificate: Option<&PeerCertificate>| Claim { session, token, certificate: certificate.cloned() };
+        let mut remembered = Remembered::new(&timeouts);
+        let keep = |remembered: &mut Remembered| remembered.keep(now, session, Tombstone::of_running(session, token), Some(&own));
+        keep(&mut remembered);
+        for (certificate, expected) in [(Some(&own), AnswerStatus::Running), (Some(&other), AnswerStatus::Unknown), (None, AnswerStatus::Unknown)] {
+            assert_eq!(remembered.answer(now, &claim(certificate)), expected);
+        }
+        remembered.released(now, &claim(Some(&other)));
+        assert!(remembered.contains(now, session), "another cannot have it forgotten");
+        remembered.released(now, &claim(Some(&own)));
+        assert_eq!((remembered.count(), remembered.certificates.len()), (0, 0));
+        keep(&mut remembered);
+        remembered.forget(now + timeouts.tombstone + Duration::from_secs(1));
+        assert_eq!((remembered.count(), remembered.certificates.len()), (0, 0));
     }
 }

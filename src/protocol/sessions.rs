@@ -69,6 +69,14 @@ pub struct Tombstones {
     ends: BTreeSet<(Instant, [u8; 16])>,
 }
 
+#[cfg(test)]
+impl Tombstone {
+    /// Of a session whose guest runs here.
+    pub(crate) fn of_running(session: SessionId, token: Token) -> Self {
+        Self { session, token, status: AnswerStatus::Running, completed: None, least: Duration::ZERO }
+    }
+}
+
 impl Tombstones {
     /// None yet; each will be kept for `keep`.
     #[must_use]

@@ -47,7 +47,7 @@ pub struct PeerCertificate(Arc<[u8]>);
 impl PeerCertificate {
     /// As it crossed the network, in DER.
     #[cfg(feature = "tls")]
-    pub(super) fn new(der: &[u8]) -> Self {
+    pub(crate) fn new(der: &[u8]) -> Self {
         Self(der.into())
     }
 }
