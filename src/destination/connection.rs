@@ -4,10 +4,10 @@ use std::io::ErrorKind;
 use std::time::Instant;
 
 use super::bulk;
+use super::claim::Claim;
 use super::door::TurnedAway;
 use super::follow;
 use super::hub::{Counted, Hub};
-use super::registry::Claim;
 use super::session;
 use super::shared::Opener;
 use crate::control::{Connection, MessageReader, MessageWriter};

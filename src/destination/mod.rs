@@ -27,6 +27,7 @@
 mod admission;
 mod budget;
 mod bulk;
+mod claim;
 mod connection;
 mod control;
 mod door;

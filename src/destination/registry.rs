@@ -4,22 +4,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use super::claim::Claim;
 use super::control::UnderWay;
 use super::door::{ReceiverLimits, TurnedAway};
 use super::remembered::Remembered;
 use super::shared::Shared;
 use crate::protocol::{Resumption, Timeouts};
-use crate::transport::PeerCertificate;
 use crate::units::PageCount;
-use crate::wire::{AnswerStatus, SessionId, Token};
-
-/// What a connection says that it belongs to, and with which right.
-pub(super) struct Claim {
-    pub(super) session: SessionId,
-    pub(super) token: Token,
-    /// Where there is TLS.
-    pub(super) certificate: Option<PeerCertificate>,
-}
+use crate::wire::{AnswerStatus, SessionId};
 
 /// Why a session is not begun.
 pub(super) enum NotBegun {

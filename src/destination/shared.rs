@@ -10,11 +10,11 @@ use std::time::Instant;
 use crossbeam::channel::{Receiver, Sender, unbounded};
 
 use super::bulk::{Arrived, BulkReport};
+use super::claim::Claim;
 use super::faults::Incomplete;
 use super::follow::Followed;
 use super::open_lanes::{OpenLanes, Running};
 use super::peer::Peer;
-use super::registry::Claim;
 use super::states::Room;
 use crate::control::{Bell, Connection};
 use crate::error::Error;
