@@ -69,7 +69,7 @@ pub struct Tombstones {
     ends: BTreeSet<(Instant, [u8; 16])>,
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "tls"))]
 impl Tombstone {
     /// Of a session whose guest runs here.
     pub(crate) fn of_running(session: SessionId, token: Token) -> Self {
