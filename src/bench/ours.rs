@@ -18,6 +18,7 @@ use super::process::Process;
 use super::results::{Figures, Run};
 use super::watch::{Seen, Subject, Watch};
 use super::window::Window;
+use crate::source::Phase;
 use crate::stats::{Outcome, Report};
 
 /// How this engine is told to migrate.
@@ -102,7 +103,7 @@ fn migrate(job: &Job<'_>, mode: Ours, ballast: Option<Ballast>, sender: &mut Pro
 /// Waits until the sender says that the guest runs at the destination, and looks at it there from then on. `None` when
 /// that did not come to pass: how it ended is in the report.
 fn switched(job: &Job<'_>, here: &Window, sender: &mut Process, receiver: &Process, deadline: Instant) -> Result<Option<FirstSecond>> {
-    match sender.stderr.next_with(SWITCHED, deadline) {
+    match sender.stderr.next_with(&Phase::PostCopy.to_string(), deadline) {
         Ok(Some(_)) => {}
         Ok(None) | Err(_) => return Ok(None),
     }
@@ -173,8 +174,6 @@ fn parse(line: &str) -> Result<Report> {
 /// The name of the thread that runs the vCPU.
 const VCPU: &str = "vcpu";
 const LISTENING: &str = "listening on ";
-/// What the sender says when the guest runs at the destination without its memory.
-const SWITCHED: &str = crate::cli::progress::POST_COPY;
 /// How long the receiver lets a guest run at least before it stops it to check it, and a little less.
 const RUNS_ON: Duration = Duration::from_millis(250);
 /// For filling and checking memory; generous, for machines under load.

@@ -9,9 +9,6 @@ use crate::guest::RunShare;
 use crate::source::{Event, Phase};
 use crate::units::{ByteCount, BytesPerSec, HumanTime, PageCount, PagesPerSec};
 
-/// What is said when the guest runs at the destination without its memory.
-pub(crate) const POST_COPY: &str = "the guest runs at the destination; its pages follow";
-
 /// Shows events on stderr.
 pub struct Progress {
     /// On a terminal; lines go above it.
@@ -77,17 +74,9 @@ impl Progress {
     }
 
     fn phase(&self, phase: Phase) {
-        let text = match phase {
-            Phase::Connecting => "connecting",
-            Phase::PreCopy => "copying while the guest runs",
-            Phase::StopAndCopy => "the guest is paused; copying the rest",
-            Phase::Handover => "handing the guest over",
-            Phase::PostCopy => POST_COPY,
-            Phase::Resolving => "in doubt: asking the destination whether it runs the guest",
-        };
         match &self.bar {
-            Some(bar) if phase != Phase::Resolving => bar.set_message(text),
-            _ => self.line(text),
+            Some(bar) if phase != Phase::Resolving => bar.set_message(phase.to_string()),
+            _ => self.line(&phase.to_string()),
         }
     }
 

@@ -1,5 +1,6 @@
 //! What an embedder is told while a migration runs.
 
+use std::fmt;
 use std::time::Duration;
 
 use crate::guest::RunShare;
@@ -22,6 +23,20 @@ pub enum Phase {
     Resolving,
     /// The guest runs at the destination; the pages it lacks follow.
     PostCopy,
+}
+
+impl fmt::Display for Phase {
+    /// One line for people.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Connecting => "connecting",
+            Self::PreCopy => "copying while the guest runs",
+            Self::StopAndCopy => "the guest is paused; copying the rest",
+            Self::Handover => "handing the guest over",
+            Self::PostCopy => "the guest runs at the destination; its pages follow",
+            Self::Resolving => "in doubt: asking the destination whether it runs the guest",
+        })
+    }
 }
 
 /// Something that happened.

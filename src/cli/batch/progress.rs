@@ -7,7 +7,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{SHOW_EVERY, name};
-use crate::cli::progress::POST_COPY;
 use crate::source::{Event, Phase};
 use crate::stats::{GuestOwner, Outcome, Report};
 use crate::units::{ByteCount, HumanTime};
@@ -59,7 +58,7 @@ impl Progress {
                 self.counts().standing += 1;
                 self.show();
             }
-            Event::Phase(Phase::PostCopy) => self.line(&format!("{guest}: {POST_COPY}")),
+            Event::Phase(phase @ Phase::PostCopy) => self.line(&format!("{guest}: {phase}")),
             Event::Phase(Phase::Resolving) => self.line(&format!("{guest}: in doubt: asking the destination whether it runs the guest")),
             Event::Interrupted { pages_left, error } => {
                 self.line(&format!("{guest}: the connection broke with {pages_left} left ({error}); the guest runs on at the destination"));
