@@ -3,9 +3,10 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pageferry::cli::units::{Exact, parse_page_rate, parse_rate, parse_size, parse_time, parse_volume};
+use pageferry::cli::units::parse_volume;
 use pageferry::guests::GuestSpec;
 use pageferry::transport::Endpoint;
+use pageferry::units::text::{Exact, parse_page_rate, parse_rate, parse_size, parse_time};
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(text) = str::from_utf8(bytes) else { return };

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::exit::Exit;
-use super::units::{number_in, parse_time};
+use super::units::number_in;
+use crate::units::text::parse_time;
 
 /// What can be asked of the bench.
 #[derive(Clone, Debug, clap::Args)]

@@ -3,6 +3,8 @@
 //! A page number, an address and a byte count are all integers and all get mixed up; these newtypes keep them apart at
 //! every module edge. Arithmetic that makes sense is spelled out, the rest is left out.
 
+pub mod text;
+
 use std::fmt;
 use std::time::Duration;
 

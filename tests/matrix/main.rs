@@ -25,8 +25,8 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use pageferry::cli::units::parse_size;
 use pageferry::stats::{GuestOwner, Outcome, Report};
+use pageferry::units::text::parse_size;
 use processes::huge_pages::{self, HugePages};
 use processes::tally::{Tally, Verdict, clean_up_at_interrupt};
 use processes::{Ended, Listening, compare, kvm};

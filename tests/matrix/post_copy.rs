@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use pageferry::cli::units::parse_size;
 use pageferry::stats::{GuestOwner, Outcome, PostCopyReport, Report, RoundKind};
+use pageferry::units::text::parse_size;
 use tempfile::TempDir;
 
 use crate::processes::tally::Verdict;

@@ -5,9 +5,10 @@ use std::time::Duration;
 use clap::ValueEnum;
 
 use super::UsageError;
-use crate::cli::units::{number_in, parse_time, parse_volume};
+use crate::cli::units::{number_in, parse_volume};
 use crate::policy::{Limits, MAX_ROUNDS, OnLimit, Plateau, PostCopy, VolumeLimit};
 use crate::units::PageCount;
+use crate::units::text::parse_time;
 
 /// When to stop copying rounds. The defaults are those of [`Limits`].
 #[derive(Clone, Debug, clap::Args)]

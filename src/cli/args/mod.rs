@@ -19,10 +19,10 @@ pub use limits::LimitArgs;
 pub use receive::{ReceiveArgs, ReceiveSettings};
 pub use send::{Guests, SendArgs, SendSettings};
 
-use super::units::parse_time;
 use crate::memory::Backing;
 use crate::transport::Endpoint;
 use crate::units::HumanTime;
+use crate::units::text::parse_time;
 
 /// Flags that parse and still cannot be followed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use super::{BackingFlag, Output, PATIENCE, RECOVER_FOR, SecurityArgs, UsageError, parse_patience};
 use crate::cli::sandbox::Wanted;
-use crate::cli::units::{number_in, parse_size, parse_time};
+use crate::cli::units::number_in;
 use crate::memory::Backing;
 use crate::transport::{Endpoint, ServerSecurity};
 use crate::units::ByteCount;
+use crate::units::text::{parse_size, parse_time};
 
 /// Take in guests from other hosts
 #[derive(Clone, Debug, clap::Parser)]

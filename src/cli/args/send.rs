@@ -6,12 +6,13 @@ use std::time::Duration;
 use clap::ValueEnum;
 
 use super::{BackingFlag, Input, LimitArgs, Output, PATIENCE, RECOVER_FOR, SecurityArgs, UsageError, parse_patience};
-use crate::cli::units::{Exact, number_in, parse_rate, parse_size, parse_time};
+use crate::cli::units::number_in;
 use crate::dirty::TrackerKind;
 use crate::memory::Backing;
 use crate::page::{Codecs, Compression, DeltaCache};
 use crate::policy::Limits;
 use crate::transport::{ClientSecurity, Endpoint};
+use crate::units::text::{Exact, parse_rate, parse_size, parse_time};
 use crate::units::{ByteCount, BytesPerSec};
 use crate::wire::MAX_CHANNELS;
 

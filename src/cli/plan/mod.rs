@@ -12,8 +12,8 @@ use std::time::Duration;
 use clap::ValueEnum;
 
 use super::args::{LimitArgs, UsageError};
-use super::units::{parse_page_rate, parse_rate, parse_size, parse_time};
 use crate::policy::{Limits, ModelInput, Plateau, predict};
+use crate::units::text::{parse_page_rate, parse_rate, parse_size, parse_time};
 use crate::units::{ByteCount, BytesPerSec, PagesPerSec};
 use show::{Plan, print};
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::measure::Measured;
-use crate::cli::units::Exact;
 use crate::policy::{Bounds, Decision, ModelInput, PredictedRound, Prediction, Reason};
+use crate::units::text::Exact;
 use crate::units::{ByteCount, BytesPerSec, HumanTime, PageCount};
 
 /// What was measured.

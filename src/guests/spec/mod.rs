@@ -4,12 +4,17 @@
 //! destination builds the same guest. So it is parsed once, into a [`GuestSpec`] that is known to make sense, and it is
 //! treated as what it is at the destination: bytes from a peer.
 
+mod error;
+
 use std::fmt;
 use std::str::FromStr;
+
+pub use error::SpecError;
 
 use super::PROGRAM_BYTES;
 use super::fill::Content;
 use super::pattern::Pattern;
+use crate::units::text::{Exact, parse_size};
 use crate::units::{ByteCount, PAGE_SIZE, PageCount};
 
 /// Guest memory a description may ask for at most.
@@ -138,7 +143,7 @@ impl GuestSpec {
 
     fn set(&mut self, key: &'static str, value: &str) -> Result<(), SpecError> {
         let bad = |accepted| SpecError::Value { key, found: value.to_owned(), accepted };
-        let size = || parse_size(value).filter(|size| size.0 % PAGE_SIZE as u64 == 0).ok_or_else(|| bad(SIZE));
+        let size = || parse_size(value).ok().filter(|size| size.0 % PAGE_SIZE as u64 == 0).ok_or_else(|| bad(SIZE));
         match key {
             "memory" => self.memory = size()?,
             "fill" => self.fill = size()?,
@@ -243,11 +248,11 @@ impl GuestSpec {
     pub fn keys(&self) -> String {
         format!(
             "memory={},fill={},random-every={},content={},working-set={},rate={},pattern={},seed={}",
-            size(self.memory),
-            size(self.fill),
+            Exact(self.memory),
+            Exact(self.fill),
             self.random_every,
             self.content,
-            size(self.working_set),
+            Exact(self.working_set),
             self.rate,
             self.pattern,
             self.seed
@@ -271,92 +276,6 @@ impl fmt::Display for GuestSpec {
     }
 }
 
-/// Why a text describes no guest.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum SpecError {
-    /// Not a kind of guest.
-    #[error("there is no guest kind {found:?}: workload and kvm are accepted")]
-    Kind {
-        /// What was given.
-        found: String,
-    },
-    /// A part without `=`.
-    #[error("{found:?} is not of the form key=value")]
-    NotAPair {
-        /// What was given.
-        found: String,
-    },
-    /// Not a key.
-    #[error("there is no guest key {found:?}: accepted are {}", KEYS.join(", "))]
-    Key {
-        /// What was given.
-        found: String,
-    },
-    /// The same key again.
-    #[error("the guest key {key} is given twice")]
-    Twice {
-        /// Which.
-        key: &'static str,
-    },
-    /// A value its key cannot have.
-    #[error("guest key {key}={found}: {accepted} is accepted")]
-    Value {
-        /// Of which key.
-        key: &'static str,
-        /// What was given.
-        found: String,
-        /// In words.
-        accepted: &'static str,
-    },
-    /// Too little or too much memory.
-    #[error("guest key memory={}: from {} to {} is accepted", size(*.found), size(*.least), size(MAX_GUEST_BYTES))]
-    Memory {
-        /// What was given.
-        found: ByteCount,
-        /// The program and one page.
-        least: ByteCount,
-    },
-    /// The working set or the fill does not fit the memory.
-    #[error("guest key {key}={}: {} is accepted (the memory less 16MiB for the program)", size(*.found), accepted_room(key, *.room))]
-    Room {
-        /// Which of them.
-        key: &'static str,
-        /// What was given.
-        found: ByteCount,
-        /// What is there.
-        room: ByteCount,
-    },
-}
-
-fn accepted_room(key: &str, room: ByteCount) -> String {
-    format!("{} to {}", if key == "fill" { "0" } else { "4096" }, size(room))
-}
-
-/// A size in the largest unit in which it is a whole number.
-fn size(bytes: ByteCount) -> String {
-    let (unit, name) = UNITS.into_iter().find(|(unit, _)| bytes.0 != 0 && bytes.0.is_multiple_of(*unit)).unwrap_or((1, ""));
-    format!("{}{name}", bytes.0 / unit)
-}
-
-/// A whole number of bytes, or a number with a unit.
-fn parse_size(text: &str) -> Option<ByteCount> {
-    let Some((number, unit)) = UNITS.iter().find_map(|(unit, name)| Some((text.strip_suffix(name)?, *unit))) else {
-        return text.parse().ok().map(ByteCount);
-    };
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
-    if fraction.len() > 6 || [whole, fraction].iter().any(|part| part.is_empty() || !part.bytes().all(|byte| byte.is_ascii_digit())) {
-        return None;
-    }
-    let parts = 10u64.pow(u32::try_from(fraction.len()).ok()?);
-    let fraction = fraction.parse::<u64>().ok()? * unit;
-    if !fraction.is_multiple_of(parts) {
-        return None;
-    }
-    whole.parse::<u64>().ok()?.checked_mul(unit)?.checked_add(fraction / parts).map(ByteCount)
-}
-
-const UNITS: [(u64, &str); 4] = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
 const KEYS: [&str; 8] = ["memory", "fill", "random-every", "content", "working-set", "rate", "pattern", "seed"];
 const FILL: usize = 1;
 
