@@ -61,7 +61,7 @@ pub fn run(plan: &Plan, leftovers: &Leftovers, say: &mut dyn FnMut(&str), done: 
         scenarios: Vec::new(),
     };
     for scenario in &plan.scenarios {
-        let measured = Session { plan, scenario, leftovers, directory: &directory }.run(say).with_context(|| scenario.name)?;
+        let measured = Session { plan, scenario, leftovers, directory: &directory }.run(say).with_context(|| scenario.name.clone())?;
         results.scenarios.push(measured);
         done(&results);
     }
@@ -117,7 +117,7 @@ impl EngineMode {
 impl Session<'_> {
     fn run(&self, say: &mut dyn FnMut(&str)) -> Result<ScenarioResults> {
         let Scenario { name, title, link, heavy, .. } = self.scenario;
-        let guest = self.scenario.guest(self.plan.quick)?;
+        let guest = self.scenario.guest(self.plan.quick);
         let image = GuestImage::new(&guest)?;
         let network = Network::new(*link, self.leftovers)?;
         let measured = if link.is_none() { Some(network.measure()?) } else { None };
@@ -127,8 +127,8 @@ impl Session<'_> {
         let job = self.job(&network, &guest, &image);
         let engines = self.contest(&job, say);
         Ok(ScenarioResults {
-            name: (*name).to_owned(),
-            title: (*title).to_owned(),
+            name: name.clone(),
+            title: title.clone(),
             guest: guest.to_string(),
             link: LinkResults { rate_bits_per_s: bits_per_s, measured_bytes_per_s: measured },
             floor,

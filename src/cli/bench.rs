@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::exit::Exit;
 use super::units::number_in;
-use crate::units::text::parse_time;
+use crate::units::BytesPerSec;
+use crate::units::text::{parse_rate, parse_time};
 
 /// What can be asked of the bench.
 #[derive(Clone, Debug, clap::Args)]
@@ -13,6 +14,15 @@ pub struct BenchArgs {
     /// Only these scenarios (--list has their names)
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub scenario: Vec<String>,
+    /// Instead of the scenarios this guest: kvm:key=value,...
+    #[arg(long, value_name = "SPEC", conflicts_with = "scenario")]
+    pub guest: Option<String>,
+    /// What that guest's link moves in each direction [default: all that the processors do]
+    #[arg(long, value_name = "RATE", value_parser = parse_rate, requires = "guest")]
+    pub link: Option<BytesPerSec>,
+    /// How long that guest runs before it is moved
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_time, requires = "guest")]
+    pub warm_up: Duration,
     /// Runs of each engine and mode
     #[arg(long, value_name = "N", default_value = "5", value_parser = number_in::<u32>(1..=1000))]
     pub pairs: u32,
@@ -80,6 +90,7 @@ mod measuring {
     use crate::cli::args::Output;
     use crate::cli::output::create;
     use crate::cli::signals;
+    use crate::guests::SpecError;
 
     pub(super) fn run(args: &BenchArgs) -> anyhow::Result<Exit> {
         if args.list {
@@ -183,8 +194,13 @@ mod measuring {
     }
 
     fn scenarios(args: &BenchArgs) -> Result<Vec<Scenario>, String> {
-        Scenario::named(&args.scenario).map_err(|name| {
-            let names: Vec<_> = Scenario::all().iter().map(|scenario| scenario.name).collect();
+        if let Some(text) = &args.guest {
+            let own = |spec| Scenario::own(spec, args.link, args.warm_up);
+            let scenario = text.parse().map_err(|error: SpecError| error.to_string()).and_then(own);
+            return Ok(vec![scenario.map_err(|problem| format!("--guest {text}: {problem}"))?]);
+        }
+        Scenario::with_names(&args.scenario).map_err(|name| {
+            let names: Vec<_> = Scenario::all().into_iter().map(|scenario| scenario.name).collect();
             format!("--scenario {name}: there are {}", names.join(", "))
         })
     }

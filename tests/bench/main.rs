@@ -137,6 +137,24 @@ fn a_quick_bench_measures_this_engine_and_leaves_nothing_behind() -> Result<()> 
 }
 
 #[test]
+fn a_guest_of_ones_own_is_measured_on_a_link_of_ones_own() -> Result<()> {
+    if !possible(&["qemu-system-x86_64"]) {
+        return Ok(());
+    }
+    let guest = "kvm:memory=96MiB,fill=32MiB,working-set=4MiB,rate=3000,content=text";
+    let flags = format!("bench --guest {guest} --link 300Mbit/s --warm-up 500ms --pairs 1 --ours default --qemu --modes multifd --json -");
+    let results = results(&bench("own", &flags)?.expect(0)?)?;
+    let [scenario] = results.scenarios.as_slice() else { anyhow::bail!("{results:?}") };
+    ensure!(scenario.guest.starts_with("kvm:memory=96MiB,fill=32MiB") && scenario.guest.contains("content=text"), "{scenario:?}");
+    ensure!(scenario.link.rate_bits_per_s == Some(3e8) && scenario.link.measured_bytes_per_s.is_none(), "{:?}", scenario.link);
+    let modes: Vec<_> = scenario.engines.iter().map(|engine| (engine.engine.as_str(), engine.mode.as_str())).collect();
+    ensure!(modes == [(OURS, "default"), (QEMU, "multifd")], "{modes:?}");
+    scenario.engines.iter().try_for_each(|engine| is_plausible(engine, scenario))?;
+    ensure!(scenario.bars.iter().any(|bar| bar.what == "wire_bytes" && bar.value.is_some()), "{:?}", scenario.bars);
+    Ok(())
+}
+
+#[test]
 fn post_copy_is_measured_beside_pre_copy_and_against_post_copy() -> Result<()> {
     if !possible(&["qemu-system-x86_64"]) {
         return Ok(());
@@ -241,6 +259,10 @@ fn flags_that_make_no_sense_are_named() -> Result<()> {
         ("bench --qemu --modes teleport", ["--modes teleport", "multifd-zstd"]),
         ("bench --modes multifd", ["--qemu", "required"]),
         ("bench --pairs 0", ["--pairs", "1 to 1000"]),
+        ("bench --guest workload", ["--guest workload", "KVM only"]),
+        ("bench --guest kvm:working-set=1", ["--guest kvm:working-set=1", "whole pages"]),
+        ("bench --guest kvm --scenario busy-1gbit", ["--guest", "cannot be used with"]),
+        ("bench --link 1Gbit/s", ["--guest", "required"]),
     ] {
         let ended = run(PAGEFERRY, flags)?.expect(2)?;
         for word in words {
