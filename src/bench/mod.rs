@@ -3,7 +3,7 @@
 //! Two network namespaces stand for two hosts, with a cable between them that is shaped or not. In each scenario every
 //! engine and mode moves the guest in turn, pair after pair, so that whatever else the machine does meets all of them;
 //! one run of each engine comes before and does not count, because memory that the machine touches for the first time is
-//! slow.
+//! slow. The order is another one in each pair, so that none always runs after the same other.
 //!
 //! # What makes it fair
 //! - The guest: the same program at the same pace on the same memory contents, on KVM in both, its vCPU busy between
