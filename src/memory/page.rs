@@ -1,18 +1,15 @@
 //! Copying pages out of memory that a guest may be writing to.
 //!
-//! A page is read exactly once, by relaxed atomic loads of its words, and everything else looks at the copy, which is
+//! A page is read exactly once, as by relaxed atomic loads of its words, and everything else looks at the copy, which is
 //! in cache by then. A write that races with the copy can tear it; that is harmless because the write also marks the
-//! page dirty again (tracking is re-armed before the copy).
-//!
-//! Guest memory comes from DRAM, and the processor's own prefetcher starts anew at each page. Prefetching half a page
-//! ahead, also into the page that comes next in memory, makes the loop as fast as `memcpy` (benches/pages.rs).
+//! page dirty again (tracking is re-armed before the copy, by a system call).
 
 use std::marker::PhantomData;
-use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::sys::page_copy;
 use crate::units::{PAGE_SIZE, PAGE_WORDS};
 
 /// What a copied page holds.
@@ -49,9 +46,9 @@ impl Chunk<'_> {
     #[inline]
     pub fn copy_out(&self, bit: u32, out: &mut [u8; PAGE_SIZE]) -> PageSummary {
         // SAFETY: bytes may be viewed as possibly uninitialised ones, in an array of the same length, as long as nothing
-        // uninitialised is written to them: `copy` writes words only.
+        // uninitialised is written to them: `copy_out` writes what it has read.
         let room = unsafe { &mut *ptr::from_mut(out).cast() };
-        summarize(self.copy(bit, room))
+        summarize(page_copy::copy_out(self.words(bit), room))
     }
 
     /// Copies page `bit` to the end of `out` and says what it holds. Panics if the chunk has no such page.
@@ -61,24 +58,10 @@ impl Chunk<'_> {
     pub fn append_to(&self, bit: u32, out: &mut Vec<u8>) -> PageSummary {
         out.reserve(PAGE_SIZE);
         let room = out.spare_capacity_mut().first_chunk_mut().expect("a page is reserved");
-        let summary = summarize(self.copy(bit, room));
-        // SAFETY: `copy` has initialised a whole page from the old length on, and the capacity is there.
+        let summary = summarize(page_copy::copy_out(self.words(bit), room));
+        // SAFETY: `copy_out` has initialised a whole page from the old length on, and the capacity is there.
         unsafe { out.set_len(out.len() + PAGE_SIZE) };
         summary
-    }
-
-    /// Fills `out` with page `bit`.
-    #[inline]
-    fn copy<'o>(&self, bit: u32, out: &'o mut [MaybeUninit<u8>; PAGE_SIZE]) -> &'o [u8; PAGE_SIZE] {
-        for (line, out_line) in self.words(bit).as_chunks::<LINE_WORDS>().0.iter().zip(out.as_chunks_mut::<LINE_BYTES>().0) {
-            prefetch(ptr::from_ref(line).wrapping_byte_add(PAGE_SIZE / 2).cast());
-            for (word, to) in line.iter().zip(out_line.as_chunks_mut::<8>().0) {
-                // Relaxed: nothing is inferred from the order of words; the tracker's re-arm came before by a system call.
-                *to = word.load(Ordering::Relaxed).to_le_bytes().map(MaybeUninit::new);
-            }
-        }
-        // SAFETY: the loop has initialised every line: a page has as many as `out`, of which nothing is left over.
-        unsafe { &*ptr::from_ref(out).cast() }
     }
 
     /// The word at `index` (0 to 511) of page `bit`.
@@ -93,12 +76,10 @@ impl Chunk<'_> {
         self.words(bit)[index].store(value, Ordering::Relaxed);
     }
 
-    /// Copies `page` to page `bit`, word by word. Panics if the chunk has no such page.
+    /// Copies `page` to page `bit`. Panics if the chunk has no such page.
     #[inline]
     pub fn copy_in(&self, bit: u32, page: &[u8; PAGE_SIZE]) {
-        for (to, word) in self.words(bit).iter().zip(page.as_chunks::<8>().0) {
-            to.store(u64::from_le_bytes(*word), Ordering::Relaxed);
-        }
+        page_copy::copy_in(page, self.words(bit));
     }
 
     /// Copies the words `words` of `page` to page `bit`. Panics if the chunk or the page has no such.
@@ -150,19 +131,3 @@ fn summarize(page: &[u8; PAGE_SIZE]) -> PageSummary {
     let differs = |part: &[u8; 256]| part.as_chunks::<8>().0.iter().fold(0, |differs, word| differs | u64::from_le_bytes(*word) ^ first) != 0;
     if page.as_chunks::<256>().0.iter().any(differs) { PageSummary::Mixed } else { PageSummary::Uniform(first) }
 }
-
-/// Asks for the cache line at `address`, which need not be mapped.
-#[inline]
-fn prefetch(address: *const i8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch has no effect but on the caches, whatever the address; SSE is part of x86-64.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(address);
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
-}
-
-const LINE_BYTES: usize = 64;
-const LINE_WORDS: usize = LINE_BYTES / 8;
