@@ -45,7 +45,7 @@ impl Estimator {
             self.link.add(facts.arrived.0 as f64, facts.duration, facts.bottleneck == Bottleneck::Link);
         }
         self.observe_cost(facts);
-        let dirtied = facts.dirty_after.0.saturating_sub(facts.unsent.0);
+        let dirtied = facts.dirtied().0;
         self.dirty.add(dirtied as f64, facts.duration, true);
     }
 

@@ -38,6 +38,13 @@ pub struct RoundFacts {
     pub fixed_cost: Duration,
 }
 
+impl RoundFacts {
+    /// Pages that the guest dirtied meanwhile.
+    pub(super) fn dirtied(&self) -> PageCount {
+        PageCount(self.dirty_after.0.saturating_sub(self.unsent.0))
+    }
+}
+
 /// What a round could have been faster with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bottleneck {

@@ -283,7 +283,7 @@ impl Policy {
             _ if self.post_copy() == PostCopy::Auto => (Decision::PostCopy, reason),
             OnLimit::Stop | OnLimit::PostCopy => (self.stop_or_switch(), reason),
             OnLimit::Abort => (Decision::Abort, reason),
-            OnLimit::Throttle => match self.throttling.step(facts.dirty_after, facts.duration, self.estimator.page_rate(), &self.curve) {
+            OnLimit::Throttle => match self.throttling.step(facts.dirtied(), facts.duration, self.estimator.page_rate(), &self.curve) {
                 Step::Lower => (Decision::Throttle, reason),
                 Step::Enough => (Decision::Round, Reason::Converging),
                 Step::GiveUp => (self.stop_or_switch(), reason),

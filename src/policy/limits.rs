@@ -107,7 +107,7 @@ pub enum PostCopy {
 /// Whether rounds that stopped helping count as a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plateau {
-    /// From round 3 on, two rounds in a row that each left over 90 % of what the one before left are a limit.
+    /// From round 3 on, two rounds in a row are a limit that each left over 90 % of the least before.
     Watch,
     /// Go on to the other limits, as the plain algorithm does.
     Ignore,

@@ -1,6 +1,6 @@
 //! One migration from beginning to end: connect, run the phases, and see to it that the guest is somewhere afterwards.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::connect::{Attached, Request};
 use super::dial::Dial;
@@ -37,6 +37,8 @@ pub(super) struct Driver<'d> {
     pub(super) at_pause: Option<AtPause<'d>>,
     pub(super) report: Report,
     pub(super) started: Instant,
+    /// The time for pre-copy that was over when the policy let the guest run on.
+    pub(super) outlived: Option<Duration>,
     pub(super) timeouts: Timeouts,
     pub(super) standing: Standing,
     /// How to reach the destination again, once it is known.
@@ -80,6 +82,7 @@ pub(super) fn run(migration: Migration<'_>, outgoing: Outgoing<'_>) -> Result<Co
         report,
         started: Instant::now(),
         timeouts,
+        outlived: None,
         standing: Standing::of(fleet.map(|fleet| fleet.enrol())),
         dial: None,
         stranded: None,

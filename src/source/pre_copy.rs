@@ -13,7 +13,7 @@ use super::tracking::Tracking;
 use super::worker::Then;
 use crate::bitmap::PageBitmap;
 use crate::error::Error;
-use crate::policy::{Decision, MAX_ROUNDS, PauseFacts, Policy, Reason, RoundFacts, Verdict};
+use crate::policy::{Decision, MAX_ROUNDS, PauseFacts, Policy, Prediction, Reason, RoundFacts, Verdict};
 use crate::stats::{Predicted, RoundKind};
 use crate::units::{ByteCount, ChunkIndex, PageCount};
 use crate::wire::ChannelTotals;
@@ -128,9 +128,9 @@ impl Driver<'_> {
         let pages = tracking.take_round(last, idle);
         let began = Instant::now();
         let under_way_before = session.workers.under_way();
-        let first = tracking.sends(index, &pages);
+        tracking.sends(index, &pages);
         let round = self.send(session, tracking, index, pages, last)?;
-        tracking.sent(&round);
+        let first = tracking.sent(&round);
         let unsent = tracking.pending.count();
         let settled = self.settle(session)?;
         tracking.settled(&round, settled.bottleneck, self.arrival_rate(settled.under_way));
@@ -139,7 +139,7 @@ impl Driver<'_> {
         let harvest = asked.elapsed();
         self.make_room(tracking.pending.count());
         if index == 0 {
-            tracking.watch.finish(&mut tracking.pending);
+            tracking.watch.finish(&mut tracking.pending, unsent);
             policy.set_curve(tracking.watch.curve().clone());
         }
         let facts = RoundFacts {
@@ -147,7 +147,7 @@ impl Driver<'_> {
             elapsed: self.started.elapsed(),
             duration: began.elapsed(),
             pages: round.pages,
-            first: first.min(round.pages),
+            first,
             empty: round.empty,
             wire_bytes: round.bytes,
             arrived: ByteCount((under_way_before + round.bytes).0.saturating_sub(settled.under_way.0)),
@@ -184,9 +184,14 @@ impl Driver<'_> {
         policy.set_limits(self.steering.limits());
         let verdict = policy.after_round(facts);
         let verdict = self.throttle_as_told(policy, verdict);
+        if verdict.decision.goes_on() && self.steering.limits().timeout.is_some_and(|timeout| facts.elapsed >= timeout) {
+            self.outlived = self.steering.limits().timeout;
+        }
         if self.report.predicted.is_none() && verdict.reason != Reason::Sampling {
             let prediction = policy.predict_rest(facts, verdict, tracking.watch.curve(), harvest + ROUND_COST);
-            self.report.predicted = Some(Predicted { total: prediction.total, downtime: prediction.downtime });
+            let Prediction { total, downtime, .. } = prediction;
+            // As long as no rate is known it would take for ever, which is no prediction.
+            self.report.predicted = (total.max(downtime) < Duration::MAX).then_some(Predicted { total, downtime });
         }
         verdict
     }

@@ -109,9 +109,11 @@ impl Driver<'_> {
         BytesPerSec(arrived as f64 / self.started.elapsed().as_secs_f64())
     }
 
-    /// Whether the time for pre-copy is over. A guest that was slowed down because of that gets some rounds more.
+    /// Whether the time for pre-copy is over. A guest that was slowed down because of that gets some rounds more, and so does
+    /// one that the policy let run on.
     pub(super) fn is_late(&self) -> bool {
-        !self.hold.is_throttled() && self.steering.limits().timeout.is_some_and(|timeout| self.started.elapsed() >= timeout)
+        let timeout = self.steering.limits().timeout.filter(|timeout| Some(*timeout) != self.outlived);
+        !self.hold.is_throttled() && timeout.is_some_and(|timeout| self.started.elapsed() >= timeout)
     }
 }
 

@@ -47,7 +47,7 @@ fn track(guest: &mut dyn Guest, memory: &GuestMemory, tracker: &mut dyn DirtyTra
     let mut pending = PageBitmap::new(memory.layout().chunks());
     harvest(guest, tracker, &mut pending)?;
     let round_cost = asked.elapsed();
-    watch.finish(&mut pending);
+    watch.finish(&mut pending, PageCount(0));
     let sample = populated.spread(SAMPLE);
     // The first look finds the memory in no cache, whatever the method.
     First::of(memory, &sample, METHODS[0]);

@@ -90,19 +90,23 @@ impl Tracking {
         taken
     }
 
-    /// Takes note that a round is going to send these `pages`: how many of them go for the first time.
-    pub(super) fn sends(&mut self, index: u32, pages: &PageBitmap) -> PageCount {
-        if index == 0 { pages.count() } else { self.watch.sent(pages) }
+    /// Takes note that a round is going to send these `pages`.
+    pub(super) fn sends(&mut self, index: u32, pages: &PageBitmap) {
+        if index > 0 {
+            self.watch.sends(pages);
+        }
     }
 
-    /// A round was sent, and what it did not send is pending again.
-    pub(super) fn sent(&mut self, round: &Round) {
+    /// A round was sent, and what it did not send is pending again: how many pages of it went for the first time.
+    pub(super) fn sent(&mut self, round: &Round) -> PageCount {
         if let Some(unsent) = &round.unsent {
             self.pending.union_with(unsent);
         }
-        if round.index == 0 {
-            self.watch.skipped(round.skipped.as_ref(), round.unsent.as_ref());
+        if round.index > 0 {
+            return self.watch.sent_all_but(round.unsent.as_ref());
         }
+        self.watch.skipped(round.skipped.as_ref(), round.unsent.as_ref());
+        round.pages
     }
 
     /// A round has arrived, after waiting for `bottleneck`, as things do at `rate`.

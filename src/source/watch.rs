@@ -30,6 +30,8 @@ pub(super) struct DirtyWatch {
     skip: Arc<SharedBitmap>,
     /// Pages that the first round left out: they go for the first time when they do.
     never_sent: PageBitmap,
+    /// Of them those of the round under way.
+    going: PageBitmap,
     /// Time that had passed when looking began.
     lead: Option<Duration>,
     next: Duration,
@@ -45,6 +47,7 @@ impl DirtyWatch {
             found: PageBitmap::new(chunks),
             skip,
             never_sent: PageBitmap::new(chunks),
+            going: PageBitmap::new(chunks),
             lead: None,
             next: FIRST_LOOK,
             curve: DirtyCurve::default(),
@@ -71,11 +74,22 @@ impl DirtyWatch {
         &self.never_sent
     }
 
-    /// A round sends `pages`: how many of them go for the first time.
-    pub(super) fn sent(&mut self, pages: &PageBitmap) -> PageCount {
-        let before = self.never_sent.count();
+    /// A later round is going to send `pages`.
+    pub(super) fn sends(&mut self, pages: &PageBitmap) {
+        self.going = self.never_sent.clone();
+        self.going.intersect_with(pages);
         self.never_sent.subtract(pages);
-        PageCount(before.0 - self.never_sent.count().0)
+    }
+
+    /// It has sent all but these: how many went for the first time.
+    pub(super) fn sent_all_but(&mut self, unsent: Option<&PageBitmap>) -> PageCount {
+        if let Some(unsent) = unsent {
+            let mut still = self.going.clone();
+            still.intersect_with(unsent);
+            self.going.subtract(&still);
+            self.never_sent.union_with(&still);
+        }
+        self.going.count()
     }
 
     /// Fires when the next look is due.
@@ -95,10 +109,11 @@ impl DirtyWatch {
         Ok(())
     }
 
-    /// The round is over and `pending` holds what the first harvest found: adds what the round left out.
-    pub(super) fn finish(&mut self, pending: &mut PageBitmap) {
+    /// The round is over and `pending` holds what the first harvest found, beside pages that were not sent in time, which the
+    /// guest may not have written: adds what the round left out because it had.
+    pub(super) fn finish(&mut self, pending: &mut PageBitmap, unsent: PageCount) {
         pending.union_with(&self.never_sent);
-        self.curve.add(self.since.elapsed(), pending.count());
+        self.curve.add(self.since.elapsed(), PageCount(pending.count().0.saturating_sub(unsent.0)));
     }
 
     /// Distinct pages by time, at the end.
@@ -157,7 +172,7 @@ mod tests {
         tracker.harvest(&mut pending).unwrap();
         assert_eq!(pending, bitmap(&[3, 200]));
         marks.mark_pages(PageIndex(201), PageCount(1));
-        watch.finish(&mut pending);
+        watch.finish(&mut pending, PageCount(0));
         assert_eq!(pending, bitmap(&[3, 200]), "what came after the harvest is the next one's");
     }
 
@@ -166,9 +181,16 @@ mod tests {
         let mut watch = DirtyWatch::new(CHUNKS);
         watch.skipped(Some(&bitmap(&[3])), Some(&bitmap(&[70, 71])));
         let mut pending = bitmap(&[9]);
-        watch.finish(&mut pending);
+        watch.finish(&mut pending, PageCount(0));
         assert_eq!(pending, bitmap(&[3, 9, 70, 71]));
-        assert_eq!(watch.sent(&pending), PageCount(3));
+        watch.sends(&pending);
+        assert!(watch.never_sent().is_empty());
+        // That round is cut short, and the next one is not.
+        let unsent = bitmap(&[9, 71]);
+        assert_eq!(watch.sent_all_but(Some(&unsent)), PageCount(2));
+        assert_eq!(*watch.never_sent(), bitmap(&[71]));
+        watch.sends(&unsent);
+        assert_eq!(watch.sent_all_but(None), PageCount(1));
         assert!(watch.never_sent().is_empty());
     }
 }

@@ -71,6 +71,22 @@ fn a_guest_that_cannot_be_slowed_down_is_stopped_at_the_limit() {
 }
 
 #[test]
+fn a_guest_that_is_slow_enough_keeps_its_speed_when_time_is_over() {
+    let mut guest = running_guest();
+    guest.pause().unwrap();
+    guest.working_set = Some(8);
+    guest.resume().unwrap();
+    let (endpoint, served, _) = receiver(Factory::default(), &ReceiverOptions::default());
+    // Over within round 0, which takes half a second.
+    let limits = Limits { timeout: Some(Duration::from_millis(150)), max_rounds: 20, ..limits() };
+    let Completed { report } = migrate(plain(endpoint).bandwidth(Some(LINK)).limits(limits), &mut guest).unwrap();
+    served.join().unwrap().unwrap();
+    assert_eq!(report.throttle, None, "{}", report.to_json());
+    assert!(["downtime-limit", "dirty-threshold"].contains(&report.reason.as_str()), "it converged: {}", report.to_json());
+    assert!(report.rounds.len() <= 6, "and is not cut short again and again: {}", report.to_json());
+}
+
+#[test]
 fn a_slowed_guest_that_stays_has_its_full_speed_back() {
     let (endpoint, served, _) = receiver(Factory::default(), &ReceiverOptions::default());
     let mut guest = fast_guest();
