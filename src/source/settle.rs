@@ -43,7 +43,7 @@ impl Driver<'_> {
     pub(super) fn settle(&self, session: &Session<'_>) -> Result<Settled, Error> {
         let mut under_way = session.workers.under_way();
         let paced = self.allotment().is_paced();
-        let bottleneck = if paced || under_way > FEW_BYTES { Bottleneck::Link } else { Bottleneck::Processor };
+        let bottleneck = if paced || under_way > few(self.arrival_rate(under_way)) { Bottleneck::Link } else { Bottleneck::Processor };
         let mut moved_at = Instant::now();
         while under_way > self.little(under_way) && moved_at.elapsed() < STUCK_AFTER && !self.is_late() {
             select! {
@@ -58,7 +58,7 @@ impl Driver<'_> {
             under_way = now_under_way;
         }
         self.catch_up(session, self.little(under_way))?;
-        Ok(Settled { bottleneck, under_way })
+        Ok(Settled { bottleneck, under_way: session.workers.under_way() })
     }
 
     /// Waits until the destination has applied all but `little` of what was sent.
@@ -99,8 +99,8 @@ impl Driver<'_> {
 
     /// So few bytes that waiting for them would let the link idle.
     fn little(&self, under_way: ByteCount) -> ByteCount {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a float to integer cast saturates")]
-        ByteCount((self.arrival_rate(under_way).0 * LEFT_SECONDS) as u64).max(FEW_BYTES)
+        let rate = self.arrival_rate(under_way);
+        carried(rate, LEFT_SECONDS).max(few(rate))
     }
 
     /// Bytes a second that have arrived since the start.
@@ -117,6 +117,17 @@ impl Driver<'_> {
     }
 }
 
+/// What may be left under way at this rate whatever else, because it is hardly a queue.
+fn few(rate: BytesPerSec) -> ByteCount {
+    carried(rate, FEW_SECONDS).min(FEW_BYTES)
+}
+
+/// What a link of this rate carries in so many seconds.
+fn carried(rate: BytesPerSec, seconds: f64) -> ByteCount {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a float to integer cast saturates")]
+    ByteCount((rate.0 * seconds) as u64)
+}
+
 /// Most of the time that `rest` takes if `applied` took `elapsed`; none if that says nothing.
 fn until_applied(rest: ByteCount, applied: ByteCount, elapsed: Duration) -> Duration {
     if applied.0 == 0 {
@@ -129,16 +140,26 @@ fn until_applied(rest: ByteCount, applied: ByteCount, elapsed: Duration) -> Dura
 const LEFT_SECONDS: f64 = 1e-3;
 /// Less than this is what acknowledgements that come late leave, not a queue.
 const FEW_BYTES: ByteCount = ByteCount(32 << 10);
+/// Unless it takes longer than this: the last round would have to wait for it.
+const FEW_SECONDS: f64 = 0.02;
 const LOOK_EVERY: Duration = Duration::from_micros(200);
 const LOOK_AT_LEAST_EVERY: Duration = Duration::from_millis(20);
 /// After this part of the time that it should take: it may go faster than before.
 const EARLY: f64 = 0.75;
-/// A queue that has not got shorter for so long is not waited for.
-const STUCK_AFTER: Duration = Duration::from_millis(300);
+/// A queue that has not got shorter for so long is not waited for. On a slow link acknowledgements are far apart, and the guest
+/// runs meanwhile; it would not while the last round waits.
+const STUCK_AFTER: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn few_bytes_are_few_on_a_slow_link_as_well() {
+        for (bytes_per_s, bytes) in [(0.0, 0), (12_500.0, 250), (1e6, 20_000), (125e6, 32 << 10)] {
+            assert_eq!(few(BytesPerSec(bytes_per_s)), ByteCount(bytes), "{bytes_per_s}");
+        }
+    }
 
     #[test]
     fn the_next_question_comes_a_little_early_and_at_once_if_nothing_is_known() {
