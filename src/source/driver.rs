@@ -175,9 +175,7 @@ impl<'d> Driver<'d> {
     fn conclude(mut self, result: &Result<(), Error>) -> Report {
         self.hold.lift_throttle();
         // Every way out of the phases has resumed or released the guest; this is for the ways before them.
-        if let Err(error) = self.hold.resume() {
-            tracing::error!(%error, "the guest could not be resumed at the source");
-        }
+        let stuck = self.hold.resume().err().map(Error::from);
         let mut report = std::mem::take(&mut self.report);
         // Where the guest has gone, the migration ended when the destination let go of the source; see `commit`.
         if result.is_err() {
@@ -198,6 +196,9 @@ impl<'d> Driver<'d> {
         }
         if let Err(error) = result {
             report.reason = error.in_full();
+        }
+        if let Some(stuck) = stuck {
+            report.reason = format!("{}; and the guest could not be resumed: {}", report.reason, stuck.in_full());
         }
         report
     }

@@ -53,8 +53,10 @@ impl<'g> Hold<'g> {
         if self.released {
             return Ok(());
         }
-        if let Some(since) = self.paused_at.take() {
+        if let Some(since) = self.paused_at {
+            // Where that fails it stays paused, for the next try.
             self.prompt.aside(|| self.guest.resume())?;
+            self.paused_at = None;
             self.stalled += since.elapsed();
         }
         Ok(())
@@ -120,5 +122,49 @@ impl Drop for Hold<'_> {
         if let Err(error) = self.resume() {
             tracing::error!(error = %error, "the guest could not be resumed at the source");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Cannot be resumed at the first try.
+    #[derive(Default)]
+    struct Reluctant {
+        tries: u32,
+        is_running: bool,
+    }
+
+    impl Guest for Reluctant {
+        fn pause(&mut self) -> Result<(), GuestError> {
+            self.is_running = false;
+            Ok(())
+        }
+
+        fn resume(&mut self) -> Result<(), GuestError> {
+            self.tries += 1;
+            self.is_running = self.tries > 1;
+            if self.is_running { Ok(()) } else { Err(GuestError::new("resume", "told to fail")) }
+        }
+
+        fn save_state(&mut self) -> Result<Vec<u8>, GuestError> {
+            Ok(Vec::new())
+        }
+
+        fn load_state(&mut self, _state: &[u8]) -> Result<(), GuestError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_guest_that_could_not_be_resumed_is_resumed_at_the_next_try() {
+        let mut guest = Reluctant::default();
+        let mut hold = Hold::new(&mut guest);
+        hold.pause().unwrap();
+        hold.resume().unwrap_err();
+        assert!(hold.paused_for() > Duration::ZERO && hold.stalled() == Duration::ZERO, "it still stands");
+        drop(hold);
+        assert!(guest.is_running);
     }
 }

@@ -214,6 +214,21 @@ fn a_guest_that_cannot_start_there_runs_on_here() {
 }
 
 #[test]
+fn a_guest_that_cannot_start_here_either_is_told_of() {
+    let (endpoint, served, _) = receiver(Factory { fail_when_placed: true, ..Factory::default() }, &ReceiverOptions::default());
+    let mut guest = running_guest();
+    guest.fail_to_resume = true;
+    let failure = migrate(Migration::to(endpoint), &mut guest).unwrap_err();
+    served.join().unwrap().unwrap();
+    assert_eq!(failure.owner, GuestOwner::Source);
+    let reason = &failure.report.reason;
+    assert!(
+        reason.starts_with(&failure.error.in_full()) && reason.contains("; and the guest could not be resumed") && reason.ends_with("told to fail"),
+        "{reason}"
+    );
+}
+
+#[test]
 fn a_failing_step_at_the_pause_leaves_the_guest_running_here() {
     let (endpoint, served, _) = receiver(Factory::default(), &ReceiverOptions::default());
     let mut guest = running_guest();
