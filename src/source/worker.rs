@@ -91,6 +91,7 @@ impl Worker<'_> {
     ///
     /// Both channels are bounded: one job waits at most, and one result for each; the driver always reads results.
     pub(super) fn run(mut self, jobs: &Receiver<Job>, results: &Sender<Result<Sent, Error>>) -> FrameWriter {
+        let _last_word = LastWord { results };
         let mut turns = if self.allotment.is_alone() { ShortTurns::take_with_beat() } else { ShortTurns::take() };
         for job in jobs {
             let sent = self.send_round(&job, &mut turns);
@@ -200,7 +201,43 @@ impl Worker<'_> {
     }
 }
 
+/// Tells of a worker that panics, which the driver would wait for.
+struct LastWord<'r> {
+    results: &'r Sender<Result<Sent, Error>>,
+}
+
+impl Drop for LastWord<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // There is room for one of each worker. What happened was reported by the panic hook.
+            let _ = self.results.try_send(Err(Error::System { action: "keep the workers", source: ErrorKind::Other.into() }));
+        }
+    }
+}
+
 /// Bytes of frames from which on they are written: a small packed chunk waits for the next, and the link for neither.
 const FLUSH_BYTES: usize = CHUNK_SIZE / 4;
 /// How often a worker tells what it chooses, in its log.
 const TELL_EVERY: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use crossbeam::channel::bounded;
+
+    use super::*;
+
+    #[test]
+    fn a_worker_that_panics_is_heard_of_and_one_that_ends_is_not() {
+        let (results, heard) = bounded(1);
+        std::thread::scope(|scope| {
+            let panics = || {
+                let _last_word = LastWord { results: &results };
+                panic!("told to");
+            };
+            assert!(scope.spawn(panics).join().is_err());
+        });
+        assert!(matches!(heard.try_recv(), Ok(Err(Error::System { action: "keep the workers", .. }))));
+        drop(LastWord { results: &results });
+        assert!(heard.try_recv().is_err());
+    }
+}
