@@ -86,7 +86,8 @@ impl Driver<'_> {
     /// Waits until the destination has done what was asked of it, which it says by `word`.
     pub(super) fn await_word(&mut self, session: &Session<'_>, word: &SourceEvent) -> Result<(), Error> {
         let sent = self.report.wire_bytes;
-        let mut arrived = ByteCount(0);
+        // Whole frames are told of, and of large ones on many slow channels none may be whole for long.
+        let (mut arrived, mut under_way) = (ByteCount(0), session.workers.under_way());
         let mut moved_at = Instant::now();
         let ticker = tick(PROGRESS_EVERY);
         loop {
@@ -104,6 +105,11 @@ impl Driver<'_> {
                 recv(ticker) -> _ => {
                     // With everything there, loading the state may take its time; the heartbeat watches over that.
                     let patience = self.timeouts.silence;
+                    let still = session.workers.under_way();
+                    if still < under_way {
+                        moved_at = Instant::now();
+                    }
+                    under_way = still;
                     if arrived < sent && moved_at.elapsed() > patience {
                         return Err(Error::Stalled { seconds: patience.as_secs() });
                     }
