@@ -65,9 +65,10 @@ impl Driver<'_> {
     fn catch_up(&self, session: &Session<'_>, little: ByteCount) -> Result<(), Error> {
         let (mut applied, mut moved_at) = (ByteCount(0), Instant::now());
         let mut first = None;
-        while moved_at.elapsed() < STUCK_AFTER && !self.is_late() {
+        let patience = ANSWERED_WITHIN.max(session.round_trip.saturating_mul(4));
+        while moved_at.elapsed() < patience && !self.is_late() {
             session.pump.command(Command::AskProgress);
-            let answer_by = at(Instant::now() + STUCK_AFTER);
+            let answer_by = at(Instant::now() + patience);
             let bytes = loop {
                 select! {
                     recv(session.pump.events()) -> event => if let Ok(SourceEvent::Progress { bytes, .. }) = event { break bytes },
@@ -149,6 +150,8 @@ const EARLY: f64 = 0.75;
 /// A queue that has not got shorter for so long is not waited for. On a slow link acknowledgements are far apart, and the guest
 /// runs meanwhile; it would not while the last round waits.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
+/// With the queues nearly empty, an answer is not waited for longer than this, or a few round trips.
+const ANSWERED_WITHIN: Duration = Duration::from_millis(300);
 
 #[cfg(test)]
 mod tests {
