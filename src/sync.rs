@@ -44,7 +44,7 @@
 //! the fence before an `Arc` frees what it held, are edges that it does not see (nor does it see any other fence). Over the
 //! tests of `bitmap`, `destination`, `dirty`, `guests`, `source`, `sys::gate` and `transport` it reported 68 races in 95 tests, each of
 //! them in memory that a lock, a channel or an `Arc` of the standard library guards, none on a word of a bitmap, of the
-//! sets, or of guest memory. So it is something to look at after a change here, not a step that passes or fails.
+//! sets, or of guest memory (whole pages of which are copied out of its sight, in assembly). So it is something to look at after a change here, not a step that passes or fails.
 
 #[cfg(loom)]
 pub(crate) use loom::sync::{Arc, Mutex, atomic};

@@ -115,7 +115,7 @@ pub struct GuestMemory {
 }
 
 // SAFETY: the pointers are to mappings that live as long as the value (owned, or promised by `from_raw`'s caller), and
-// every access through them is by atomic loads and stores or by the kernel.
+// every access through them is as by atomic loads and stores or by the kernel.
 unsafe impl Send for GuestMemory {}
 // SAFETY: as for Send.
 unsafe impl Sync for GuestMemory {}

@@ -1,7 +1,7 @@
 //! Guest memory: where it lies, how a page is copied out and placed.
 //!
-//! No reference ever points at memory a guest may be writing to: a page is copied out word by word with relaxed atomic
-//! loads into a private buffer, and everything else (zero test, hash, compression, checksum) works on that copy. Placing
+//! No reference ever points at memory a guest may be writing to: a page is copied out into a private buffer as by relaxed
+//! atomic loads of its words, and everything else (zero test, hash, compression, checksum) works on that copy. Placing
 //! ([`Placement`]) goes the same way back, or straight from a socket by the kernel. Pages that come for the first time, and
 //! all while a guest runs, arrive in a private buffer ([`Staging`]), and the kernel puts them in their places whole.
 #![expect(unsafe_code, reason = "raw access to mappings that a guest writes to")]
@@ -13,6 +13,7 @@ mod layout;
 #[cfg(feature = "userfaultfd")]
 mod missing;
 mod page;
+mod page_copy;
 mod placement;
 mod populated;
 mod populating;

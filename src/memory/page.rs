@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::sys::page_copy;
+use super::page_copy;
 use crate::units::{PAGE_SIZE, PAGE_WORDS};
 
 /// What a copied page holds.

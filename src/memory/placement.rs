@@ -8,7 +8,7 @@
 //! their frame, and put in their places once all of it is known to be right.
 //!
 //! Nothing may run on the memory meanwhile, or it sees pages half placed. That is a matter of correctness, not of
-//! soundness: like copying out, placing goes by relaxed atomic words and system calls only.
+//! soundness: like copying out, placing goes as by relaxed atomic words, or by system calls.
 
 use std::io;
 use std::ops::Range;

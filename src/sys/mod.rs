@@ -21,7 +21,6 @@ pub(crate) mod kvm_vm;
 pub(crate) mod meminfo;
 #[cfg(feature = "userfaultfd")]
 pub(crate) mod missing_pages;
-pub(crate) mod page_copy;
 pub(crate) mod pagemap;
 pub(crate) mod priority;
 pub(crate) mod processor_time;
