@@ -173,9 +173,8 @@ impl<'d> Driver<'d> {
 
     /// Ends tracking and completes the report.
     fn conclude(mut self, result: &Result<(), Error>) -> Report {
-        self.hold.lift_throttle();
         // Every way out of the phases has resumed or released the guest; this is for the ways before them.
-        let stuck = self.hold.resume().err().map(Error::from);
+        let stuck = self.hold.end().err().map(Error::from);
         let mut report = std::mem::take(&mut self.report);
         // Where the guest has gone, the migration ended when the destination let go of the source; see `commit`.
         if result.is_err() {

@@ -16,6 +16,7 @@ pub(super) struct Hold<'g> {
     prompt: Prompt,
     paused_at: Option<Instant>,
     released: bool,
+    ended: bool,
     /// Time the guest stood still although it stayed here.
     stalled: Duration,
     /// Since when the guest is slowed down.
@@ -25,7 +26,16 @@ pub(super) struct Hold<'g> {
 
 impl<'g> Hold<'g> {
     pub(super) fn new(guest: &'g mut dyn Guest) -> Self {
-        Self { guest, prompt: Prompt::take(), paused_at: None, released: false, stalled: Duration::ZERO, throttled_at: None, throttle: None }
+        Self {
+            guest,
+            prompt: Prompt::take(),
+            paused_at: None,
+            released: false,
+            ended: false,
+            stalled: Duration::ZERO,
+            throttled_at: None,
+            throttle: None,
+        }
     }
 
     /// Does what takes long as the thread that the driver's was before the migration.
@@ -105,6 +115,13 @@ impl<'g> Hold<'g> {
         self.released = false;
     }
 
+    /// Has the guest run here at full speed, unless it was released. Where that fails it is not tried again.
+    pub(super) fn end(&mut self) -> Result<(), GuestError> {
+        self.ended = true;
+        self.lift_throttle();
+        self.resume()
+    }
+
     /// How long the guest has been paused.
     pub(super) fn paused_for(&self) -> Duration {
         self.paused_at.map_or(Duration::ZERO, |since| since.elapsed())
@@ -118,8 +135,9 @@ impl<'g> Hold<'g> {
 
 impl Drop for Hold<'_> {
     fn drop(&mut self) {
-        self.lift_throttle();
-        if let Err(error) = self.resume() {
+        if !self.ended
+            && let Err(error) = self.end()
+        {
             tracing::error!(error = %error, "the guest could not be resumed at the source");
         }
     }
@@ -166,5 +184,15 @@ mod tests {
         assert!(hold.paused_for() > Duration::ZERO && hold.stalled() == Duration::ZERO, "it still stands");
         drop(hold);
         assert!(guest.is_running);
+    }
+
+    #[test]
+    fn once_it_was_told_that_it_failed_it_is_not_tried_again() {
+        let mut guest = Reluctant::default();
+        let mut hold = Hold::new(&mut guest);
+        hold.pause().unwrap();
+        hold.end().unwrap_err();
+        drop(hold);
+        assert_eq!((guest.tries, guest.is_running), (1, false));
     }
 }
