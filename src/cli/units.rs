@@ -57,6 +57,11 @@ mod tests {
     }
 
     #[test]
+    fn multiples_print_as_people_write_them() {
+        assert_eq!([10.0, 2.5].map(|times| Exact(VolumeLimit::Times(times)).to_string()), ["10x", "2.5x"]);
+    }
+
+    #[test]
     fn numbers_keep_to_their_range() {
         let parse = number_in(1_u16..=64);
         assert_eq!((parse("1"), parse("64")), (Ok(1), Ok(64)));

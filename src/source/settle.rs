@@ -39,7 +39,7 @@ impl Driver<'_> {
 
     /// After the workers are done: waits until there is little left in the queues.
     ///
-    /// Does not wait for a link that moves nothing: whoever writes next finds that out.
+    /// Does not wait long for a link that moves nothing: whoever writes next finds that out.
     pub(super) fn settle(&self, session: &Session<'_>) -> Result<Settled, Error> {
         let mut under_way = session.workers.under_way();
         let paced = self.allotment().is_paced();

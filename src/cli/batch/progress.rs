@@ -58,8 +58,7 @@ impl Progress {
                 self.counts().standing += 1;
                 self.show();
             }
-            Event::Phase(phase @ Phase::PostCopy) => self.line(&format!("{guest}: {phase}")),
-            Event::Phase(Phase::Resolving) => self.line(&format!("{guest}: in doubt: asking the destination whether it runs the guest")),
+            Event::Phase(phase @ (Phase::PostCopy | Phase::Resolving)) => self.line(&format!("{guest}: {phase}")),
             Event::Interrupted { pages_left, error } => {
                 self.line(&format!("{guest}: the connection broke with {pages_left} left ({error}); the guest runs on at the destination"));
             }
