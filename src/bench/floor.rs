@@ -5,15 +5,17 @@
 //! test guest are the same, so nothing is saved by finding such. Memory is sampled evenly: it is of one kind all
 //! through.
 
+use std::time::Duration;
+
 use super::results::Floor;
 use crate::guests::{GuestImage, GuestSpec, Rate};
 use crate::page::columns_bytes;
 use crate::units::{PAGE_SIZE, PAGE_WORDS};
 
-/// The floor of a guest that has run for `seconds`, on a link of `bytes_per_s`.
-pub(super) fn floor(image: &GuestImage, guest: &GuestSpec, seconds: u64, bytes_per_s: f64) -> Floor {
+/// The floor of a guest that has run for `time`, on a link of `bytes_per_s`.
+pub(super) fn floor(image: &GuestImage, guest: &GuestSpec, time: Duration, bytes_per_s: f64) -> Floor {
     let done = match guest.rate() {
-        Rate::Paced(rate) => rate.saturating_mul(seconds),
+        Rate::Paced(rate) => u64::try_from(u128::from(rate) * time.as_nanos() / NANOS_A_SECOND).unwrap_or(u64::MAX),
         Rate::Max => u64::MAX,
     };
     let bytes = least_bytes(image, done);
@@ -73,6 +75,7 @@ fn zstd(_content: &[u8]) -> Vec<usize> {
     Vec::new()
 }
 
+const NANOS_A_SECOND: u128 = 1_000_000_000;
 /// A mebibyte: more than either engine compresses as one.
 const UNIT_PAGES: u64 = 256;
 const SAMPLES: u64 = 48;

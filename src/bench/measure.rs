@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use super::ballast::Ballast;
 use super::network::Network;
 use super::results::Run;
 use super::watch::rate;
@@ -32,6 +33,27 @@ pub(super) enum Ended {
     NotDone,
 }
 
+/// Has a guest that has begun to write run for its warm-up, but for a [`lead`], and takes its pace meanwhile. Then the
+/// ballast is given back.
+///
+/// # Errors
+/// When the guest cannot be seen.
+pub(super) fn warm_up(job: &Job<'_>, window: &Window, ballast: Option<Ballast>) -> Result<Option<f64>> {
+    let alone = job.warm_up.saturating_sub(lead(job.warm_up));
+    thread::sleep(alone / 3);
+    let pace = pace(window, alone * 2 / 3)?;
+    drop(ballast);
+    Ok(pace)
+}
+
+/// How long before the migration begins the bench is ready for it. Memory that is free for longer is taken back.
+pub(super) fn lead(warm_up: Duration) -> Duration {
+    MOST_LEAD.min(warm_up / 4)
+}
+
+/// Enough to find the guest, to begin to watch it, and for a machine that is late with both.
+const MOST_LEAD: Duration = Duration::from_millis(250);
+
 /// Waits until the guest has done more than so many writes.
 ///
 /// # Errors
@@ -46,10 +68,7 @@ pub(super) fn await_write(window: &Window, after: u64, limit: Duration) -> Resul
 }
 
 /// Writes a second of a guest left alone for `time`.
-///
-/// # Errors
-/// When it cannot be seen.
-pub(super) fn pace(window: &Window, time: Duration) -> Result<Option<f64>> {
+fn pace(window: &Window, time: Duration) -> Result<Option<f64>> {
     let count = || window.word(ControlWord::Writes).map(|writes| (Instant::now(), writes)).context("the guest is out of sight");
     let before = count()?;
     thread::sleep(time);

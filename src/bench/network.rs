@@ -52,7 +52,7 @@ impl Network {
             tool::run(&format!("ip -n {name} address add {address}/24 dev cable"))?;
             tool::run(&format!("ip -n {name} link set cable up"))?;
             if let Some(rate) = bits_per_s {
-                tool::run(&format!("tc -n {name} qdisc add dev cable root tbf rate {rate}bit burst 256kb latency 50ms"))?;
+                tool::run(&format!("tc -n {name} qdisc add dev cable root tbf rate {rate}bit burst {} limit {}", burst(rate), queue(rate)))?;
             }
         }
         Ok(network)
@@ -111,6 +111,18 @@ impl Drop for Network {
         self.names.iter().for_each(|name| self.leftovers.delete_namespace(name));
     }
 }
+
+/// Bytes that may follow each other at the cable's own speed: those of 2 ms, and a few packets on a slow link.
+fn burst(bits_per_s: u64) -> u64 {
+    (bits_per_s / 8 / 500).max(8 * PACKET)
+}
+
+/// Bytes that wait for their turn before more are dropped: those of 50 ms, and some packets on a slow link.
+fn queue(bits_per_s: u64) -> u64 {
+    burst(bits_per_s) + (bits_per_s / 8 / 20).max(32 * PACKET)
+}
+
+const PACKET: u64 = 1514;
 
 /// Bytes that have come in by the cable of the namespace that process `pid` is in, headers and all.
 ///

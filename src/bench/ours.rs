@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::ballast::Ballast;
 use super::first_second::FirstSecond;
-use super::measure::{Ended, Job, ms, pace};
+use super::measure::{Ended, Job, ms, warm_up};
 use super::network::{DESTINATION, End};
 use super::process::Process;
 use super::results::{Figures, Run};
@@ -57,7 +57,7 @@ impl Ours {
     }
 }
 
-/// Moves the guest once, with `flags` for the sender beside those of the mode. The ballast is given back a quarter of the warm-up before.
+/// Moves the guest once, with `flags` for the sender beside those of the mode. The ballast is given back shortly before.
 ///
 /// # Errors
 /// When something else than the cap ended it.
@@ -74,11 +74,7 @@ pub(super) fn run(job: &Job<'_>, mode: Ours, flags: &[String], ballast: Option<B
 fn migrate(job: &Job<'_>, mode: Ours, ballast: Option<Ballast>, sender: &mut Process, receiver: &mut Process) -> Result<Ended> {
     let (window, own) = (find(job, sender)?, find(job, sender)?);
     let begins = Instant::now() + job.warm_up;
-    thread::sleep(job.warm_up / 4);
-    let before = pace(&window, job.warm_up / 2)?;
-    if let Some(ballast) = ballast {
-        ballast.give_back();
-    }
+    let before = warm_up(job, &window, ballast)?;
     window.forget_gap()?;
     let watch = Watch::start(Subject { pids: [sender.pid(), receiver.pid()], vcpu: VCPU, windows: vec![window] })?;
     let first_second = if mode == Ours::PostCopy { switched(job, &own, sender, receiver, begins + job.cap)? } else { None };

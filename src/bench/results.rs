@@ -58,7 +58,7 @@ pub struct Versions {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ScenarioResults {
-    /// Short name, as `--scenario` takes it.
+    /// Short name: as `--scenario` takes it, or `own`.
     pub name: String,
     /// One line for people.
     pub title: String,

@@ -4,15 +4,17 @@
 //! link that processors or that bytes limit, one that QEMU's pre-copy never finishes, one whose writes no compression
 //! and no difference makes smaller, and one that is large.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::guests::{GuestKind, GuestSpec, PROGRAM_BYTES, Rate};
+use crate::units::text::Exact;
 use crate::units::{ByteCount, BytesPerSec};
 
 /// One guest on one link.
 #[derive(Clone, Debug)]
 pub struct Scenario {
-    /// Short name, as `--scenario` takes it.
+    /// Short name: as `--scenario` takes it, or `own`.
     pub name: String,
     /// One line for people.
     pub title: String,
@@ -95,7 +97,13 @@ impl Scenario {
         if guest.working_set() > most {
             return Err(format!("working-set={}: a PC has {most} for it, below its hole for devices", guest.working_set()));
         }
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "rates are above zero, and none fills 64 bits")]
+        if warm_up < LEAST_WARM_UP {
+            return Err(format!("--warm-up {}: at least {}, so that its pace can be seen", Exact(warm_up), Exact(LEAST_WARM_UP)));
+        }
+        if let Some(rate) = link.filter(|rate| !LINKS.contains(rate)) {
+            return Err(format!("--link {}: from {} to {}", Exact(rate), Exact(*LINKS.start()), Exact(*LINKS.end())));
+        }
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "in that range")]
         let bits = link.map(|rate| (rate.0 * 8.0).round() as u64);
         let title = format!("a guest of one's own, {}", link.map_or_else(|| "unshaped".to_owned(), |rate| rate.to_string()));
         Ok(Self { name: OWN.to_owned(), title, guest, link: bits, warm_up, heavy: false, post_copy: true })
@@ -132,6 +140,10 @@ impl Scenario {
 
 /// The name of a scenario that is none of those with names.
 const OWN: &str = "own";
+/// The least that a guest runs before it is migrated.
+pub(super) const LEAST_WARM_UP: Duration = Duration::from_millis(400);
+/// The links that there are.
+const LINKS: RangeInclusive<BytesPerSec> = BytesPerSec(8e3)..=BytesPerSec(125e9);
 const GIGABIT: u64 = 1_000_000_000;
 const MEBIBYTE: u64 = 1 << 20;
 /// Where a PC with more memory has a hole.
@@ -163,8 +175,14 @@ mod tests {
             ("kvm:memory=65540KiB", "whole mebibytes only, not 67112960 B"),
             ("kvm:memory=4GiB,working-set=3GiB", "working-set=3 GiB: a PC has 2.98 GiB for it"),
         ] {
-            let problem = Scenario::own(guest.parse().unwrap(), None, Duration::ZERO).unwrap_err();
+            let problem = Scenario::own(guest.parse().unwrap(), None, LEAST_WARM_UP).unwrap_err();
             assert!(problem.contains(words), "{guest}: {problem}");
+        }
+        let own = |link, warm_up| Scenario::own("kvm".parse().unwrap(), link, warm_up).unwrap_err();
+        assert_eq!(own(None, Duration::from_millis(399)), "--warm-up 399ms: at least 400ms, so that its pace can be seen");
+        for rate in [0.1, 7e3, 1e30] {
+            let problem = own(Some(BytesPerSec(rate)), LEAST_WARM_UP);
+            assert!(problem.ends_with("from 64kbit/s to 1Tbit/s"), "{problem}");
         }
     }
 

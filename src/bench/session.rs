@@ -16,7 +16,7 @@ use super::network::Network;
 use super::ours::{self, Ours};
 use super::qemu::{self, Mode};
 use super::results::{BenchResults, COMPLETED, EngineResults, FAILED, KIND, LinkResults, PAGEFERRY, QEMU, Run, SCHEMA, ScenarioResults};
-use super::scenario::Scenario;
+use super::scenario::{LEAST_WARM_UP, Scenario};
 use crate::guests::{GuestImage, GuestSpec};
 use crate::units::ByteCount;
 
@@ -123,7 +123,7 @@ impl Session<'_> {
         let measured = if link.is_none() { Some(network.measure()?) } else { None };
         let bits_per_s = link.map(|bits| bits as f64);
         let bytes_per_s = measured.or(bits_per_s.map(|bits| bits / 8.0)).context("a link without a rate")?;
-        let floor = floor(&image, &guest, self.warm_up().as_secs(), bytes_per_s);
+        let floor = floor(&image, &guest, self.warm_up(), bytes_per_s);
         let job = self.job(&network, &guest, &image);
         let engines = self.contest(&job, say);
         Ok(ScenarioResults {
@@ -190,7 +190,7 @@ impl Session<'_> {
 
     fn migrate(&self, job: &Job<'_>, mode: EngineMode) -> Result<Ended> {
         thread::sleep(self.rest(job.guest.memory()));
-        let ballast = if self.waits_for_memory() { Some(Ballast::for_guest(job.guest.fill())?) } else { None };
+        let ballast = if self.waits_for_memory() { Some(Ballast::for_guest(job.image, job.guest.memory())?) } else { None };
         match mode {
             EngineMode::Ours(mode) => ours::run(job, mode, &self.plan.flags, ballast),
             EngineMode::Qemu(mode) => qemu::run(job, mode, self.directory, ballast),
@@ -213,7 +213,7 @@ impl Session<'_> {
     }
 
     fn warm_up(&self) -> Duration {
-        if self.plan.quick { QUICK_WARM_UP } else { self.scenario.warm_up }
+        if self.plan.quick { LEAST_WARM_UP } else { self.scenario.warm_up }
     }
 }
 
@@ -236,11 +236,13 @@ impl Contender {
 }
 
 /// The order of `count` contenders in turn number `turn`. What a run leaves behind, freed memory above all, meets the next:
-/// so each comes in each place and, as far as there are turns enough, after each other one (a Latin square balanced for
-/// neighbours: E. J. Williams, Australian Journal of Scientific Research A2, 1949).
+/// so with turns enough each comes in each place and after each other one equally often. That takes `count` turns, or twice
+/// as many for an odd number, every other of them backwards (Latin squares balanced for neighbours: E. J. Williams,
+/// Australian Journal of Scientific Research A2, 1949).
 fn turns(turn: usize, count: usize) -> impl Iterator<Item = usize> {
+    let backwards = count % 2 == 1 && turn % 2 == 1;
     let zigzag = move |place: usize| if place % 2 == 1 { place.div_ceil(2) } else { count - place / 2 };
-    (0..count).map(move |place| (zigzag(place) + turn) % count)
+    (0..count).map(move |place| (zigzag(if backwards { count - 1 - place } else { place }) + turn) % count)
 }
 
 /// What the results say of a run that went wrong.
@@ -252,27 +254,25 @@ fn failure(error: &anyhow::Error) -> String {
 const REST: Duration = Duration::from_secs(2);
 /// ... a part of it at a time.
 const REST_A_GIB: Duration = Duration::from_millis(500);
-const QUICK_WARM_UP: Duration = Duration::from_millis(400);
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::BTreeMap;
 
     use super::*;
 
     #[test]
     fn everyone_has_a_turn_in_each_place_and_follows_everyone() {
         for count in 1..8 {
-            let (mut places, mut neighbours) = (BTreeSet::new(), BTreeSet::new());
-            for turn in 0..count {
+            let (mut places, mut neighbours) = (BTreeMap::new(), BTreeMap::new());
+            let squares = 1 + count % 2;
+            for turn in 0..count * squares {
                 let order: Vec<_> = turns(turn, count).collect();
-                places.extend(order.iter().copied().enumerate());
-                neighbours.extend(order.windows(2).map(|pair| (pair[0], pair[1])));
-                assert_eq!(order.iter().collect::<BTreeSet<_>>().len(), count, "{order:?}");
+                order.iter().copied().enumerate().for_each(|place| *places.entry(place).or_insert(0) += 1);
+                order.windows(2).for_each(|pair| *neighbours.entry([pair[0], pair[1]]).or_insert(0) += 1);
             }
-            assert_eq!(places.len(), count * count);
-            // An odd number takes two squares for all neighbours.
-            assert!(neighbours.len() >= count * (count - 1) / (1 + count % 2), "{count}: {neighbours:?}");
+            assert!(places.len() == count * count && places.into_values().all(|times| times == squares), "{count}");
+            assert!(neighbours.len() == count * (count - 1) && neighbours.into_values().all(|times| times == squares), "{count}");
         }
         assert_eq!(turns(0, 4).collect::<Vec<_>>(), [0, 1, 3, 2]);
     }

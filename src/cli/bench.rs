@@ -15,7 +15,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub scenario: Vec<String>,
     /// Instead of the scenarios this guest: kvm:key=value,...
-    #[arg(long, value_name = "SPEC", conflicts_with = "scenario")]
+    #[arg(long, value_name = "SPEC", conflicts_with_all = ["scenario", "quick"])]
     pub guest: Option<String>,
     /// What that guest's link moves in each direction [default: all that the processors do]
     #[arg(long, value_name = "RATE", value_parser = parse_rate, requires = "guest")]

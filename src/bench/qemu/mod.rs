@@ -20,7 +20,7 @@ pub use mode::Mode;
 
 use super::ballast::Ballast;
 use super::first_second::FirstSecond;
-use super::measure::{Ended, Job, await_write, ms, pace};
+use super::measure::{Ended, Job, await_write, lead, ms, warm_up};
 use super::network::End;
 use super::results::{Figures, Run};
 use super::watch::{Seen, Subject, Watch};
@@ -28,7 +28,7 @@ use super::window::Window;
 use crate::guests::ControlWord;
 use machine::{Machine, VCPU};
 
-/// Moves the guest once. The ballast is given back a quarter of the warm-up before.
+/// Moves the guest once. The ballast is given back shortly before.
 ///
 /// # Errors
 /// When something else than the cap ended it.
@@ -53,12 +53,8 @@ fn migrate(job: &Job<'_>, mode: Mode, ballast: Option<Ballast>, source: &mut Mac
     destination.qmp.execute("migrate-incoming", &json!({ "uri": URI }))?;
     source.qmp.execute("cont", &json!({}))?;
     await_write(&here, 0, FIRST_WRITE)?;
-    thread::sleep(job.warm_up / 4);
-    let before = pace(&here, job.warm_up / 2)?;
-    if let Some(ballast) = ballast {
-        ballast.give_back();
-    }
-    thread::sleep(job.warm_up / 4);
+    let before = warm_up(job, &here, ballast)?;
+    thread::sleep(lead(job.warm_up));
 
     here.forget_gap()?;
     let clock = Clock::of(&here)?;

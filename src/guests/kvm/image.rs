@@ -58,6 +58,12 @@ impl GuestImage {
         PROGRAM_PAGES..PROGRAM_PAGES + self.writes.pages
     }
 
+    /// Pages that are filled or will have been written to.
+    pub(crate) fn contents(&self) -> u64 {
+        let (filled, written) = (self.filled(), self.written());
+        filled.end.max(written.end) - filled.start.min(written.start)
+    }
+
     /// What `page` holds before the first write.
     pub(crate) fn page(&self, page: u64, out: &mut Page) {
         self.fill.page(page, out);
