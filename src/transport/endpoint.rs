@@ -1,9 +1,11 @@
 //! Addresses: `host:port`, `tcp:host:port` or `unix:PATH`.
 
-use std::fmt;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::ToSocketAddrs;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::{fmt, io};
+
+use socket2::SockAddr;
 
 /// Where a receiver listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,11 +29,8 @@ impl Endpoint {
     ///
     /// # Errors
     /// When the host name does not resolve.
-    pub fn is_local(&self) -> std::io::Result<bool> {
-        match self {
-            Self::Unix(_) => Ok(true),
-            Self::Tcp(_) => Ok(self.resolve()?.iter().all(|address| address.ip().is_loopback())),
-        }
+    pub fn is_local(&self) -> io::Result<bool> {
+        Ok(self.addresses()?.iter().all(|address| address.as_socket().is_none_or(|address| address.ip().is_loopback())))
     }
 
     /// The host's name or address, without brackets; none for a Unix socket.
@@ -42,12 +41,16 @@ impl Endpoint {
         Some(host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host))
     }
 
-    /// The socket addresses of a TCP endpoint; none for a Unix one.
-    pub(super) fn resolve(&self) -> std::io::Result<Vec<SocketAddr>> {
-        match self {
-            Self::Unix(_) => Ok(Vec::new()),
-            Self::Tcp(host_port) => Ok(host_port.to_socket_addrs()?.collect()),
-        }
+    /// Every address that it has, at least one.
+    ///
+    /// # Errors
+    /// When the host name does not resolve.
+    pub(super) fn addresses(&self) -> io::Result<Vec<SockAddr>> {
+        let addresses: Vec<_> = match self {
+            Self::Unix(path) => vec![SockAddr::unix(path)?],
+            Self::Tcp(host_port) => host_port.to_socket_addrs()?.map(SockAddr::from).collect(),
+        };
+        if addresses.is_empty() { Err(io::Error::new(io::ErrorKind::NotFound, "the host name has no address")) } else { Ok(addresses) }
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod deadline;
 mod endpoint;
+mod listener;
 mod pace;
 mod pacing;
 mod queue;
@@ -20,10 +21,11 @@ mod tls;
 
 pub use deadline::Deadline;
 pub use endpoint::{Endpoint, EndpointError};
+pub use listener::Listener;
 pub use pacing::Pacer;
 pub use queue::BulkQueue;
 pub use security::{ClientSecurity, PeerCertificate, Route, ServerSecurity};
-pub use stream::{Listener, SendQueue, Stream, StreamControl};
+pub use stream::{SendQueue, Stream, StreamControl};
 #[cfg(all(fuzzing, feature = "tls"))]
 pub use tls::fuzzing;
 #[cfg(feature = "tls")]

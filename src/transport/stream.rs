@@ -1,4 +1,4 @@
-//! Connections and listeners over TCP and Unix sockets.
+//! Connections over TCP and Unix sockets.
 //!
 //! A dead peer shows in three ways, all bounded: keepalive and the user timeout for a host that is gone, the send
 //! timeout for one that no longer reads, and the protocol's own heartbeat for one that no longer answers.
@@ -43,20 +43,10 @@ pub struct SendQueue {
     pub peer_window: Option<ByteCount>,
 }
 
-/// Takes connections.
-#[derive(Debug)]
-pub struct Listener {
-    socket: Socket,
-    endpoint: Endpoint,
-}
-
 /// A host that is gone is noticed after this time: idle 4 s, then 3 probes 2 s apart; unacknowledged data as long.
 const GONE_AFTER: Duration = Duration::from_secs(10);
 /// Bytes the kernel may hold beyond what is in flight: enough to keep a link busy, little enough to stay steerable.
 const UNSENT_LOW_WATER: u32 = 512 << 10;
-/// Connections that may wait to be taken: many guests that start at once bring a few each, and one too many waits for a
-/// second before it tries again. The system may have a lower limit.
-const BACKLOG: i32 = 1024;
 /// `TC_PRIO_INTERACTIVE`: the highest band that takes no privilege.
 const INTERACTIVE: i32 = 6;
 
@@ -72,19 +62,14 @@ impl Stream {
     /// When nothing answers there.
     pub fn connect(endpoint: &Endpoint, timeout: Duration) -> Result<Self, TransportError> {
         let failed = |source| TransportError::Connect { endpoint: endpoint.clone(), source };
-        let targets = targets(endpoint).map_err(failed)?;
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "the host name has no address");
-        for (domain, address) in targets {
-            let attempt = Socket::new(domain, Type::STREAM, None).and_then(|socket| {
-                socket.connect_timeout(&address, timeout)?;
-                Self::from_socket(socket)
-            });
-            match attempt {
-                Ok(stream) => return Ok(stream),
-                Err(error) => last = error,
-            }
-        }
-        Err(failed(last))
+        let attempt = |address: &SockAddr| {
+            let socket = Socket::new(address.domain(), Type::STREAM, None)?;
+            socket.connect_timeout(address, timeout)?;
+            Self::from_socket(socket)
+        };
+        let addresses = endpoint.addresses().map_err(failed)?;
+        let (last, others) = addresses.split_last().expect("at least one");
+        others.iter().find_map(|address| attempt(address).ok()).map_or_else(|| attempt(last).map_err(failed), Ok)
     }
 
     /// Two connected streams within this process.
@@ -96,7 +81,7 @@ impl Stream {
         Ok((Self::from_socket(left.into())?, Self::from_socket(right.into())?))
     }
 
-    fn from_socket(socket: Socket) -> io::Result<Self> {
+    pub(super) fn from_socket(socket: Socket) -> io::Result<Self> {
         socket.set_nonblocking(false)?;
         // A connection inherits the timeout its listener waits with.
         socket.set_read_timeout(None)?;
@@ -356,86 +341,14 @@ impl AsFd for Stream {
     }
 }
 
-impl Listener {
-    /// Listens at `endpoint`. Port 0 takes a free one. A Unix socket's file must not exist, unless nobody listens on it
-    /// any more.
-    ///
-    /// # Errors
-    /// When the address cannot be taken.
-    pub fn bind(endpoint: &Endpoint) -> Result<Self, TransportError> {
-        let failed = |source| TransportError::Listen { endpoint: endpoint.clone(), source };
-        let (domain, address) = targets(endpoint)
-            .and_then(|targets| targets.into_iter().next().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the host name has no address")))
-            .map_err(failed)?;
-        if let Endpoint::Unix(path) = endpoint
-            && path.exists()
-            && UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
-        {
-            std::fs::remove_file(path).map_err(failed)?;
-        }
-        let socket = Socket::new(domain, Type::STREAM, None).map_err(failed)?;
-        if domain != Domain::UNIX {
-            socket.set_reuse_address(true).map_err(failed)?;
-        }
-        socket.bind(&address).map_err(failed)?;
-        socket.listen(BACKLOG).map_err(failed)?;
-        let endpoint = match socket.local_addr().map_err(failed)?.as_socket() {
-            Some(address) => Endpoint::Tcp(address.to_string()),
-            None => endpoint.clone(),
-        };
-        Ok(Self { socket, endpoint })
-    }
-
-    /// Where it listens, with the port that was taken.
-    #[must_use]
-    pub fn endpoint(&self) -> &Endpoint {
-        &self.endpoint
-    }
-
-    /// Waits for the next connection, at most `timeout`; `None` when none came.
-    ///
-    /// # Errors
-    /// When the system refuses; [`Listener::bind`]'s address stays taken.
-    pub fn accept(&self, timeout: Duration) -> io::Result<Option<Stream>> {
-        self.socket.set_read_timeout(Some(timeout))?;
-        match self.socket.accept() {
-            // What cannot be set up is a connection whose peer is gone already.
-            Ok((socket, _)) => Ok(Stream::from_socket(socket).ok()),
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted) => Ok(None),
-            // The connection failed, not the listening: see accept(2).
-            Err(error)
-                if matches!(error.raw_os_error(), Some(libc::ECONNABORTED | libc::EPROTO | libc::EPERM | libc::ENETDOWN | libc::ENETUNREACH)) =>
-            {
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Endpoint::Unix(path) = &self.endpoint {
-            // Leaving the file behind is no more than untidy.
-            let _ = std::fs::remove_file(path);
-        }
-    }
-}
-
 fn under_way(socket: &Socket) -> ByteCount {
     ByteCount(socket_queue::unacknowledged(socket.as_fd()).unwrap_or(0))
-}
-
-fn targets(endpoint: &Endpoint) -> io::Result<Vec<(Domain, SockAddr)>> {
-    if let Endpoint::Unix(path) = endpoint {
-        return Ok(vec![(Domain::UNIX, SockAddr::unix(path)?)]);
-    }
-    Ok(endpoint.resolve()?.into_iter().map(|address| (Domain::for_address(address), address.into())).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transport::Listener;
 
     fn exchange(endpoint: &Endpoint) {
         let listener = Listener::bind(endpoint).unwrap();
@@ -477,16 +390,6 @@ mod tests {
         }
         assert!(client.send_queue().peer_window > full.peer_window, "reading opens it again");
         assert_eq!(Stream::pair().unwrap().0.send_queue(), SendQueue { under_way: ByteCount(0), peer_window: None });
-    }
-
-    #[test]
-    fn a_stale_unix_socket_is_replaced_and_a_live_one_is_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("socket");
-        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        let endpoint = Endpoint::Unix(path);
-        let _live = Listener::bind(&endpoint).unwrap();
-        assert!(matches!(Listener::bind(&endpoint), Err(TransportError::Listen { .. })));
     }
 
     #[test]
