@@ -4,7 +4,8 @@
 //! acknowledged over time, and only while some were under way all the time; otherwise the link could have taken more, and
 //! how much more is found out by hoping: the rate is taken to be higher, step by step, until there is something under way
 //! all the time again. So a rate that changes is noticed in either direction. Hope goes only little beyond what was seen of
-//! late: each step has to show in what arrives before the next one is taken. And it takes a while to begin: a sender whose
+//! late: each step has to show in what arrives before the next one is taken, unless the link idles, which what a slow sender
+//! packs tightly lets it do for ever. And it takes a while to begin: a sender whose
 //! processor is about as fast as the link leaves gaps, and one that hoped at each of them would send more bytes than the
 //! link takes half of the time. A link that is full again at the rate of late is as it was.
 //!
@@ -67,11 +68,17 @@ pub(super) struct Link {
     widest: u64,
     /// Windows in a row in which bytes were under way all the time.
     saturated: u32,
-    /// Windows in a row in which they were not.
+    /// Windows in a row in which they were not, ...
     free: u32,
+    /// ... and in which there was hardly ever anything under way that the receiver had room for.
+    idle: u32,
     last: Option<Last>,
+    /// When the worker was last seen at work: before a chunk or after a write.
+    at_work: Option<Instant>,
     /// Since the last sample.
     encoded: Encoded,
+    /// Seconds that the latest chunk took to pack.
+    latest_took: f64,
     window: Window,
 }
 
@@ -121,8 +128,11 @@ impl Link {
             widest: 0,
             saturated: 0,
             free: 0,
+            idle: 0,
             last: None,
+            at_work: None,
             encoded: Encoded::default(),
+            latest_took: 0.0,
             window: Window::default(),
         }
     }
@@ -163,6 +173,7 @@ impl Link {
 
     /// Takes note of work on the way to the link.
     pub(super) fn encoded(&mut self, plain: f64, took: f64, receiver: f64) {
+        self.latest_took = took;
         self.encoded.plain += plain;
         self.encoded.took += took;
         self.encoded.receiver += receiver;
@@ -171,8 +182,9 @@ impl Link {
     /// Call before work: a sender that had nothing to do says nothing about the link.
     pub(super) fn resume(&mut self, now: Instant) {
         self.share.work();
-        if let Some(last) = self.last
-            && now.saturating_duration_since(last.at).as_secs_f64() > PAUSE + 4.0 * self.encoded.took
+        // Since the last chunk, not the last write: of small frames many make one.
+        if let Some(at_work) = self.at_work.replace(now)
+            && now.saturating_duration_since(at_work).as_secs_f64() > PAUSE + 4.0 * self.latest_took
         {
             self.last = None;
             self.encoded = Encoded::default();
@@ -187,6 +199,7 @@ impl Link {
 
     /// Takes note of how the connection stands.
     pub(super) fn sample(&mut self, now: Instant, sample: LinkSample) {
+        self.at_work = Some(now);
         let encoded = std::mem::take(&mut self.encoded);
         let written = sample.written;
         let acknowledged = written.saturating_sub(sample.unacknowledged);
@@ -235,10 +248,12 @@ impl Link {
 
         let is_full = window.busy > window.elapsed * SATURATED && !is_behind;
         (self.saturated, self.free) = if is_full { (self.saturated + 1, 0) } else { (0, self.free.saturating_add(1)) };
+        let is_idle = window.busy - if is_behind { window.behind } else { 0.0 } < window.elapsed * IDLE;
+        self.idle = if is_idle { self.idle.saturating_add(1) } else { 0 };
         self.remember(window);
         let known = self.seen_at_best();
         // Now and then something is under way all the time by chance, above all where processors are short.
-        let is_sure = self.saturated >= if self.was_measured { IN_A_ROW } else { 2 };
+        let is_sure = self.saturated >= if self.was_measured { IN_A_ROW } else { FIRST_IN_A_ROW };
         self.since_measured = if is_sure { 0 } else { self.since_measured.saturating_add(1) };
         self.was_measured |= is_sure;
         // One that was full a moment ago, and now is with no more than it carried then, is full again.
@@ -248,6 +263,9 @@ impl Link {
         // does a moment in which less was sent speak for a link that carries more.
         let hoped = match (self.was_measured, self.free) {
             (_, 0) => self.rate,
+            // However little arrived: that says how slow the sender is.
+            (false, _) if self.idle >= IN_A_ROW => self.rate * FIRST_STEP,
+            _ if is_behind => (self.rate * LIMIT).min(known * LIMIT),
             (true, ..IN_A_ROW) => self.rate.min(known * LIMIT),
             (false, _) => (self.rate.min(known) * FIRST_STEP).max(FIRST_HOPE),
             (true, _) => (self.rate * HOPE).min(known * LIMIT),
@@ -283,8 +301,12 @@ const WINDOW: f64 = 0.025;
 const FIRST_WINDOW: f64 = 0.002;
 /// Of a window, the part in which bytes must be under way if the link is the bottleneck, ...
 const SATURATED: f64 = 0.9;
-/// ... and of how many windows. After as many in which they were not, the link may have become faster.
+/// And if it idles.
+const IDLE: f64 = 0.1;
+/// So it is in how many windows. After as many in which they were not, the link may have become faster.
 const IN_A_ROW: u32 = 3;
+/// The same for a link of which nothing is known.
+const FIRST_IN_A_ROW: u32 = 4;
 /// Up to so many times what a full link carried of late, it carries no more than that.
 const AGAIN: f64 = 1.1;
 /// How many windows a link is remembered for at its best.
