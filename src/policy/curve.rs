@@ -54,23 +54,23 @@ impl DirtyCurve {
         self.points.last().map_or(PageCount(0), |last| last.1)
     }
 
-    /// Pages dirtied within `time`. Beyond the last point it goes on as between the last two.
+    /// Pages dirtied within `time`. Beyond the last point it goes on as in the last quarter of what was seen, or longer: the
+    /// last two points may be a moment apart.
     #[must_use]
     pub fn within(&self, time: Duration) -> f64 {
-        let seconds = time.as_secs_f64();
-        let mut before = (0.0, 0.0);
-        let mut pages = 0.0;
-        for (at, distinct) in &self.points {
-            let point = (at.as_secs_f64(), distinct.0 as f64);
-            pages = before.1 + (point.1 - before.1) * (seconds - before.0) / (point.0 - before.0);
-            if seconds <= point.0 {
-                break;
-            }
-            before = point;
-        }
-        pages
+        let Some(&last) = self.points.last() else { return 0.0 };
+        let is_early = |since: Duration| since <= last.0.mul_f64(TREND);
+        let (until, before) = match self.points.iter().position(|point| time <= point.0) {
+            Some(index) => (self.points[index], index.checked_sub(1).map(|before| self.points[before])),
+            None => (last, self.points.iter().rfind(|point| is_early(point.0)).copied()),
+        };
+        let [(start, from), (end, to)] = [before.unwrap_or_default(), until].map(|(at, distinct)| (at.as_secs_f64(), distinct.0 as f64));
+        from + (to - from) * (time.as_secs_f64() - start) / (end - start)
     }
 }
+
+/// Of the time that was seen: from there to its end it shows how it goes on.
+const TREND: f64 = 0.75;
 
 #[cfg(test)]
 mod tests {
@@ -98,6 +98,17 @@ mod tests {
         let seen: Vec<f64> = [10, 20, 60, 100, 300, 500, 900].map(|millis| curve.within(ms(millis)).round()).to_vec();
         assert_eq!(seen, [100.0, 200.0, 400.0, 600.0, 700.0, 800.0, 1000.0], "what is not later is passed over");
         assert_eq!(curve.first_rate(), PagesPerSec(10_000.0));
+    }
+
+    #[test]
+    fn how_it_goes_on_does_not_hang_on_a_moment() {
+        let mut curve = DirtyCurve::default();
+        for (millis, pages) in [(400, 4000), (1000, 10_000), (1002, 10_000)] {
+            curve.add(ms(millis), PageCount(pages));
+        }
+        assert_eq!(curve.within(ms(2204)).round(), 21_980.0);
+        curve.add(ms(1004), PageCount(10_100));
+        assert_eq!(curve.within(ms(1608)).round(), 16_200.0, "not 50 pages a millisecond");
     }
 
     #[test]

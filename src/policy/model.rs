@@ -108,6 +108,8 @@ pub fn predict(input: &ModelInput) -> Prediction {
 pub struct MeasuredGuest {
     /// All its memory.
     pub memory: ByteCount,
+    /// Pages that it may come to dirty: those in use, or all of memory where it takes more and more.
+    pub reach: PageCount,
     /// Pages that hold something.
     pub pages: PageCount,
     /// What such a page costs, on average, by each way there is to pack it.
@@ -139,7 +141,7 @@ pub fn predict_measured(guest: &MeasuredGuest, bandwidth: BytesPerSec, limits: L
         link: bandwidth,
         first,
         again: PageCost { bytes: guest.again_bytes, ..first },
-        dirtying: Dirtying::Along { curve: &guest.curve, most: guest.memory.pages() },
+        dirtying: Dirtying::Along { curve: &guest.curve, most: guest.reach },
         round_cost: guest.round_cost,
         fixed_cost,
     };

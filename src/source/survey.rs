@@ -36,10 +36,8 @@ fn track(guest: &mut dyn Guest, memory: &GuestMemory, tracker: &mut dyn DirtyTra
     let began = Instant::now();
     let mut watch = DirtyWatch::new(memory.layout().chunks());
     let mut resent = Resent::default();
-    while began.elapsed() < time {
-        let left = time.saturating_sub(began.elapsed());
-        // A little late is better than a look more.
-        let _ = watch.next_look().recv_timeout(left);
+    // The harvest at the end is the last look.
+    while watch.next_look().recv_timeout(time.saturating_sub(began.elapsed())).is_ok() {
         watch.look(tracker)?;
         resent.look(memory, watch.found());
     }
@@ -48,18 +46,28 @@ fn track(guest: &mut dyn Guest, memory: &GuestMemory, tracker: &mut dyn DirtyTra
     harvest(guest, tracker, &mut pending)?;
     let round_cost = asked.elapsed();
     watch.finish(&mut pending, PageCount(0));
+    let reach = reach(memory, &populated, &pending);
     let sample = populated.spread(SAMPLE);
     // The first look finds the memory in no cache, whatever the method.
     First::of(memory, &sample, METHODS[0]);
     let looks: Vec<First> = METHODS.map(|method| First::of(memory, &sample, method)).into();
     Ok(MeasuredGuest {
         memory: memory.layout().bytes(),
+        reach,
         pages: looks[0].full_of(populated.count()),
         again_bytes: resent.bytes().unwrap_or_else(|| looks.iter().map(|look| look.cost.bytes).fold(PAGE_SIZE as f64, f64::min)),
         first: looks.into_iter().map(|look| look.cost).collect(),
         curve: watch.into_curve(),
         round_cost,
     })
+}
+
+/// The pages that the guest may get to, having `dirtied` some: what holds something already, unless it goes beyond that.
+fn reach(memory: &GuestMemory, populated: &PageBitmap, dirtied: &PageBitmap) -> PageCount {
+    let mut all = populated.clone();
+    all.union_with(dirtied);
+    let beyond = all.count().0 - populated.count().0;
+    if beyond > dirtied.count().0 / BEYOND_ONE_IN { memory.layout().bytes().pages() } else { all.count() }
 }
 
 /// Harvests, with the guest paused where the tracker needs it.
@@ -179,6 +187,8 @@ fn workers() -> f64 {
     std::thread::available_parallelism().map_or(1.0, |cores| cores.get().min(2) as f64)
 }
 
+/// A guest that dirties more pages than one in so many where nothing was is one that grows.
+const BEYOND_ONE_IN: u64 = 8;
 /// What a migration chooses from, but for the tightest, which pay on the slowest links only.
 const METHODS: [Method; 3] = [Method::Raw, Method::Lz4, Method::Zstd(1)];
 /// Nothing leaves this process.

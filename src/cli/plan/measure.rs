@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use super::PlanError;
+use super::{PlanError, Planned};
 use crate::cli::args::UsageError;
 use crate::dirty::{self, Choice};
 use crate::guests::{self, GuestSpec};
 use crate::memory::Backing;
-use crate::policy::{Limits, MeasuredGuest, ModelInput, Prediction, predict_measured};
+use crate::policy::{Bounds, Limits, MeasuredGuest, ModelInput, VolumeLimit, predict_measured};
 use crate::source::survey;
-use crate::units::{ByteCount, BytesPerSec, PAGE_SIZE};
+use crate::units::{ByteCount, BytesPerSec, PAGE_SIZE, PageCount};
 
 /// What was measured, and how.
 pub(super) struct Measured {
@@ -37,21 +37,26 @@ fn look(spec: &GuestSpec, time: Duration) -> anyhow::Result<Measured> {
 }
 
 impl Measured {
-    /// How moving it over a link of `bandwidth` would go, and the input that the bounds are reckoned from.
-    pub(super) fn plan(&self, bandwidth: BytesPerSec, limits: Limits, fixed_cost: Option<Duration>) -> (ModelInput, Prediction) {
+    /// How moving it over a link of `bandwidth` would go.
+    pub(super) fn plan(&self, bandwidth: BytesPerSec, limits: Limits, fixed_cost: Option<Duration>) -> Planned {
         let guest = &self.guest;
         let fixed_cost = fixed_cost.unwrap_or(FIXED_COST);
         let first = guest.first_over(bandwidth);
-        let by_link = bandwidth.0 / first.bytes;
-        let input = ModelInput {
-            memory: guest.pages.bytes(),
+        let input = |memory: PageCount, page_bytes: f64| ModelInput {
+            memory: memory.bytes(),
             dirty_rate: guest.curve.first_rate(),
-            bandwidth: BytesPerSec(by_link.min(first.processors.0) * PAGE_SIZE as f64),
+            bandwidth: BytesPerSec((bandwidth.0 / page_bytes).min(first.processors.0) * PAGE_SIZE as f64),
             working_set: Some(guest.curve.most()),
             fixed_cost,
-            limits,
+            // In times of all memory, of which the model is told only what is in use.
+            limits: Limits { max_volume: VolumeLimit::Bytes(limits.max_volume.for_guest(guest.memory)), ..limits },
         };
-        (input, predict_measured(guest, bandwidth, limits, fixed_cost))
+        let used = input(guest.pages, first.bytes);
+        // What is sent again may be dearer than it was the first time, and more than it was then.
+        let at_worst = input(guest.reach.max(guest.pages), first.bytes.max(guest.again_bytes));
+        let Bounds { least_total, least_downtime, .. } = used.bounds();
+        let bounds = Bounds { least_total, least_downtime, ..at_worst.bounds() };
+        Planned { input: used, bounds, prediction: predict_measured(guest, bandwidth, limits, fixed_cost) }
     }
 
     /// Wire bytes of everything once, over a link of `bandwidth`.

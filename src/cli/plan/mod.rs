@@ -12,7 +12,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 
 use super::args::{LimitArgs, UsageError};
-use crate::policy::{Limits, ModelInput, Plateau, predict};
+use crate::policy::{Bounds, Limits, ModelInput, Plateau, Prediction, predict};
 use crate::units::text::{parse_page_rate, parse_rate, parse_size, parse_time};
 use crate::units::{ByteCount, BytesPerSec, PagesPerSec};
 use show::{Plan, print};
@@ -59,6 +59,14 @@ enum PlateauFlag {
     Ignore,
 }
 
+/// How a migration would go.
+struct Planned {
+    input: ModelInput,
+    /// Whatever the guest does.
+    bounds: Bounds,
+    prediction: Prediction,
+}
+
 /// Why a plan could not be made or shown.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
@@ -78,25 +86,25 @@ pub enum PlanError {
 /// # Errors
 /// When the flags ask for what is not built in, the guest cannot be measured, or `out` cannot be written to.
 pub fn run(args: &PlanArgs, out: &mut impl Write) -> Result<(), PlanError> {
-    let (measured, input, prediction) = match &args.measure {
+    let (measured, planned) = match &args.measure {
         Some(spec) => {
             let measured = measure::measure(spec, args.measure_for)?;
-            let (input, prediction) = measured.plan(args.bandwidth, args.limits()?, args.fixed_cost);
-            (Some(measured), input, prediction)
+            let planned = measured.plan(args.bandwidth, args.limits()?, args.fixed_cost);
+            (Some(measured), planned)
         }
         None => {
             let input = args.input()?;
-            (None, input, predict(&input))
+            (None, Planned { input, bounds: input.bounds(), prediction: predict(&input) })
         }
     };
     if args.json {
-        let plan = Plan::new(&prediction, input.bounds(), measured.as_ref().map(|measured| (measured, args.bandwidth)));
+        let plan = Plan::new(&planned.prediction, planned.bounds, measured.as_ref().map(|measured| (measured, args.bandwidth)));
         writeln!(out, "{}", serde_json::to_string(&plan).expect("numbers and names have a JSON form"))?;
     } else {
         if let Some(measured) = &measured {
             show::print_measured(measured, args.bandwidth, out)?;
         }
-        print(&input, &prediction, out)?;
+        print(&planned, out)?;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::Planned;
 use super::measure::Measured;
 use crate::policy::{Bounds, Decision, ModelInput, PredictedRound, Prediction, Reason};
 use crate::units::text::Exact;
@@ -28,7 +29,8 @@ pub(super) fn print_measured(measured: &Measured, bandwidth: BytesPerSec, out: &
 }
 
 /// The table for people: a row a round, then what it comes to.
-pub(super) fn print(input: &ModelInput, plan: &Prediction, out: &mut impl Write) -> io::Result<()> {
+pub(super) fn print(planned: &Planned, out: &mut impl Write) -> io::Result<()> {
+    let Planned { input, bounds, prediction: plan } = planned;
     let mut rows = vec![["round", "pages", "memory", "time", "dirty after", "decision"].map(str::to_owned)];
     rows.extend(plan.rounds.iter().map(|round| {
         let decision = format!("{}: {}", round.decision, round.reason);
@@ -47,7 +49,6 @@ pub(super) fn print(input: &ModelInput, plan: &Prediction, out: &mut impl Write)
         let line = format!("{round:>w0$}  {pages:>w1$}  {memory:>w2$}  {time:>w3$}  {dirty:>w4$}  {decision}");
         writeln!(out, "{}", line.trim_end())?;
     }
-    let bounds = input.bounds();
     writeln!(out)?;
     writeln!(out, "rounds    {:>10}  {}", plan.rounds.len(), why(plan, input))?;
     writeln!(out, "moved     {:>10}  pages, {} of guest memory", plan.moved.pages().0, plan.moved)?;

@@ -215,6 +215,7 @@ fn a_measured_guest_is_predicted_by_what_its_pages_cost() {
     // 1 GiB, a quarter of it filled, half compressible; 64 MiB swept at 10 000 pages a second.
     let guest = MeasuredGuest {
         memory: ByteCount(1024 * MIB),
+        reach: PageCount(262_144),
         pages: PageCount(65_536),
         first: vec![
             PageCost { bytes: 4000.0, processors: PagesPerSec(900_000.0) },
@@ -322,6 +323,7 @@ fn a_measured_guest_pays_full_price_for_pages_that_follow_it() {
     // What is a difference of 1000 bytes in a round is a page of 4096 in post-copy.
     let guest = MeasuredGuest {
         memory: ByteCount(1024 * MIB),
+        reach: PageCount(262_144),
         pages: PageCount(131_072),
         first: vec![PageCost { bytes: 4096.0, processors: PagesPerSec(1e9) }],
         again_bytes: 1000.0,
@@ -332,4 +334,25 @@ fn a_measured_guest_pays_full_price_for_pages_that_follow_it() {
     let plan = predict_measured(&guest, BytesPerSec(125e6), limits, Duration::from_millis(3));
     assert_eq!((plan.decision, plan.rounds.len()), (Decision::PostCopy, 2), "65 536 differences take 524 ms");
     assert!(close(plan.resume, BytesPerSec(125e6).time_for(PageCount(65_024).bytes())), "{plan:?}");
+}
+
+#[test]
+fn a_measured_guest_dirties_no_more_than_it_can_reach() {
+    // Whole pages, rewritten at a rate at which a second shows less than a third of them.
+    let mut guest = MeasuredGuest {
+        memory: ByteCount(1024 * MIB),
+        reach: PageCount(65_536),
+        pages: PageCount(65_536),
+        first: vec![PageCost { bytes: 2950.0, processors: PagesPerSec(1e9) }],
+        again_bytes: 4096.0,
+        curve: DirtyCurve::default(),
+        round_cost: Duration::ZERO,
+    };
+    guest.curve.add(Duration::from_secs(1), PageCount(20_000));
+    let predicted = |guest: &MeasuredGuest| predict_measured(guest, BytesPerSec(62.5e6), Limits::default(), Duration::from_millis(3));
+    let plan = predicted(&guest);
+    assert!(plan.rounds.iter().all(|round| round.dirty_after <= guest.reach), "{plan:?}");
+    assert!(close(plan.downtime, Duration::from_secs_f64(65_536.0 * 4096.0 / 62.5e6 + 0.003)), "{plan:?}");
+    let further = MeasuredGuest { reach: PageCount(262_144), ..guest };
+    assert!(predicted(&further).downtime > 2 * plan.downtime);
 }
