@@ -48,9 +48,8 @@ impl Region {
 mod sets {
     use super::*;
     use crate::bitmap::PageBitmap;
-    use crate::memory::guest_memory::HUGE_PAGE_SIZE;
     use crate::sys::advise::{Adviser, MAX_RANGES};
-    use crate::units::CHUNK_SIZE;
+    use crate::units::{CHUNK_SIZE, HUGE_PAGE_SIZE};
 
     impl GuestMemory {
         /// Gives a set of pages back to the host; they read as zeros afterwards. Of huge pages the set must hold all pages

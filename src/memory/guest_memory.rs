@@ -15,7 +15,7 @@ use super::layout::{MemoryLayout, RegionSpec};
 use super::page::Chunk;
 use super::populating::Extents;
 use super::{MemoryError, Placement};
-use crate::units::{CHUNK_SIZE, ChunkIndex, PAGE_SIZE};
+use crate::units::{CHUNK_SIZE, ChunkIndex, HUGE_PAGE_SHIFT, HUGE_PAGE_SIZE, PAGE_SIZE};
 
 /// What guest memory is made of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -143,10 +143,11 @@ impl GuestMemory {
     /// `backing` says, which stays mapped as long as the value lives. Rust references to it must not exist meanwhile.
     ///
     /// # Panics
-    /// When the numbers of regions differ.
+    /// When the numbers of regions differ, and for a memfd without its file: what others put there could not be seen.
     #[must_use]
     pub unsafe fn from_raw(layout: MemoryLayout, raw: Vec<RawRegion>) -> Self {
         assert_eq!(layout.regions().len(), raw.len(), "one mapping for each region");
+        assert!(raw.iter().all(|raw| raw.backing != Backing::Memfd || raw.file.is_some()), "a memfd comes with its descriptor");
         let regions = raw
             .into_iter()
             .enumerate()
@@ -224,6 +225,3 @@ fn map(spec: RegionSpec, backing: Backing) -> std::io::Result<(MmapRaw, Option<O
         }
     }
 }
-
-const HUGE_PAGE_SHIFT: u8 = 21;
-pub(super) const HUGE_PAGE_SIZE: usize = 1 << HUGE_PAGE_SHIFT;

@@ -3,10 +3,10 @@
 use std::io;
 use std::ops::Range;
 
-use super::guest_memory::HUGE_PAGE_SIZE;
 use super::{Backing, GuestMemory, Region};
 use crate::sys::huge;
 use crate::sys::missing_pages::{Kinds, MissingPages, PageKind};
+use crate::units::HUGE_PAGE_SIZE;
 
 impl GuestMemory {
     /// A descriptor for missing pages of memory of these kinds, with nothing registered on it.

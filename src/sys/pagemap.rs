@@ -14,8 +14,11 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
 
-use crate::units::PAGE_SIZE;
+use memmap2::{Advice, MmapMut};
+
+use crate::units::{HUGE_PAGE_SIZE, PAGE_SIZE};
 
 /// Categories of pages, as the scan knows them.
 pub(crate) mod category {
@@ -233,10 +236,27 @@ pub(crate) enum Doubtful {
 impl Pagemap {
     /// Calls `visit` with the addresses of each run of populated pages in `range`.
     pub(crate) fn populated_runs(&mut self, range: Range<usize>, doubtful: Doubtful, visit: &mut impl FnMut(Range<usize>)) -> io::Result<()> {
-        self.find_or_read(range, Query::POPULATED, visit, |bits| {
+        let matches = |bits| {
             // A page of zeros that was only read is there, but never exclusively ours.
             let there = bits & entry::PRESENT != 0 && (doubtful == Doubtful::Populated || bits & entry::EXCLUSIVE != 0);
             there || bits & entry::SWAPPED != 0
+        };
+        if doubtful == Doubtful::Empty && !self.tells_huge_zeros() {
+            return self.read(range, visit, matches);
+        }
+        self.find_or_read(range, Query::POPULATED, visit, matches)
+    }
+
+    /// Whether the scan knows the shared huge page of zeros for what it is. From 6.7 to mid-2025 kernels did not ("fix
+    /// PAGE_IS_PFNZERO detection for the huge zero folio" is the change). Where there are no huge pages there is none.
+    fn tells_huge_zeros(&mut self) -> bool {
+        static TELLS: OnceLock<bool> = OnceLock::new();
+        *TELLS.get_or_init(|| {
+            let Some((mapping, page)) = read_huge_page() else { return true };
+            let mut is_populated = false;
+            let found = self.find(page, Query::POPULATED, &mut |_| is_populated = true);
+            drop(mapping);
+            found.is_err() || !is_populated
         })
     }
 
@@ -266,12 +286,66 @@ impl Pagemap {
         matches: impl Fn(u64) -> bool,
     ) -> io::Result<()> {
         match self.find(range.clone(), query, visit) {
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => self.entries(range, &mut |at, bits| {
-                if matches(bits) {
-                    visit(at..at + PAGE_SIZE);
-                }
-            }),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => self.read(range, visit, matches),
             result => result,
         }
+    }
+
+    /// Calls `visit` with the address of each page in `range` whose entry matches.
+    fn read(&self, range: Range<usize>, visit: &mut impl FnMut(Range<usize>), matches: impl Fn(u64) -> bool) -> io::Result<()> {
+        self.entries(range, &mut |at, bits| {
+            if matches(bits) {
+                visit(at..at + PAGE_SIZE);
+            }
+        })
+    }
+}
+
+/// Memory of which a page, a huge one if there are any, has been read and never written; the addresses of it.
+fn read_huge_page() -> Option<(MmapMut, Range<usize>)> {
+    let mapping = MmapMut::map_anon(2 * HUGE_PAGE_SIZE).ok()?;
+    // A kernel without such pages says no, and has small ones.
+    let _ = mapping.advise(Advice::HugePage);
+    let start = mapping.as_ptr() as usize;
+    let first = start.next_multiple_of(HUGE_PAGE_SIZE);
+    std::hint::black_box(mapping[first - start]);
+    Some((mapping, first..first + HUGE_PAGE_SIZE))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_huge_page_that_was_only_read_is_not_populated() {
+        let (mut mapping, page) = read_huge_page().unwrap();
+        let mut pagemap = Pagemap::open().unwrap();
+        let mut populated = || {
+            let mut pages = 0;
+            pagemap.populated_runs(page.clone(), Doubtful::Empty, &mut |run| pages += run.len() / PAGE_SIZE).unwrap();
+            pages
+        };
+        assert_eq!(populated(), 0);
+        let offset = page.start - mapping.as_ptr() as usize;
+        mapping[offset] = 1;
+        assert!(populated() > 0);
+    }
+
+    #[test]
+    fn entries_and_the_scan_agree() {
+        let mut mapping = MmapMut::map_anon(64 * PAGE_SIZE).unwrap();
+        let _ = mapping.advise(Advice::NoHugePage);
+        std::hint::black_box(mapping[3 * PAGE_SIZE]);
+        for page in [5, 6, 60] {
+            mapping[page * PAGE_SIZE] = 1;
+        }
+        let start = mapping.as_ptr() as usize;
+        let (mut pagemap, range) = (Pagemap::open().unwrap(), start..start + mapping.len());
+        let (mut scanned, mut read) = (Vec::new(), Vec::new());
+        let pages = |run: Range<usize>, into: &mut Vec<usize>| into.extend(run.step_by(PAGE_SIZE).map(|at| (at - start) / PAGE_SIZE));
+        pagemap.populated_runs(range.clone(), Doubtful::Empty, &mut |run| pages(run, &mut scanned)).unwrap();
+        let exclusive = |bits| bits & entry::PRESENT != 0 && bits & entry::EXCLUSIVE != 0;
+        pagemap.read(range, &mut |run| pages(run, &mut read), exclusive).unwrap();
+        assert_eq!((scanned.as_slice(), read.as_slice()), ([5, 6, 60].as_slice(), [5, 6, 60].as_slice()));
     }
 }

@@ -18,6 +18,10 @@ pub const PAGE_WORDS: usize = PAGE_SIZE / 8;
 pub const CHUNK_PAGES: usize = 64;
 /// Bytes in a chunk.
 pub const CHUNK_SIZE: usize = CHUNK_PAGES * PAGE_SIZE;
+/// Bytes in a huge page of the host's.
+pub(crate) const HUGE_PAGE_SIZE: usize = 1 << HUGE_PAGE_SHIFT;
+/// The same as a power of two.
+pub(crate) const HUGE_PAGE_SHIFT: u8 = 21;
 
 /// A page of the guest, counted through the layout: `chunk * 64 + position in the chunk`.
 ///

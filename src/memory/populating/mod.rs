@@ -32,13 +32,12 @@ use std::sync::{Mutex, MutexGuard, Once, OnceLock, PoisonError};
 use self::costs::{Costs, Size, timed};
 use self::installer::Installer;
 pub(super) use self::trail::Trail;
-use super::guest_memory::HUGE_PAGE_SIZE;
 use super::layout::MemoryLayout;
 use super::sink::page_runs;
 use super::{Backing, GuestMemory, Staging};
 use crate::bitmap::bits;
 use crate::sys::huge;
-use crate::units::{CHUNK_PAGES, CHUNK_SIZE, ChunkIndex, PAGE_SIZE};
+use crate::units::{CHUNK_PAGES, CHUNK_SIZE, ChunkIndex, HUGE_PAGE_SIZE, PAGE_SIZE};
 
 /// The aligned 2 MiB stretches of a guest's memory, and how each is populated: shared by all who place pages in it.
 ///
