@@ -16,11 +16,12 @@ use super::timeline::{self, timeline};
 pub(super) fn headline(ends: &Ends<'_>) -> String {
     let report = ends.main();
     let time = |figure: Figure| Unit::Millis.show(figure.0);
-    if report.outcome == "completed" {
+    let whose = report.guest.as_ref().map_or_else(String::new, |guest| format!("{guest}: "));
+    if report.is_completed() {
         let how = if Followed::of(ends).is_some() { " in post-copy" } else { "" };
-        format!("Completed in {}{how}, downtime {}", time(report.total_ms), time(report.downtime_ms))
+        format!("{whose}Completed in {}{how}, downtime {}", time(report.total_ms), time(report.downtime_ms))
     } else {
-        format!("Not completed: {}, after {}", report.outcome, time(report.total_ms))
+        format!("{whose}Not completed: {}, after {}", report.outcome, time(report.total_ms))
     }
 }
 
@@ -29,7 +30,7 @@ pub(super) fn body(id: &str, ends: &Ends<'_>) -> Vec<Element> {
     let report = ends.main();
     let mut parts = vec![tiles(ends)];
     if !report.reason.is_empty() {
-        let why = if report.outcome == "completed" { "Pre-copy ended by: " } else { "Reason: " };
+        let why = if report.is_completed() { "Pre-copy ended by: " } else { "Reason: " };
         parts.push(element("p").class("reason").text(why).child(element("strong").text(&report.reason)));
     }
     if let Some(picture) = timeline(format!("{id}-timeline"), report) {
@@ -125,7 +126,7 @@ fn columns(id: &str, ends: &Ends<'_>) -> Vec<Element> {
         let stack = Stack { id: format!("{id}-encodings"), title: "Pages by encoding", unit: Unit::Pages, parts: &encodings, whole };
         columns.push(element("div").children(stack.draw()));
     }
-    if let Some(predicted) = &report.predicted {
+    if let Some(predicted) = report.predicted.as_ref().filter(|_| report.is_completed()) {
         let pairs = [("total", "Total time", predicted.total_ms, report.total_ms), ("down", "Downtime", predicted.downtime_ms, report.downtime_ms)];
         let pictures = pairs.map(|(short, name, predicted, actual)| prediction(format!("{id}-predicted-{short}"), name, predicted.0, actual.0));
         columns.push(element("div").children(pictures));

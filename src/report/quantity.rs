@@ -74,7 +74,7 @@ impl Unit {
             return "0".to_owned();
         }
         let value = value / scale.divisor;
-        let decimals = match self {
+        let decimals: i32 = match self {
             // Seconds keep their milliseconds as long as these say something.
             Self::Millis if scale.divisor > 1.0 => {
                 if value < 100.0 {
@@ -100,7 +100,10 @@ impl Unit {
                 }
             }
         };
-        number(value, decimals)
+        let least = 0.1_f64.powi(decimals);
+        let decimals = decimals.unsigned_abs() as usize;
+        // Rounded it would be nothing, which is more than is known.
+        if value.abs() < least / 2.0 { format!("< {}", number(least, decimals)) } else { number(value, decimals) }
     }
 }
 
@@ -166,6 +169,8 @@ mod tests {
         assert_eq!(share(0.0, 1e6), "0.0\u{a0}%");
         assert_eq!(share(1.0, 0.0), "0.0\u{a0}%");
         assert_eq!(share(1.0, 8.0), "12.5\u{a0}%");
+        assert_eq!([0.0049, 0.006, 0.0].map(|ratio| Unit::Times.show(ratio)), ["< 0.01 ×", "0.01 ×", "0 ×"]);
+        assert_eq!((Unit::Millis.show(0.001), Unit::PagesPerSec.show(0.2)), ("< 0.01\u{a0}ms".to_owned(), "< 1\u{a0}pages/s".to_owned()));
     }
 
     #[test]

@@ -63,7 +63,7 @@ fn heading(unit: Unit) -> &'static str {
 
 /// The colour of a part: encodings always have theirs, other parts take turns.
 fn colour(name: &str, index: usize) -> String {
-    const ENCODINGS: [&str; 7] = ["zero", "uniform", "unchanged", "delta", "lz4", "zstd", "raw"];
+    const ENCODINGS: [&str; COLOURS] = ["zero", "uniform", "unchanged", "delta", "lz4", "zstd", "raw", "columns"];
     let turn = ENCODINGS.iter().position(|encoding| *encoding == name).unwrap_or(index) % COLOURS;
     format!("colour-{}", turn + 1)
 }

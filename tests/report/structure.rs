@@ -1,5 +1,7 @@
 //! What pages show: every round, every part, every engine, and sizes that add up.
 
+use std::collections::BTreeSet;
+
 use roxmltree::{Document, Node};
 use serde_json::{Value, json};
 
@@ -241,6 +243,34 @@ fn a_migration_that_failed_says_why() {
     let page = page(&[&report.to_string()]);
     let text = texts(parse(&page).root());
     assert!(text.contains("Not completed: failed, after 1.00 ms") && text.contains("Reason: |no route") && !text.contains("Rounds"), "{text}");
+}
+
+#[test]
+fn a_migration_that_failed_is_not_compared_with_what_was_predicted() {
+    let mut report = value(SENDER);
+    report["outcome"] = "cancelled".into();
+    assert!(!page(&[&report.to_string()]).contains("predicted"));
+}
+
+#[test]
+fn a_guest_of_a_batch_that_never_began_is_the_senders_and_has_its_name() {
+    let report = json!({"schema": 1, "outcome": "failed", "reason": "no such kind", "total_ms": 0, "preparation_ms": 0, "downtime_ms": 0, "resume_ms": 0,
+        "pages_transferred": 0, "wire_bytes": 0, "rounds": [], "tracker": null, "guest_owner": "source", "guest": "web-3"});
+    let page = page(&[&report.to_string()]);
+    let text = texts(parse(&page).root());
+    assert!(text.contains("web-3: Not completed: failed") && text.contains("|Sender|") && !text.contains("|Receiver|"), "{text}");
+}
+
+#[test]
+fn each_encoding_has_a_colour_of_its_own() {
+    let mut report = value(SENDER);
+    let encodings = ["zero", "uniform", "unchanged", "delta", "columns", "lz4", "zstd", "raw"];
+    report["pages_by_encoding"] = encodings.iter().map(|name| ((*name).to_owned(), json!(10))).collect();
+    let page = page(&[&report.to_string()]);
+    let document = parse(&page);
+    let colours: BTreeSet<_> =
+        pieces(picture(&document, "encodings")).iter().filter_map(|piece| piece.attribute("class")).map(str::to_owned).collect();
+    assert!(colours.len() >= encodings.len(), "{colours:?}");
 }
 
 #[test]

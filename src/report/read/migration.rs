@@ -8,6 +8,8 @@ use super::{Figure, Parts};
 #[derive(Clone, Debug, Deserialize)]
 pub(in super::super) struct Migration {
     pub(in super::super) outcome: String,
+    /// What a batch calls it.
+    pub(in super::super) guest: Option<String>,
     #[serde(default)]
     pub(in super::super) reason: String,
     pub(in super::super) total_ms: Figure,
@@ -32,9 +34,14 @@ pub(in super::super) struct Migration {
 }
 
 impl Migration {
-    /// Whether this is the receiver's side; only a sender knows its tracker.
+    /// Whether this is the receiver's side: only a sender knows its tracker, or what a batch calls its guest.
     pub(in super::super) fn is_receivers(&self) -> bool {
-        self.tracker.is_none()
+        self.tracker.is_none() && self.guest.is_none()
+    }
+
+    /// Whether the guest has moved: else what was measured is of no migration.
+    pub(in super::super) fn is_completed(&self) -> bool {
+        self.outcome == "completed"
     }
 
     /// Distinct pages that the guest dirtied a second in each round; none while it stands still.
