@@ -7,6 +7,7 @@
 mod bell;
 mod leave;
 
+use std::borrow::Cow;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -22,19 +23,20 @@ use crate::wire::{Announced, Message, SHORT_BODY_BYTES, WireError, decode_messag
 #[derive(Debug)]
 pub(crate) struct MessageWriter {
     stream: Stream,
+    lane: Cow<'static, str>,
     buffer: Vec<u8>,
 }
 
 impl MessageWriter {
     pub(crate) fn new(stream: Stream) -> Self {
-        Self { stream, buffer: Vec::new() }
+        Self { stream, lane: CONTROL, buffer: Vec::new() }
     }
 
     /// Sends one message, now.
     pub(crate) fn send(&mut self, message: &Message) -> Result<(), Error> {
         self.buffer.clear();
         message.encode(&mut self.buffer)?;
-        self.stream.write_all(&self.buffer).map_err(|source| broken(CONTROL, source))?;
+        self.stream.write_all(&self.buffer).map_err(|source| broken(&self.lane, source))?;
         self.buffer.clear();
         self.buffer.shrink_to(KEPT_BYTES);
         Ok(())
@@ -45,6 +47,7 @@ impl MessageWriter {
 #[derive(Debug)]
 pub(crate) struct MessageReader {
     stream: Stream,
+    lane: Cow<'static, str>,
     buffer: Vec<u8>,
     /// Whether to look for more before waiting for it: an encrypted stream may have read on.
     has_more: bool,
@@ -52,7 +55,12 @@ pub(crate) struct MessageReader {
 
 impl MessageReader {
     pub(crate) fn new(stream: Stream) -> Self {
-        Self { stream, buffer: Vec::new(), has_more: true }
+        Self { stream, lane: CONTROL, buffer: Vec::new(), has_more: true }
+    }
+
+    /// The same for a connection that errors are to call `lane`.
+    pub(crate) fn of_lane(stream: Stream, lane: &dyn ToString) -> Self {
+        Self { lane: lane.to_string().into(), ..Self::new(stream) }
     }
 
     /// The next message, if all of it was read.
@@ -92,11 +100,11 @@ impl MessageReader {
 
     /// A writer to the same peer.
     pub(crate) fn writer(&self) -> MessageWriter {
-        MessageWriter::new(self.stream.share())
+        MessageWriter { lane: self.lane.clone(), ..MessageWriter::new(self.stream.share()) }
     }
 
     fn set_timeout(&self, timeout: Option<Duration>) -> Result<(), Error> {
-        self.stream.set_read_timeout(timeout).map_err(|source| broken(CONTROL, source))
+        self.stream.set_read_timeout(timeout).map_err(|source| broken(&self.lane, source))
     }
 
     /// Reads some more, once there is any.
@@ -120,7 +128,7 @@ impl MessageReader {
         let mut piece = [0; PIECE_BYTES];
         loop {
             match read(&mut self.stream, &mut piece) {
-                Ok(0) => return Err(TransportError::Closed { lane: CONTROL.to_owned() }.into()),
+                Ok(0) => return Err(TransportError::Closed { lane: self.lane.clone().into_owned() }.into()),
                 Ok(read) => {
                     // Bounded: `decode_message` refuses a length over its kind's limit once the header is there.
                     self.buffer.extend_from_slice(&piece[..read]);
@@ -128,7 +136,7 @@ impl MessageReader {
                     return Ok(());
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(source) => return Err(broken(CONTROL, source)),
+                Err(source) => return Err(broken(&self.lane, source)),
             }
         }
     }
@@ -161,6 +169,7 @@ pub(crate) struct Connection {
 impl Connection {
     /// Takes over a connection, of which `reader` may have read some already. No message as long as a guest's state comes in.
     pub(crate) fn new(reader: MessageReader) -> Self {
+        let reader = MessageReader { lane: CONTROL, ..reader };
         Self { writer: Some(reader.writer()), reader, late: 0, leave: Leave::none() }
     }
 
@@ -246,7 +255,7 @@ fn broken(lane: &str, source: std::io::Error) -> Error {
     TransportError::Broken { lane: lane.to_owned(), source }.into()
 }
 
-const CONTROL: &str = "control";
+const CONTROL: Cow<'static, str> = Cow::Borrowed("control");
 /// So many messages are heard although it is too late: what an honest peer said while this process stood still.
 const MOST_LATE: u32 = 64;
 /// More than the longest Hello.

@@ -26,9 +26,9 @@ pub(super) fn handle(counted: &mut Counted, stream: Stream) -> Result<(), Error>
     if security.is_required() && first_byte(&stream, deadline)? != TLS_HANDSHAKE {
         return Err(turn_plain_away(stream, deadline));
     }
-    let stream = security.accept(stream, deadline)?;
+    let stream = security.accept(stream, deadline)?.with_patience(options.timeouts.transport())?;
     let certificate = stream.peer_certificate().cloned();
-    let mut reader = MessageReader::new(stream);
+    let mut reader = MessageReader::of_lane(stream, &"new");
     let first = match reader.next_before(deadline) {
         Ok(message) => message,
         Err(error) => {

@@ -126,7 +126,7 @@ pub struct Timeouts {
     pub heartbeat: Duration,
     /// Without a byte from the peer until it counts as lost. A few heartbeats.
     pub silence: Duration,
-    /// From Hello to Accept, from Accept to the last channel attached, and from a Query to its Answer (at most a third of
+    /// From Hello to Accept, from Accept to the first channel attached and from each to the next, and from a Query to its Answer (at most a third of
     /// `resolve` there).
     pub handshake: Duration,
     /// How long a source in doubt keeps asking. A question on its way then may still be answered.
@@ -156,6 +156,12 @@ impl Timeouts {
 }
 
 impl Timeouts {
+    /// How long a connection may make no way. Not less than 10 s: a link may have a long queue, and a peer that is gone is
+    /// missed by its signs of life.
+    pub(crate) fn transport(&self) -> Duration {
+        self.silence.max(Duration::from_secs(10))
+    }
+
     /// Between attempts that come to nothing: of the order in which a peer is missed, not of its signs of life.
     pub(super) fn retry(&self) -> Duration {
         (self.silence / 10).max(self.heartbeat)

@@ -61,7 +61,7 @@ impl Driver<'_> {
         self.phase(Phase::Connecting);
         let Request { route, channels, kind, description, compression, delta_cache } = request;
         let (session, token) = (SessionId(random()?), Token(random()?));
-        let dial = Dial { route, session, token, timeout: self.timeouts.handshake };
+        let dial = Dial { route, session, token, timeouts: self.timeouts };
         self.dial = Some(dial.clone());
         let layout = self.memory.layout().clone();
         let limits = self.steering.limits();

@@ -5,10 +5,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-use super::pump::Pump;
+use super::pump::{Command, Pump};
 use super::push::Lanes;
-use crate::control::{MessageReader, MessageWriter};
+use crate::control::MessageReader;
 use crate::error::Error;
+use crate::protocol::Timeouts;
 use crate::transport::{Route, Stream, StreamControl};
 use crate::wire::{Lane, Message, RefuseReason, SessionId, Token};
 
@@ -18,8 +19,7 @@ pub(super) struct Dial {
     pub(super) route: Route,
     pub(super) session: SessionId,
     pub(super) token: Token,
-    /// For each of them.
-    pub(super) timeout: Duration,
+    pub(super) timeouts: Timeouts,
 }
 
 impl Dial {
@@ -51,8 +51,9 @@ impl Dial {
 
     fn attach_one(&self, pump: &Pump, lane: Lane, generation: u32, attempt: &Attempt) -> Result<(Stream, Duration), Error> {
         let Self { session, token, .. } = *self;
+        let timeout = self.timeouts.handshake;
         attempt.check()?;
-        let stream = self.route.connect(self.timeout)?;
+        let stream = self.route.connect_again(pump.address(), timeout)?.with_patience(self.timeouts.transport())?;
         attempt.add(stream.control())?;
         let broken = |source| Error::System { action: "prepare a connection for pages", source };
         if let Lane::Bulk(_) = lane {
@@ -60,10 +61,14 @@ impl Dial {
         }
         pump.adopt(stream.control());
         let asked = Instant::now();
-        MessageWriter::new(stream.share()).send(&Message::Attach { session, token, lane, generation })?;
-        let answer = MessageReader::new(stream.share()).next_within(self.timeout)?;
+        let mut answers = MessageReader::of_lane(stream.share(), &lane);
+        answers.writer().send(&Message::Attach { session, token, lane, generation })?;
+        let answer = answers.next_within(timeout)?;
         match answer {
-            Message::Attached { lane: granted } if granted == lane => Ok((stream, asked.elapsed())),
+            Message::Attached { lane: granted } if granted == lane => {
+                pump.command(Command::Attaching { generation });
+                Ok((stream, asked.elapsed()))
+            }
             Message::Refuse { reason, detail } => Err(Error::Refused { reason, detail }),
             _ => Err(Error::Refused { reason: RefuseReason::Other, detail: "an answer out of place to a connection for pages".into() }),
         }

@@ -86,8 +86,9 @@ impl Driver<'_> {
     /// Waits until the destination has done what was asked of it, which it says by `word`.
     pub(super) fn await_word(&mut self, session: &Session<'_>, word: &SourceEvent) -> Result<(), Error> {
         let sent = self.report.wire_bytes;
-        // Whole frames are told of, and of large ones on many slow channels none may be whole for long.
-        let (mut arrived, mut under_way) = (ByteCount(0), session.workers.under_way());
+        // Whole frames are told of, and of large ones on many slow channels none may be whole for long. Nor is a large state.
+        let queues = || [session.workers.under_way().0, session.pump.under_way()];
+        let (mut arrived, mut under_way) = (ByteCount(0), queues());
         let mut moved_at = Instant::now();
         let ticker = tick(PROGRESS_EVERY);
         loop {
@@ -105,8 +106,8 @@ impl Driver<'_> {
                 recv(ticker) -> _ => {
                     // With everything there, loading the state may take its time; the heartbeat watches over that.
                     let patience = self.timeouts.silence;
-                    let still = session.workers.under_way();
-                    if still < under_way {
+                    let still = queues();
+                    if still.iter().zip(under_way).any(|(still, before)| *still < before) {
                         moved_at = Instant::now();
                     }
                     under_way = still;

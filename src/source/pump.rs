@@ -4,7 +4,8 @@
 //! which does not wait for a thread), and when the machine is in doubt it reconnects and asks. When the session ends it shuts
 //! the bulk connections down first, so that workers blocked in a write wake at once, and only then tells the driver.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -16,11 +17,13 @@ use crate::error::Error;
 use crate::protocol::{Source, SourceEnd, SourceEvent, Timeouts};
 use crate::stats::GuestOwner;
 use crate::sys::priority;
-use crate::transport::{Route, StreamControl};
+use crate::transport::{Route, Stream, StreamControl, TransportError};
 use crate::wire::{ChannelTotals, Offer};
 
 /// What the driver asks of the session.
 pub(super) enum Command {
+    /// One more lane of this generation is attached.
+    Attaching { generation: u32 },
     /// All bulk channels are attached.
     Attached,
     /// Ask how much has been applied.
@@ -52,7 +55,7 @@ pub(super) struct Pump {
     bell: Bell,
     events: Receiver<SourceEvent>,
     ended: Receiver<Ended>,
-    bulk: BulkConnections,
+    connections: Arc<Mutex<Connections>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -65,28 +68,46 @@ pub(super) struct Ended {
     pub(super) cause: Option<Error>,
 }
 
-/// The bulk connections, to be shut down when the session ends.
-type BulkConnections = Arc<Mutex<Vec<StreamControl>>>;
+/// The connections of a session.
+#[derive(Debug)]
+struct Connections {
+    /// The newest.
+    control: StreamControl,
+    /// Where that leads; none for a Unix socket.
+    address: Option<SocketAddr>,
+    /// To be shut down when the session ends.
+    bulk: Vec<StreamControl>,
+}
+
+impl Connections {
+    fn of(control: &Stream) -> Self {
+        Self { control: control.control(), address: control.peer_address(), bulk: Vec::new() }
+    }
+
+    fn shut_down_bulk(&mut self) {
+        self.bulk.drain(..).for_each(|connection| connection.shut_down());
+    }
+}
 
 impl Pump {
     /// Connects and begins the session.
     pub(super) fn start(route: &Route, offer: Offer, timeouts: &Timeouts) -> Result<Self, Error> {
-        let stream = route.connect(timeouts.handshake)?;
+        let stream = route.connect(timeouts.handshake)?.with_patience(timeouts.transport())?;
         // The driver sends at most one command while another waits; events beyond the few that matter are progress,
         // dropped when the driver is busy; the end has a channel of its own so that it is never waited for.
         let (commands, to_do) = bounded(4);
         let (tell, events) = bounded(16);
         let (tell_end, ended) = bounded(1);
-        let (bulk, bell) = (BulkConnections::default(), Bell::new()?);
+        let (connections, bell) = (Arc::new(Mutex::new(Connections::of(&stream))), Bell::new()?);
         let mut session = Session {
             machine: Source::new(Instant::now(), offer, *timeouts),
+            timeouts: *timeouts,
             route: route.clone(),
-            connect_timeout: (timeouts.silence / 10).max(Duration::from_secs(1)),
             connection: Some(Connection::new(MessageReader::new(stream))),
             commands: Some(to_do),
             bell: bell.clone(),
             events: tell,
-            bulk: Arc::clone(&bulk),
+            connections: Arc::clone(&connections),
             cause: None,
             has_switched: false,
             stranded: None,
@@ -102,12 +123,27 @@ impl Pump {
                 let _ = tell_end.send(ended);
             })
             .map_err(|source| Error::System { action: "start a thread", source })?;
-        Ok(Self { commands: Some(commands), bell, events, ended, bulk, thread: Some(thread) })
+        Ok(Self { commands: Some(commands), bell, events, ended, connections, thread: Some(thread) })
     }
 
     /// A bulk connection of this session: shut down with it.
     pub(super) fn adopt(&self, connection: StreamControl) {
-        self.bulk.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+        self.connections().bulk.push(connection);
+    }
+
+    /// The address that the control connection leads to, for others beside it; none for a Unix socket.
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        self.connections().address
+    }
+
+    /// Kibibytes of the control connection that have not arrived at the destination's host. Signs of life are none.
+    pub(super) fn under_way(&self) -> u64 {
+        let control = self.connections().control.clone();
+        control.under_way().0 >> 10
+    }
+
+    fn connections(&self) -> MutexGuard<'_, Connections> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks for something. A session that has ended does nothing any more, and says so through [`Pump::ended`].
@@ -142,14 +178,14 @@ impl Drop for Pump {
 
 struct Session {
     machine: Source,
+    timeouts: Timeouts,
     route: Route,
-    connect_timeout: Duration,
     connection: Option<Connection>,
     /// Until the driver has given up.
     commands: Option<Receiver<Command>>,
     bell: Bell,
     events: Sender<SourceEvent>,
-    bulk: BulkConnections,
+    connections: Arc<Mutex<Connections>>,
     cause: Option<Error>,
     /// Post-copy follows.
     has_switched: bool,
@@ -202,6 +238,7 @@ impl Session {
     fn obey(&mut self, command: Command) {
         let now = Instant::now();
         match command {
+            Command::Attaching { generation } => self.machine.attaching(now, generation),
             Command::Attached => self.machine.attached(now),
             Command::AskProgress => self.machine.ask_progress(now),
             Command::Announce { totals, stale } => self.machine.announce(now, totals, &stale),
@@ -298,8 +335,9 @@ impl Session {
     fn reconnect(&mut self) {
         self.shut_down_bulk();
         self.connection = None;
-        match self.route.connect(self.connect_timeout) {
+        match self.connect_again() {
             Ok(stream) => {
+                *self.connections() = Connections::of(&stream);
                 self.connection = Some(Connection::new(MessageReader::new(stream)));
                 self.machine.reconnected(Instant::now());
             }
@@ -310,8 +348,23 @@ impl Session {
         }
     }
 
+    /// Connects to where the session is, or to wherever that has moved.
+    fn connect_again(&self) -> Result<Stream, TransportError> {
+        let timeout = (self.timeouts.silence / 10).max(Duration::from_secs(1));
+        let address = self.connections().address;
+        let stream = self.route.connect_again(address, timeout).or_else(|error| match address {
+            Some(_) => self.route.connect(timeout),
+            None => Err(error),
+        });
+        stream?.with_patience(self.timeouts.transport())
+    }
+
     fn shut_down_bulk(&self) {
-        self.bulk.lock().unwrap_or_else(PoisonError::into_inner).drain(..).for_each(|connection| connection.shut_down());
+        self.connections().shut_down_bulk();
+    }
+
+    fn connections(&self) -> MutexGuard<'_, Connections> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -178,12 +178,7 @@ impl Worker<'_> {
             let ready = Instant::now();
             self.allotment.await_link(ByteCount(slice.len() as u64), &self.seat, &is_stopped);
             let began = Instant::now();
-            self.stream.write_all(slice).map_err(|error| {
-                // The send timeout shows as "would block": say what it means.
-                let stalled = error.kind() == ErrorKind::WouldBlock;
-                let source = if stalled { std::io::Error::new(ErrorKind::TimedOut, "the peer takes no data") } else { error };
-                TransportError::Broken { lane: format!("bulk {}", self.channel), source }
-            })?;
+            self.stream.write_all(slice).map_err(|source| TransportError::Broken { lane: format!("bulk {}", self.channel), source })?;
             self.live.bytes.fetch_add(slice.len() as u64, Ordering::Relaxed);
             self.written += slice.len() as u64;
             let now = Instant::now();

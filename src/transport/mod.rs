@@ -10,6 +10,7 @@ mod endpoint;
 mod listener;
 mod pace;
 mod pacing;
+mod patience;
 mod queue;
 mod security;
 mod stream;

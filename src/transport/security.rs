@@ -1,5 +1,6 @@
 //! Whether connections are plain or TLS: what the two ends are told, whatever is built in.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,7 +59,21 @@ impl Route {
     /// # Errors
     /// When nothing answers there, or one end does not trust the other.
     pub fn connect(&self, timeout: Duration) -> Result<Stream, TransportError> {
-        let stream = Stream::connect(&self.endpoint, timeout)?;
+        self.secure(Stream::connect(&self.endpoint, timeout)?, timeout)
+    }
+
+    /// The same to the very `address` of a connection that there is, or was, already: behind a name there may be several
+    /// hosts, or addresses that lead nowhere. A Unix socket has none.
+    ///
+    /// # Errors
+    /// As [`Route::connect`].
+    pub fn connect_again(&self, address: Option<SocketAddr>, timeout: Duration) -> Result<Stream, TransportError> {
+        let Some(address) = address else { return self.connect(timeout) };
+        let failed = |source| TransportError::Connect { endpoint: Endpoint::Tcp(address.to_string()), source };
+        self.secure(Stream::connect_to(&address.into(), timeout).map_err(failed)?, timeout)
+    }
+
+    fn secure(&self, stream: Stream, timeout: Duration) -> Result<Stream, TransportError> {
         match &self.security {
             ClientSecurity::Plain => Ok(stream),
             #[cfg(feature = "tls")]

@@ -1,10 +1,11 @@
 //! Connections over TCP and Unix sockets.
 //!
-//! A dead peer shows in three ways, all bounded: keepalive and the user timeout for a host that is gone, the send
-//! timeout for one that no longer reads, and the protocol's own heartbeat for one that no longer answers.
+//! A dead peer shows in three ways, all bounded: keepalive and the user timeout for a host that is gone, writes that make
+//! no way for one that no longer reads ([`patience`](super::patience)), and the protocol's own heartbeat for one that no
+//! longer answers.
 
 use std::io::{self, IoSlice, Read, Write};
-use std::net::{IpAddr, Shutdown};
+use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -13,8 +14,9 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt};
-use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
+use socket2::{Domain, SockAddr, Socket, Type};
 
+use super::patience::{Patient, set_patience};
 use super::tls::Session;
 use super::{Endpoint, PeerCertificate, TransportError};
 use crate::sys::socket_queue::{self, TcpState};
@@ -43,8 +45,8 @@ pub struct SendQueue {
     pub peer_window: Option<ByteCount>,
 }
 
-/// A host that is gone is noticed after this time: idle 4 s, then 3 probes 2 s apart; unacknowledged data as long.
-const GONE_AFTER: Duration = Duration::from_secs(10);
+/// As long as nothing else is said.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes the kernel may hold beyond what is in flight: enough to keep a link busy, little enough to stay steerable.
 const UNSENT_LOW_WATER: u32 = 512 << 10;
 /// `TC_PRIO_INTERACTIVE`: the highest band that takes no privilege.
@@ -62,14 +64,17 @@ impl Stream {
     /// When nothing answers there.
     pub fn connect(endpoint: &Endpoint, timeout: Duration) -> Result<Self, TransportError> {
         let failed = |source| TransportError::Connect { endpoint: endpoint.clone(), source };
-        let attempt = |address: &SockAddr| {
-            let socket = Socket::new(address.domain(), Type::STREAM, None)?;
-            socket.connect_timeout(address, timeout)?;
-            Self::from_socket(socket)
-        };
+        let attempt = |address: &SockAddr| Self::connect_to(address, timeout);
         let addresses = endpoint.addresses().map_err(failed)?;
         let (last, others) = addresses.split_last().expect("at least one");
         others.iter().find_map(|address| attempt(address).ok()).map_or_else(|| attempt(last).map_err(failed), Ok)
+    }
+
+    /// Connects within `timeout`.
+    pub(super) fn connect_to(address: &SockAddr, timeout: Duration) -> io::Result<Self> {
+        let socket = Socket::new(address.domain(), Type::STREAM, None)?;
+        socket.connect_timeout(address, timeout)?;
+        Self::from_socket(socket)
     }
 
     /// Two connected streams within this process.
@@ -85,14 +90,20 @@ impl Stream {
         socket.set_nonblocking(false)?;
         // A connection inherits the timeout its listener waits with.
         socket.set_read_timeout(None)?;
-        socket.set_write_timeout(Some(GONE_AFTER))?;
+        set_patience(&socket, PATIENCE)?;
         if socket.domain()? != Domain::UNIX {
-            let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(4)).with_interval(Duration::from_secs(2)).with_retries(3);
-            socket.set_tcp_keepalive(&keepalive)?;
-            socket.set_tcp_user_timeout(Some(GONE_AFTER))?;
             socket.set_tcp_nodelay(true)?;
         }
         Ok(Self { socket: Arc::new(socket), tls: None })
+    }
+
+    /// Waits for a peer that is gone, or takes nothing, for as long as this and not for 10 s.
+    ///
+    /// # Errors
+    /// When the socket refuses an option, which one that was shut down does.
+    pub fn with_patience(self, patience: Duration) -> Result<Self, TransportError> {
+        set_patience(&self.socket, patience).map_err(|source| TransportError::Broken { lane: "new".to_owned(), source })?;
+        Ok(self)
     }
 
     /// The socket of a plain stream, to make another of it.
@@ -259,7 +270,7 @@ impl Stream {
     /// Writes some of `bytes`, as packets of their own on a plain stream.
     pub(super) fn write_apart(&self, bytes: &[u8]) -> io::Result<usize> {
         match &self.tls {
-            None => self.socket.send_with_flags(bytes, libc::MSG_EOR | libc::MSG_NOSIGNAL),
+            None => Patient(&self.socket).until_written(|socket| socket.send_with_flags(bytes, libc::MSG_EOR | libc::MSG_NOSIGNAL)),
             Some(tls) => tls.write(&[IoSlice::new(bytes)]),
         }
     }
@@ -273,7 +284,13 @@ impl Stream {
     /// The address of the peer's host; none for a Unix socket.
     #[must_use]
     pub fn peer_host(&self) -> Option<IpAddr> {
-        Some(self.socket.peer_addr().ok()?.as_socket()?.ip().to_canonical())
+        Some(self.peer_address()?.ip().to_canonical())
+    }
+
+    /// The peer's address; none for a Unix socket.
+    #[must_use]
+    pub fn peer_address(&self) -> Option<SocketAddr> {
+        self.socket.peer_addr().ok()?.as_socket()
     }
 
     /// The user that the other end belongs to, where that is a process of this host, over a Unix socket.
@@ -285,7 +302,7 @@ impl Stream {
     /// The other end, for messages to a person.
     #[must_use]
     pub fn peer(&self) -> String {
-        match self.socket.peer_addr().ok().and_then(|address| address.as_socket()) {
+        match self.peer_address() {
             Some(address) => address.to_string(),
             None => "a local process".to_owned(),
         }
@@ -318,14 +335,14 @@ impl Read for Stream {
 impl Write for Stream {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         match &self.tls {
-            None => (&*self.socket).write(buffer),
+            None => Patient(&self.socket).write(buffer),
             Some(tls) => tls.write(&[IoSlice::new(buffer)]),
         }
     }
 
     fn write_vectored(&mut self, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
         match &self.tls {
-            None => (&*self.socket).write_vectored(buffers),
+            None => Patient(&self.socket).write_vectored(buffers),
             Some(tls) => tls.write(buffers),
         }
     }

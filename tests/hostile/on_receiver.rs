@@ -388,6 +388,20 @@ fn a_second_commit_runs_nothing_twice() {
 }
 
 #[test]
+fn a_source_that_does_not_let_go_of_a_guest_that_runs_keeps_no_session() {
+    let host = Host::new();
+    let mut evil = EvilSource::at(Stage::Running, &host.endpoint);
+    let since = Instant::now();
+    while !evil.control.is_over() {
+        evil.control.say(&Message::Ping);
+        assert!(since.elapsed() < Duration::from_secs(10), "it is still listened to");
+    }
+    let session = host.last_session();
+    assert_eq!((session.ending(), session.resumes()), (None, 1));
+    host.serves_on();
+}
+
+#[test]
 fn a_question_before_commit_rules_the_commit_out() {
     let host = Host::new();
     let mut evil = EvilSource::at(Stage::Ready, &host.endpoint);

@@ -118,6 +118,47 @@ fn a_handshake_that_does_not_come_to_an_end_is_given_up_though_the_peer_lives() 
 }
 
 #[test]
+fn each_channel_may_take_as_long_as_the_one_before() {
+    let Timeouts { handshake, .. } = Timeouts::default();
+    let mut pair = Pair::at(Point::Accepted);
+    for channel in 0..CHANNELS {
+        let attached_at = pair.now + handshake - SECOND;
+        while pair.now < attached_at {
+            pair.now += SECOND;
+            pair.source.handle_timeout(pair.now);
+            pair.destination.handle_timeout(pair.now);
+            pair.deliver();
+        }
+        pair.destination.attach(pair.now, TOKEN, Lane::Bulk(channel), 0).unwrap();
+        pair.source.attaching(pair.now, 0);
+    }
+    pair.source.attached(pair.now);
+    pair.source.ask_progress(pair.now);
+    pair.source_events.clear();
+    pair.deliver();
+    assert_eq!(pair.source_events, [SourceEvent::Progress { frames: 0, bytes: ByteCount(0) }], "the rounds have begun");
+}
+
+#[test]
+fn a_source_that_is_alive_and_does_not_release_the_session_is_not_waited_for() {
+    let Timeouts { handshake, .. } = Timeouts::default();
+    let mut pair = Pair::at(Point::Starting);
+    pair.destination.running(pair.now);
+    pair.destination_events.clear();
+    let start = pair.now;
+    while pair.destination.poll_timeout().is_some() {
+        pair.now += SECOND;
+        pair.destination.handle_message(pair.now, Message::Ping);
+        pair.destination.handle_timeout(pair.now);
+        pair.events();
+    }
+    assert_eq!(pair.now, start + handshake);
+    let unconfirmed = Some(ProtocolError::Handshake { limit: handshake, state: "waiting for Released" });
+    assert_eq!(pair.destination_events, [DestinationEvent::Ended(DestinationEnd::Completed { unconfirmed })]);
+    assert!(pair.destination.tombstone().is_some(), "it may still come and ask");
+}
+
+#[test]
 fn a_patient_end_speaks_often_enough_for_an_impatient_one() {
     let (patient, impatient) = (Timeouts::with_patience(600 * SECOND), Timeouts::with_patience(SECOND));
     assert!(patient.heartbeat * 3 <= impatient.silence, "{patient:?}");

@@ -58,13 +58,13 @@ impl Destination {
     ///
     /// # Errors
     /// When it is not to be taken in. The session goes on without it.
-    pub fn attach(&mut self, _now: Instant, token: Token, lane: Lane, generation: u32) -> Result<(), AttachError> {
+    pub fn attach(&mut self, now: Instant, token: Token, lane: Lane, generation: u32) -> Result<(), AttachError> {
         if !self.is_token(token) {
             return Err(AttachError::Token);
         }
-        let (attached, is_first) = match (&mut self.state, &mut self.link) {
-            (State::Attaching { attached, .. }, _) => (attached, true),
-            (State::Starting | State::Fetching, Link::Attaching { attached, .. }) => (attached, false),
+        let (attached, until, is_first) = match (&mut self.state, &mut self.link) {
+            (State::Attaching { attached, until }, _) => (attached, until, true),
+            (State::Starting | State::Fetching, Link::Attaching { attached, until }) => (attached, until, false),
             _ => return Err(AttachError::State { state: self.state.name() }),
         };
         let current = self.post_copy.map_or(0, |post_copy| post_copy.generation);
@@ -72,6 +72,8 @@ impl Destination {
             return Err(AttachError::Generation { found: generation, current });
         }
         let are_all = attached.add(lane, self.channels, self.granted)?;
+        // Many take several round trips each, a few at a time.
+        *until = after(now, self.timeouts.handshake);
         match (are_all, is_first) {
             (true, true) => self.state = State::Receiving,
             (true, false) => self.link = Link::Up,
@@ -106,7 +108,7 @@ impl Destination {
     ///
     /// # Panics
     /// Unless [`DestinationEvent::Run`] came just before.
-    pub fn running(&mut self, _now: Instant) {
+    pub fn running(&mut self, now: Instant) {
         assert!(matches!(self.state, State::Starting), "running while {}", self.state.name());
         // To a connection that comes later in post-copy it is said then.
         let is_heard = self.post_copy.is_none() || matches!(self.link, Link::Up | Link::Attaching { .. });
@@ -117,7 +119,7 @@ impl Destination {
             self.state = State::Fetching;
             return;
         }
-        self.state = State::Running;
+        self.state = State::Running { until: after(now, self.timeouts.handshake) };
         if let Link::Down { error } = &self.link {
             let error = error.clone();
             self.over(Some(error));
@@ -135,7 +137,7 @@ impl Destination {
     /// guest runs, nor after the end.
     pub fn fail(&mut self, _now: Instant, reason: String) -> bool {
         match self.state {
-            State::Ended(_) | State::Fetching | State::Running => false,
+            State::Ended(_) | State::Fetching | State::Running { .. } => false,
             _ => {
                 self.drop_guest(ProtocolError::CalledOff { reason });
                 true

@@ -136,7 +136,7 @@ enum State {
     /// In post-copy: the guest runs and pages come in.
     Fetching,
     /// The guest runs and lacks nothing; Released is to come.
-    Running,
+    Running { until: Instant },
     /// Over. What to answer when asked.
     Ended(AnswerStatus),
 }
@@ -152,7 +152,7 @@ impl State {
             Self::Ready => "waiting for Commit",
             Self::Starting => "starting the guest",
             Self::Fetching => "fetching pages",
-            Self::Running => "waiting for Released",
+            Self::Running { .. } => "waiting for Released",
             Self::Ended(_) => "done",
         }
     }
@@ -185,7 +185,7 @@ impl Destination {
     /// Whether the guest may run here: from Commit on, unless it could not be started.
     #[must_use]
     pub fn may_run(&self) -> bool {
-        matches!(self.state, State::Starting | State::Fetching | State::Running | State::Ended(AnswerStatus::Running))
+        matches!(self.state, State::Starting | State::Fetching | State::Running { .. } | State::Ended(AnswerStatus::Running))
     }
 
     /// What to remember of a session that is over; `None` if nobody will ask, and before the end.
@@ -224,8 +224,9 @@ impl Destination {
                 Link::Attaching { until, .. } => Some((*until).min(alive)),
                 Link::Down { .. } | Link::Replacing => None,
             },
-            State::Running if matches!(self.link, Link::Replacing) => None,
-            State::Offered | State::Running => Some(self.pulse.silent_at()),
+            State::Running { .. } if matches!(self.link, Link::Replacing) => None,
+            State::Offered => Some(self.pulse.silent_at()),
+            State::Running { until } => Some((*until).min(self.pulse.silent_at())),
             State::Ended(_) => None,
         }
     }

@@ -29,11 +29,11 @@ impl Destination {
                 self.state = State::Starting;
                 self.events.push_back(DestinationEvent::Run { paused_for });
             }
-            (State::Running, Message::Released) => {
+            (State::Running { .. }, Message::Released) => {
                 self.may_be_asked = false;
                 self.over(None);
             }
-            (State::Starting | State::Fetching | State::Running, message) => self.unexpected(&message),
+            (State::Starting | State::Fetching | State::Running { .. }, message) => self.unexpected(&message),
             (_, Message::Abort { reason }) => {
                 // The source has the guest and knows it.
                 self.may_be_asked = false;
@@ -72,7 +72,8 @@ impl Destination {
         match self.state {
             State::Ended(_) => return,
             _ if matches!(self.link, Link::Down { .. } | Link::Replacing) => return,
-            State::Waiting { until } | State::Attaching { until, .. } if now >= until => {
+            // After Running the source has one thing left to say; that it is alive is not it.
+            State::Waiting { until } | State::Attaching { until, .. } | State::Running { until } if now >= until => {
                 return self.broken(ProtocolError::Handshake { limit: self.timeouts.handshake, state });
             }
             State::Waiting { .. } => return,
@@ -83,7 +84,7 @@ impl Destination {
                 return self.broken(ProtocolError::Silent { waited: self.timeouts.silence, state });
             }
             // Before Accept the source waits for nothing else, and after Running for nothing at all.
-            State::Offered | State::Running => return,
+            State::Offered | State::Running { .. } => return,
             _ => {}
         }
         if self.pulse.beat(now) {
@@ -103,7 +104,7 @@ impl Destination {
         }
         match self.state {
             State::Starting => AnswerStatus::Unknown,
-            State::Fetching | State::Running => AnswerStatus::Running,
+            State::Fetching | State::Running { .. } => AnswerStatus::Running,
             State::Ended(status) => status,
             _ => {
                 self.drop_guest(ProtocolError::Asked);
@@ -119,7 +120,7 @@ impl Destination {
             return;
         }
         match self.state {
-            State::Running => {
+            State::Running { .. } => {
                 self.may_be_asked = false;
                 self.over(None);
             }
@@ -191,7 +192,7 @@ impl Destination {
                     self.link = Link::Down { error };
                 }
             }
-            State::Running => self.over(Some(error)),
+            State::Running { .. } => self.over(Some(error)),
             _ => self.drop_guest(error),
         }
     }

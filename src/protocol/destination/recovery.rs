@@ -61,8 +61,8 @@ impl Destination {
                 self.events.push_back(DestinationEvent::Resume { generation });
                 Resumption::Accepted { generation }
             }
-            (State::Running | State::Ended(AnswerStatus::Running), Some(post_copy)) => Resumption::Complete { pages: post_copy.pages },
-            (State::Starting | State::Fetching | State::Running | State::Ended(AnswerStatus::Running | AnswerStatus::Unknown), _) => {
+            (State::Running { .. } | State::Ended(AnswerStatus::Running), Some(post_copy)) => Resumption::Complete { pages: post_copy.pages },
+            (State::Starting | State::Fetching | State::Running { .. } | State::Ended(AnswerStatus::Running | AnswerStatus::Unknown), _) => {
                 Resumption::Refused
             }
             (State::Ended(AnswerStatus::NeverStarted), _) => Resumption::NeverStarted,
@@ -91,15 +91,19 @@ impl Destination {
                 let arrived_in_all = extent(arrived);
                 assert_eq!(Some(arrived.chunks()), self.offer.as_ref().map(|offer| offer.layout.chunks()), "a bitmap of another memory");
                 assert!(arrived_in_all.pages <= pages, "{} pages have arrived, {} were missing", arrived_in_all.pages.0, pages.0);
-                self.link = Link::Attaching { until: after(now, self.timeouts.handshake), attached: Attached::default() };
+                let before = self.outbox.len();
                 self.outbox.extend(pieces(arrived).map(|(first, words)| Message::Arrived { first, words }));
+                // Each has to cross the link before the source can attach a lane.
+                let messages = u32::try_from(self.outbox.len() - before + 1).unwrap_or(u32::MAX);
+                self.link = Link::Attaching { until: after(now, self.timeouts.handshake.saturating_mul(messages)), attached: Attached::default() };
                 self.outbox.push_back(Message::Resumed { generation, arrived: arrived_in_all });
                 if matches!(self.state, State::Fetching) {
                     // The source may not have heard it the first time.
                     self.outbox.push_back(Message::Running);
                 }
             }
-            State::Running => {
+            State::Running { .. } => {
+                self.state = State::Running { until: after(now, self.timeouts.handshake) };
                 self.link = Link::Up;
                 self.outbox.push_back(Message::Complete { pages });
             }
@@ -124,10 +128,10 @@ impl Destination {
     ///
     /// # Panics
     /// Unless the guest runs in post-copy.
-    pub fn complete(&mut self, _now: Instant) {
+    pub fn complete(&mut self, now: Instant) {
         let (State::Fetching, Some(post_copy)) = (&self.state, &self.post_copy) else { panic!("completed while {}", self.state.name()) };
         let pages = post_copy.pages;
-        self.state = State::Running;
+        self.state = State::Running { until: after(now, self.timeouts.handshake) };
         match &self.link {
             Link::Up | Link::Attaching { .. } => self.outbox.push_back(Message::Complete { pages }),
             // It follows in place of Resumed.

@@ -7,11 +7,23 @@ use super::{Source, State};
 use crate::bitmap::PageBitmap;
 use crate::protocol::ProtocolError;
 use crate::protocol::pieces::{extent, pieces};
+use crate::protocol::pulse::after;
 use crate::wire::{ChannelTotals, Extent, Features, Message};
 
 /// Each call belongs to one state, and in another one is a bug of the driver; but a session may end under the driver's
 /// hands, and once it has ended the calls do nothing.
 impl Source {
+    /// One more lane of `generation` is attached, and the next may take as long as that.
+    pub fn attaching(&mut self, now: Instant, generation: u32) {
+        let current = self.post_copy.as_ref().map_or(0, PostCopy::generation);
+        let until = after(now, self.timeouts.handshake);
+        match &mut self.state {
+            State::Attaching { until: end, .. } => *end = until,
+            State::Recovering(recovery) if generation == current => recovery.attaching(until),
+            _ => {}
+        }
+    }
+
     /// All lanes are attached: the rounds begin.
     ///
     /// # Panics

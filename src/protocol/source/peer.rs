@@ -47,6 +47,7 @@ impl Source {
     /// Bytes came on the control connection, though not yet a whole message.
     pub fn heard(&mut self, now: Instant) {
         self.pulse.heard(now);
+        self.heard_of_arrived(now);
     }
 
     /// The control connection is lost, or nothing sensible comes from it. No message comes out for it any more.

@@ -32,6 +32,10 @@ impl PostCopy {
     pub(super) fn new(missing: PageBitmap) -> Self {
         Self { missing, generation: 0, is_running: false, expects_running: true }
     }
+
+    pub(super) fn generation(&self) -> u32 {
+        self.generation
+    }
 }
 
 /// The way back to the destination.
@@ -77,9 +81,15 @@ impl Recovery {
     pub(super) fn next_timeout(&self, alive: Instant) -> Instant {
         match self.attempt {
             Attempt::Connecting => self.until,
-            Attempt::Resuming { until, .. } => until,
-            Attempt::Attaching { until } => until.min(alive),
+            Attempt::Resuming { until, .. } | Attempt::Attaching { until } => until.min(alive),
             Attempt::Waiting { until } => until.min(self.until),
+        }
+    }
+
+    /// Lanes are being attached, and may be `until` then.
+    pub(super) fn attaching(&mut self, until: Instant) {
+        if let Attempt::Attaching { until: end } = &mut self.attempt {
+            *end = until;
         }
     }
 
@@ -147,6 +157,7 @@ impl Source {
         let patience = self.patience();
         if let State::Recovering(Recovery { attempt: attempt @ Attempt::Connecting, .. }) = &mut self.state {
             *attempt = Attempt::Resuming { until: after(now, patience), arrived: Assembly::new(chunks) };
+            self.pulse = Pulse::new(now, &self.timeouts);
             self.outbox.push_back(Message::Resume { session: self.offer.session, token: self.offer.token });
         }
     }
@@ -179,15 +190,13 @@ impl Source {
 
     /// A message on the newest connection of a recovery.
     pub(super) fn handle_recovery(&mut self, now: Instant, message: Message) {
-        let patience = self.patience();
+        self.heard_of_arrived(now);
         let State::Recovering(recovery) = &mut self.state else { return };
         let post_copy = self.post_copy.as_ref().expect("recovery is for post-copy only");
         let is_running = post_copy.is_running;
         match (&mut recovery.attempt, message) {
             (Attempt::Attaching { .. }, message) => self.handle_serving(now, message),
-            (Attempt::Resuming { until, arrived }, Message::Arrived { first, words }) => {
-                // Each piece brings it nearer to the end, so it may take its time.
-                *until = after(now, patience);
+            (Attempt::Resuming { arrived, .. }, Message::Arrived { first, words }) => {
                 if let Err(why) = arrived.add(first, &words, |chunk| post_copy.missing.word(chunk)) {
                     self.broken(now, ProtocolError::Senseless { message: "Arrived", why });
                 }
@@ -214,6 +223,14 @@ impl Source {
         }
     }
 
+    /// Some of what the destination has to say has come. Each piece brings it nearer to the end, so it may take its time.
+    pub(super) fn heard_of_arrived(&mut self, now: Instant) {
+        let patience = self.patience();
+        if let State::Recovering(Recovery { attempt: Attempt::Resuming { until, .. }, .. }) = &mut self.state {
+            *until = after(now, patience);
+        }
+    }
+
     pub(super) fn handle_recovery_timeout(&mut self, now: Instant) {
         let (state, silence) = (self.state.name(), self.pulse.silent_at());
         let State::Recovering(recovery) = &mut self.state else { return };
@@ -227,13 +244,14 @@ impl Source {
             Attempt::Attaching { .. } if now >= silence => {
                 self.broken(now, ProtocolError::Silent { waited: self.timeouts.silence, state });
             }
-            Attempt::Attaching { .. } => self.beat(now),
+            // The destination waits for lanes as long as it hears of this end.
+            Attempt::Resuming { .. } | Attempt::Attaching { .. } => self.beat(now),
             Attempt::Connecting | Attempt::Waiting { .. } if now >= recovery.until => self.give_up(),
             Attempt::Waiting { until } if now >= until => {
                 recovery.attempt = Attempt::Connecting;
                 self.events.push_back(SourceEvent::Reconnect);
             }
-            Attempt::Resuming { .. } | Attempt::Connecting | Attempt::Waiting { .. } => {}
+            Attempt::Connecting | Attempt::Waiting { .. } => {}
         }
     }
 

@@ -4,6 +4,7 @@ use std::io::{self, ErrorKind, IoSlice, Write};
 
 use socket2::Socket;
 
+use super::super::patience::Patient;
 use super::record::{APPLICATION_DATA, HEADER_BYTES, MAX_CONTENT, OVERHEAD, RecordKey};
 
 /// Records on their way out.
@@ -76,9 +77,9 @@ impl Outgoing {
     }
 
     /// Writes all records out.
-    pub(super) fn flush(&mut self, mut socket: &Socket) -> io::Result<()> {
+    pub(super) fn flush(&mut self, socket: &Socket) -> io::Result<()> {
         self.check()?;
-        let written = socket.write_all(&self.buffer);
+        let written = Patient(socket).write_all(&self.buffer);
         self.is_broken = written.is_err();
         self.buffer.clear();
         written
