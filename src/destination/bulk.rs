@@ -22,12 +22,24 @@ use crate::wire::{ChannelTotals, FrameBody, FrameReader, Lane};
 pub(super) struct Arrived {
     pub(super) frames: CachePadded<AtomicU64>,
     pub(super) bytes: CachePadded<AtomicU64>,
+    /// Reads that brought something, of whatever size: of large frames on slow channels none may be whole for long.
+    pub(super) reads: Arc<CachePadded<AtomicU64>>,
 }
 
 impl Arrived {
     /// Frames and their bytes so far.
     pub(super) fn now(&self) -> (u64, ByteCount) {
         (self.frames.load(Ordering::Relaxed), ByteCount(self.bytes.load(Ordering::Relaxed)))
+    }
+
+    /// How often something has come so far.
+    pub(super) fn reads(&self) -> u64 {
+        self.reads.load(Ordering::Relaxed)
+    }
+
+    /// Something came of a message that is not whole yet.
+    pub(super) fn note_part(&self) {
+        self.reads.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -60,7 +72,7 @@ pub(super) fn receive(stream: Stream, channel: u16, arriving: &Arriving, shared:
         frames = frames.granting_post_copy();
         stream.keep_unread_short();
     }
-    let mut lane = LaneReader::new(stream, frames, Arc::clone(memory), format!("bulk {channel}"));
+    let mut lane = LaneReader::new(stream, frames, Arc::clone(memory), format!("bulk {channel}"), Arc::clone(&arrived.reads));
     // Post-copy takes pages out one by one.
     let supply = &arriving.supply;
     let supplier = if arriving.post_copy { supply.with_small_pages() } else { supply.with_huge_pages() };

@@ -35,7 +35,7 @@ pub(super) fn receive(stream: Stream, lane: Lane, generation: u32, arriving: &Ar
     if lane != Lane::Urgent {
         stream.keep_unread_short();
     }
-    let reader = LaneReader::new(stream, frames, Arc::clone(&arriving.memory), lane.to_string());
+    let reader = LaneReader::new(stream, frames, Arc::clone(&arriving.memory), lane.to_string(), Arc::clone(&shared.arrived.reads));
     if lane == Lane::Urgent
         && let Some(incomplete) = shared.incomplete.wait()
     {

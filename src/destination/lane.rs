@@ -10,6 +10,9 @@
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam::utils::CachePadded;
 
 use crate::error::Error;
 use crate::memory::{GuestMemory, PageSink};
@@ -29,8 +32,9 @@ pub(super) struct LaneReader {
 
 impl LaneReader {
     /// For frames of `memory`, from a connection on which frames come next. Errors call it `name`, as in "bulk 3".
-    pub(super) fn new(stream: Stream, frames: FrameReader, memory: Arc<GuestMemory>, name: String) -> Self {
-        Self { input: Lookahead::new(stream), frames, memory, meta: Vec::with_capacity(MAX_META_BYTES), name }
+    /// `reads` counts what comes, whole or not.
+    pub(super) fn new(stream: Stream, frames: FrameReader, memory: Arc<GuestMemory>, name: String, reads: Arc<CachePadded<AtomicU64>>) -> Self {
+        Self { input: Lookahead::new(stream, reads), frames, memory, meta: Vec::with_capacity(MAX_META_BYTES), name }
     }
 
     /// For post-copy on the same connection, whose first frames may have been read ahead already.
@@ -77,22 +81,31 @@ struct Lookahead {
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
+    reads: Arc<CachePadded<AtomicU64>>,
 }
 
 impl Lookahead {
-    fn new(stream: Stream) -> Self {
-        Self { stream, buffer: vec![0; LOOKAHEAD].into_boxed_slice(), start: 0, end: 0 }
+    fn new(stream: Stream, reads: Arc<CachePadded<AtomicU64>>) -> Self {
+        Self { stream, buffer: vec![0; LOOKAHEAD].into_boxed_slice(), start: 0, end: 0, reads }
+    }
+
+    fn count_read(&self) {
+        // Relaxed: whoever looks too early looks again.
+        self.reads.fetch_add(1, Ordering::Relaxed);
     }
 
     fn read_exact(&mut self, out: &mut [u8]) -> io::Result<()> {
         if self.stream.is_encrypted() {
-            return self.stream.read_exact(out);
+            self.stream.read_exact(out)?;
+            self.count_read();
+            return Ok(());
         }
         let mut filled = 0;
         while filled < out.len() {
             if self.start == self.end {
                 let read = retry(|| self.stream.read(&mut self.buffer))?;
                 (self.start, self.end) = (0, read);
+                self.count_read();
             }
             filled += self.take(&mut out[filled..]);
         }
@@ -118,6 +131,7 @@ impl Lookahead {
                 Ok(progress.pages_bytes)
             });
             progress?;
+            self.count_read();
         }
         Ok(())
     }
@@ -133,6 +147,7 @@ impl Lookahead {
                 pages.iter().for_each(|_| left &= left - 1);
                 pages.len() * PAGE_SIZE
             });
+            self.count_read();
             match copied {
                 // Less than a page is there, or nothing comes any more.
                 Ok(0) => {
@@ -227,7 +242,7 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| near.write_all(&bytes).unwrap());
             let frames = FrameReader::new(0, 1, Codecs::built_in(), Decoder::new(key, PageBitmap::new(CHUNKS))).granting_post_copy();
-            let mut lane = LaneReader::new(far, frames, Arc::clone(&destination), "bulk 0".to_owned());
+            let mut lane = LaneReader::new(far, frames, Arc::clone(&destination), "bulk 0".to_owned(), Arc::default());
             let mut placement = destination.placement();
             lane.next_frame(&mut placement).unwrap();
             assert_eq!(lane.next_frame(&mut placement).unwrap().body, FrameBody::Switch);
@@ -258,7 +273,7 @@ mod tests {
         let (mut near, far) = Stream::pair().unwrap();
         near.write_all(&bytes[..bytes.len() - 1]).unwrap();
         drop(near);
-        let mut lane = LaneReader::new(far, FrameReader::post_copy(u16::MAX, Codecs::NONE), source, "urgent".to_owned());
+        let mut lane = LaneReader::new(far, FrameReader::post_copy(u16::MAX, Codecs::NONE), source, "urgent".to_owned(), Arc::default());
         let closed = lane.next_frame(&mut Staging::new());
         assert!(matches!(closed, Err(Error::Transport(TransportError::Closed { lane })) if lane == "urgent"));
     }

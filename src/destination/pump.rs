@@ -39,7 +39,10 @@ impl Pump {
             let patience = deadline.map_or(IDLE, |deadline| deadline.saturating_duration_since(Instant::now()));
             match Connection::listen_on(self.connection.as_mut(), &self.shared.bell, patience) {
                 Ok(Heard::Message(message)) => self.machine_of_now().handle_message(Instant::now(), message),
-                Ok(Heard::Part) => self.shared.machine().heard(Instant::now()),
+                Ok(Heard::Part) => {
+                    self.shared.arrived.note_part();
+                    self.shared.machine().heard(Instant::now());
+                }
                 Ok(Heard::Bell) => {}
                 Ok(Heard::Nothing) => self.machine_of_now().handle_timeout(Instant::now()),
                 Err(error) => self.lost(error),

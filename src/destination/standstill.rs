@@ -12,20 +12,20 @@ use crate::units::PageCount;
 /// Since when nothing has come.
 pub(super) struct Standstill {
     limit: Duration,
-    frames: u64,
+    reads: u64,
     since: Instant,
 }
 
 impl Standstill {
     /// Of a session that begins now, and is to bring something each `limit`.
     pub(super) fn new(limit: Duration) -> Self {
-        Self { limit, frames: 0, since: Instant::now() }
+        Self { limit, reads: 0, since: Instant::now() }
     }
 
-    /// So many `frames` have come so far. What is wrong, when there have been no more for too long.
-    pub(super) fn look(&mut self, now: Instant, frames: u64) -> Option<Error> {
-        if frames != self.frames {
-            (self.frames, self.since) = (frames, now);
+    /// So many `reads` have brought something so far. What is wrong, when there have been no more for too long.
+    pub(super) fn look(&mut self, now: Instant, reads: u64) -> Option<Error> {
+        if reads != self.reads {
+            (self.reads, self.since) = (reads, now);
         }
         let limit = self.limit;
         (now.saturating_duration_since(self.since) > limit).then_some(Error::Standstill { limit })

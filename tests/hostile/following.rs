@@ -95,6 +95,17 @@ impl Following {
 
     /// The rightful source comes back on other connections, finds `arrived`, and brings the rest.
     pub(crate) fn recover(&self, name: &str, arrived: &PageBitmap, record: &Record) {
+        let (mut control, generation) = self.resume(name, arrived);
+        let mut lanes = [Lane::Bulk(0), Lane::Bulk(1), Lane::Urgent].map(|lane| attach(&self.source, lane, generation));
+        let mut rest = self.missing.clone();
+        rest.subtract(arrived);
+        self.bring(&rest, &mut lanes);
+        self.expect_whole(name, &mut control, record);
+    }
+
+    /// The rightful source comes back, and is told that `arrived` has and that the guest runs: on which connection, and which
+    /// generation that begins.
+    pub(crate) fn resume(&self, name: &str, arrived: &PageBitmap) -> (Talk, u32) {
         let offer = &self.source.offer;
         let mut control = Talk::to(&self.source.endpoint);
         control.say(&Message::Resume { session: offer.session, token: offer.token });
@@ -113,11 +124,7 @@ impl Following {
         };
         assert_eq!(found.words(), arrived.words(), "{name}: what has arrived");
         assert_eq!(control.hear(), Some(Message::Running), "{name}");
-        let mut lanes = [Lane::Bulk(0), Lane::Bulk(1), Lane::Urgent].map(|lane| attach(&self.source, lane, generation));
-        let mut rest = self.missing.clone();
-        rest.subtract(arrived);
-        self.bring(&rest, &mut lanes);
-        self.expect_whole(name, &mut control, record);
+        (control, generation)
     }
 
     /// Sends all of `pages`, by turns on the lanes, none of which has carried a frame of post-copy.

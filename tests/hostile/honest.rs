@@ -2,7 +2,7 @@
 
 use std::panic;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, Once};
+use std::sync::{Arc, Mutex, Once, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -52,6 +52,8 @@ struct Records {
 #[derive(Clone, Default)]
 pub(crate) struct Record {
     pub(crate) seen: Arc<Mutex<Seen>>,
+    /// Of the guest.
+    pub(crate) memory: Arc<OnceLock<Arc<GuestMemory>>>,
     pub(crate) resumes: Arc<AtomicU32>,
 }
 
@@ -148,6 +150,7 @@ impl GuestFactory for Reception {
         let other_layout = (offer.description == "larger inside").then(|| MemoryLayout::flat(PageCount(PAGES.0 + 1)).unwrap());
         let record = Record::default();
         let inner = Factory { seen: Arc::clone(&record.seen), other_layout, ..Factory::default() }.admit(offer)?;
+        record.memory.set(inner.memory()).expect("a record of its own");
         self.0.sessions.lock().unwrap().push(record.clone());
         Ok(Box::new(Watched { inner, record }))
     }

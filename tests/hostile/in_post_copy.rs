@@ -347,3 +347,23 @@ pub(crate) fn strangers_while_pages_are_missing() -> Vec<Row> {
     };
     claims.into_iter().map(row).collect()
 }
+
+#[test]
+fn what_a_guest_gives_back_while_its_source_is_away_is_not_waited_for() {
+    let (host, what) = (host(), "all that was missing is given back");
+    if !usable(&host) {
+        return;
+    }
+    let evil = Following::running(&host).expect("usable");
+    let session = host.last_session();
+    evil.source.control.close();
+    let memory = session.memory.get().expect("admitted");
+    for (chunk, pages) in evil.missing.occupied() {
+        (0..64).filter(|bit| pages >> bit & 1 == 1).for_each(|bit| memory.discard(chunk.page(bit), PageCount(1)).unwrap());
+    }
+    let (mut control, _) = evil.resume(what, &evil.missing);
+    assert_eq!(control.hear(), Some(Message::Complete { pages: evil.missing.count() }));
+    control.say(&Message::Released);
+    assert_eq!((session.ending(), session.resumes()), (None, 1));
+    host.serves_on();
+}

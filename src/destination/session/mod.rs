@@ -186,7 +186,7 @@ impl Session<'_> {
                 recv(reported) -> report => self.bulk_report(report.expect("the session holds a sender itself")),
                 default(self.fault.patience().unwrap_or(IDLE)) => if self.fault.has_waited() { self.fail(self.fault.reason()); },
             }
-            let stuck = standstill.look(Instant::now(), self.shared.arrived.now().0);
+            let stuck = standstill.look(Instant::now(), self.shared.arrived.reads());
             if let Some(error) = stuck.filter(|_| !self.shared.machine().may_run())
                 && self.fail(error.in_full())
             {

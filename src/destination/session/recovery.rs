@@ -50,6 +50,8 @@ impl Session<'_> {
                 self.shared.replace_connection(generation);
                 machine.resumed(Instant::now(), generation, &arrived);
             });
+            // The guest may have given back what it lacked: then no page comes that would be the last.
+            self.complete();
         }
     }
 
