@@ -25,6 +25,14 @@ pub struct EncoderSettings {
     pub delta_cache: ByteCount,
 }
 
+impl EncoderSettings {
+    /// Whether pages that are sent again go as what has become of them.
+    #[must_use]
+    pub fn makes_differences(&self) -> bool {
+        self.codecs.contains(Codecs::DELTA) && self.delta_cache > ByteCount(0)
+    }
+}
+
 /// A chunk to encode.
 #[derive(Clone, Copy, Debug)]
 pub struct Work<'m> {

@@ -125,6 +125,12 @@ impl Estimator {
         (self.page_bytes(), PagesPerSec(self.cost().processor.value()))
     }
 
+    /// Pages a second through the processors, where these were waited for.
+    pub(super) fn measured_processors(&self) -> Option<PagesPerSec> {
+        let Rate { value, is_measured } = self.cost().processor;
+        value.filter(|_| is_measured).map(PagesPerSec)
+    }
+
     fn first_cost(&self) -> &Cost {
         if self.first.bytes.is_some() { &self.first } else { &self.again }
     }

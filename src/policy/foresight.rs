@@ -22,7 +22,7 @@ impl Policy {
         let asked = Limits { post_copy: PostCopy::Never, on_limit: OnLimit::Abort, max_rounds: limits.max_rounds.min(seen), ..limits };
         let mut hopeful = self.imagined(asked, OPTIMISM);
         let go_on = hopeful.verdict(Decision::Round, Reason::Converging, Duration::MAX);
-        let rest = hopeful.predict_rest(facts, go_on, self.curve(), Duration::ZERO);
+        let rest = hopeful.predict_rest(facts, go_on, self.curve(), None, Duration::ZERO);
         let is_out_of_sight = rest.stopped_by == Reason::MaxRounds && seen < limits.max_rounds;
         rest.decision == Decision::Abort && !is_out_of_sight
     }

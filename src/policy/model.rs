@@ -165,17 +165,27 @@ fn imagined(limits: Limits, memory: ByteCount, curve: &DirtyCurve) -> Policy {
 
 impl Policy {
     /// Predicts what is left of a migration after the round that `facts` describe and `verdict` judged, at the rates
-    /// measured so far, for a guest that goes on dirtying pages along `curve`. A round costs `round_cost` besides its
-    /// pages. The total counts from the start of the migration, the rounds are those still to come.
+    /// measured so far, for a guest that goes on dirtying pages along `curve`. A page that is sent again takes `again_bytes` as
+    /// long as none was, if that is known. A round costs `round_cost` besides its pages. The total counts from the start of the migration, the rounds are those still to come.
     #[must_use]
-    pub fn predict_rest(&self, facts: &RoundFacts, verdict: Verdict, curve: &DirtyCurve, round_cost: Duration) -> Prediction {
+    pub fn predict_rest(
+        &self,
+        facts: &RoundFacts,
+        verdict: Verdict,
+        curve: &DirtyCurve,
+        again_bytes: Option<f64>,
+        round_cost: Duration,
+    ) -> Prediction {
         let estimator = self.estimator();
         let most = self.guest().pages();
         let cost = |(bytes, processors)| PageCost { bytes, processors };
+        // Where the link was waited for, how many pages processors take is not known, but that these are more.
+        let foreseen = |bytes| PageCost { bytes, processors: estimator.measured_processors().unwrap_or(PagesPerSec(f64::INFINITY)) };
+        let again = again_bytes.filter(|_| !estimator.knows_resends()).map_or_else(|| cost(estimator.page_again()), foreseen);
         let model = Model {
             link: estimator.bandwidth(),
             first: cost(estimator.first_page()),
-            again: cost(estimator.page_again()),
+            again,
             dirtying: if curve.is_empty() { Dirtying::Steady { rate: estimator.dirty_rate(), most } } else { Dirtying::Along { curve, most } },
             round_cost,
             fixed_cost: facts.fixed_cost,

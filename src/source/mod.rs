@@ -35,6 +35,7 @@ mod post_copy;
 mod pre_copy;
 mod pump;
 mod push;
+mod resent;
 mod round;
 mod session;
 mod settle;

@@ -158,7 +158,9 @@ impl Driver<'_> {
             never_sent: tracking.watch.never_sent().count(),
             fixed_cost: self.fixed_cost(session).saturating_add(harvest),
         };
-        let verdict = self.decide(rounds, &facts, harvest);
+        // What was not agreed on makes nothing cheaper.
+        let again_bytes = rounds.tracking.watch.again_bytes().filter(|_| session.terms.encoder.makes_differences());
+        let verdict = self.decide(rounds, &facts, harvest, again_bytes);
         self.tell(&round, facts.dirty_after, verdict);
         (rounds.index, rounds.verdict) = (index + 1, Some(verdict));
         Ok((verdict, round.totals))
@@ -179,7 +181,7 @@ impl Driver<'_> {
     }
 
     /// What is to be done after a round, and the first time what is expected to come of it.
-    fn decide(&mut self, rounds: &mut Rounds, facts: &RoundFacts, harvest: Duration) -> Verdict {
+    fn decide(&mut self, rounds: &mut Rounds, facts: &RoundFacts, harvest: Duration, again_bytes: Option<f64>) -> Verdict {
         let Rounds { policy, tracking, .. } = rounds;
         policy.set_limits(self.steering.limits());
         let verdict = policy.after_round(facts);
@@ -188,7 +190,7 @@ impl Driver<'_> {
             self.outlived = self.steering.limits().timeout;
         }
         if self.report.predicted.is_none() && verdict.reason != Reason::Sampling {
-            let prediction = policy.predict_rest(facts, verdict, tracking.watch.curve(), harvest + ROUND_COST);
+            let prediction = policy.predict_rest(facts, verdict, tracking.watch.curve(), again_bytes, harvest + ROUND_COST);
             let Prediction { total, downtime, .. } = prediction;
             // As long as no rate is known it would take for ever, which is no prediction.
             self.report.predicted = (total.max(downtime) < Duration::MAX).then_some(Predicted { total, downtime });

@@ -83,7 +83,7 @@ impl Driver<'_> {
                 recv(session.pump.events()) -> event => if let Ok(SourceEvent::Reconnect) = event { self.phase(Phase::Resolving); },
                 recv(self.steering.cancelled()) -> _ => return Err(Error::Cancelled),
                 recv(look) -> _ => if let Some(watch) = &mut early {
-                    watch.look(self.tracker)?;
+                    watch.look(self.tracker, self.memory)?;
                     look = watch.next_look();
                 },
                 recv(ticker) -> _ => {

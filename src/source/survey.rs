@@ -15,7 +15,7 @@ use crate::guest::Guest;
 use crate::memory::GuestMemory;
 use crate::page::{Codecs, Encoder, EncoderSettings, Method, PageKey, Work};
 use crate::policy::{MeasuredGuest, PageCost};
-use crate::units::{ByteCount, PAGE_SIZE, PageCount, PageIndex, PagesPerSec};
+use crate::units::{ByteCount, PAGE_SIZE, PageCount, PagesPerSec};
 use crate::wire::FrameWriter;
 
 /// Watches a running guest for `time`, and samples its memory.
@@ -35,11 +35,9 @@ fn track(guest: &mut dyn Guest, memory: &GuestMemory, tracker: &mut dyn DirtyTra
     tracker.start(&mut populated)?;
     let began = Instant::now();
     let mut watch = DirtyWatch::new(memory.layout().chunks());
-    let mut resent = Resent::default();
     // The harvest at the end is the last look.
     while watch.next_look().recv_timeout(time.saturating_sub(began.elapsed())).is_ok() {
-        watch.look(tracker)?;
-        resent.look(memory, watch.found());
+        watch.look(tracker, memory)?;
     }
     let asked = Instant::now();
     let mut pending = PageBitmap::new(memory.layout().chunks());
@@ -55,7 +53,7 @@ fn track(guest: &mut dyn Guest, memory: &GuestMemory, tracker: &mut dyn DirtyTra
         memory: memory.layout().bytes(),
         reach,
         pages: looks[0].full_of(populated.count()),
-        again_bytes: resent.bytes().unwrap_or_else(|| looks.iter().map(|look| look.cost.bytes).fold(PAGE_SIZE as f64, f64::min)),
+        again_bytes: watch.again_bytes().unwrap_or_else(|| looks.iter().map(|look| look.cost.bytes).fold(PAGE_SIZE as f64, f64::min)),
         first: looks.into_iter().map(|look| look.cost).collect(),
         curve: watch.into_curve(),
         round_cost,
@@ -121,67 +119,6 @@ impl First {
     }
 }
 
-/// What pages cost that were sent before: copies of some that get dirty, compared with what becomes of them.
-#[derive(Default)]
-struct Resent {
-    copies: Vec<(PageIndex, Box<[u8; PAGE_SIZE]>)>,
-    bytes: Option<f64>,
-}
-
-impl Resent {
-    /// Compares the pages copied at the last look with what they hold now, and copies some of those `found` so far.
-    fn look(&mut self, memory: &GuestMemory, found: &PageBitmap) {
-        let mut packer = Packer::default();
-        let changed: Vec<f64> = self
-            .copies
-            .iter()
-            .filter_map(|(page, before)| {
-                let now = copy(memory, *page);
-                let difference: Vec<u8> = now.iter().zip(before.iter()).map(|(now, before)| now ^ before).collect();
-                // One that did not change was not written meanwhile, as far as can be told.
-                difference.iter().any(|&byte| byte != 0).then(|| packer.pack(&difference).min(packer.pack(&*now)) as f64)
-            })
-            .collect();
-        if !changed.is_empty() {
-            self.bytes = Some(changed.iter().sum::<f64>() / changed.len() as f64);
-        }
-        self.copies = pages(&found.spread(COPIES)).map(|page| (page, copy(memory, page))).collect();
-    }
-
-    fn bytes(&self) -> Option<f64> {
-        self.bytes
-    }
-}
-
-/// Packs one difference after the other.
-struct Packer {
-    room: Vec<u8>,
-}
-
-impl Default for Packer {
-    fn default() -> Self {
-        Self { room: vec![0; lz4_flex::block::get_maximum_output_size(PAGE_SIZE)] }
-    }
-}
-
-impl Packer {
-    /// The bytes it takes on the wire, about.
-    fn pack(&mut self, page: &[u8]) -> u64 {
-        let packed = lz4_flex::block::compress_into(page, &mut self.room).unwrap_or(PAGE_SIZE);
-        packed.min(PAGE_SIZE) as u64
-    }
-}
-
-fn pages(bitmap: &PageBitmap) -> impl Iterator<Item = PageIndex> + '_ {
-    bitmap.occupied().flat_map(|(chunk, word)| (0..u64::BITS).filter(move |bit| word >> bit & 1 == 1).map(move |bit| chunk.page(bit)))
-}
-
-fn copy(memory: &GuestMemory, page: PageIndex) -> Box<[u8; PAGE_SIZE]> {
-    let mut content = Box::new([0; PAGE_SIZE]);
-    memory.chunk(page.chunk()).copy_out(page.bit(), &mut content);
-    content
-}
-
 /// Workers of a migration by default, if there are processors for them.
 fn workers() -> f64 {
     std::thread::available_parallelism().map_or(1.0, |cores| cores.get().min(2) as f64)
@@ -194,6 +131,5 @@ const METHODS: [Method; 3] = [Method::Raw, Method::Lz4, Method::Zstd(1)];
 /// Nothing leaves this process.
 const NO_TOKEN: [u8; 16] = [0; 16];
 const SAMPLE: PageCount = PageCount(4096);
-const COPIES: PageCount = PageCount(256);
 /// Of a page that costs no bytes of its own.
 const MASK_BYTES: f64 = 1.0;

@@ -53,7 +53,7 @@ impl Driver<'_> {
         select! {
             recv(session.pump.ended()) -> ended => Err(session_error(ended.ok())),
             recv(self.steering.cancelled()) -> _ => Err(Error::Cancelled),
-            recv(watch.next_look()) -> _ => Ok(watch.look(self.tracker)?),
+            recv(watch.next_look()) -> _ => Ok(watch.look(self.tracker, self.memory)?),
         }
     }
 

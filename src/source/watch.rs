@@ -16,8 +16,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, at};
 
+use super::resent::Resent;
 use crate::bitmap::{PageBitmap, SharedBitmap};
 use crate::dirty::{DirtyError, DirtyTracker};
+use crate::memory::GuestMemory;
 use crate::policy::DirtyCurve;
 use crate::units::PageCount;
 
@@ -36,6 +38,7 @@ pub(super) struct DirtyWatch {
     lead: Option<Duration>,
     next: Duration,
     curve: DirtyCurve,
+    resent: Resent,
 }
 
 impl DirtyWatch {
@@ -51,6 +54,7 @@ impl DirtyWatch {
             lead: None,
             next: FIRST_LOOK,
             curve: DirtyCurve::default(),
+            resent: Resent::new(),
         }
     }
 
@@ -97,12 +101,13 @@ impl DirtyWatch {
         at(self.since + self.next)
     }
 
-    /// Peeks.
-    pub(super) fn look(&mut self, tracker: &mut dyn DirtyTracker) -> Result<(), DirtyError> {
+    /// Peeks, and sees what becomes of the pages of `memory` that were dirty at the last look.
+    pub(super) fn look(&mut self, tracker: &mut dyn DirtyTracker, memory: &GuestMemory) -> Result<(), DirtyError> {
         let time = self.since.elapsed();
         tracker.peek(&mut self.found)?;
         self.found.occupied().for_each(|(chunk, word)| self.skip.mark_word(chunk, word));
         self.curve.add(time, self.found.count());
+        self.resent.look(memory, &self.found);
         // Tracking may have begun long before the first round, which is what is looked at.
         let lead = *self.lead.get_or_insert(time.saturating_sub(FIRST_LOOK));
         self.next = lead + (time - lead).mul_f64(GROWTH);
@@ -114,6 +119,11 @@ impl DirtyWatch {
     pub(super) fn finish(&mut self, pending: &mut PageBitmap, unsent: PageCount) {
         pending.union_with(&self.never_sent);
         self.curve.add(self.since.elapsed(), PageCount(pending.count().0.saturating_sub(unsent.0)));
+    }
+
+    /// Wire bytes of a page that is sent again as a difference, about; nothing as long as none was seen to change.
+    pub(super) fn again_bytes(&self) -> Option<f64> {
+        self.resent.bytes()
     }
 
     /// Distinct pages by time, at the end.
@@ -135,15 +145,14 @@ const GROWTH: f64 = 1.5;
 mod tests {
     use super::*;
     use crate::dirty::{self, Choice, Marks, Tracked, TrackerKind};
-    use crate::memory::{Backing, GuestMemory, MemoryLayout};
+    use crate::memory::{Backing, MemoryLayout};
     use crate::units::{ChunkIndex, PageIndex};
 
     const CHUNKS: u32 = 4;
 
     /// A tracker of what is marked, started.
-    fn tracker() -> (Box<dyn DirtyTracker>, Marks) {
-        let memory = GuestMemory::allocate(MemoryLayout::flat(PageCount(256)).unwrap(), Backing::Anonymous).unwrap();
-        let tracked = Tracked { marks_complete: true, ..Tracked::plain(Arc::new(memory)) };
+    fn tracker(memory: &Arc<GuestMemory>) -> (Box<dyn DirtyTracker>, Marks) {
+        let tracked = Tracked { marks_complete: true, ..Tracked::plain(Arc::clone(memory)) };
         let mut tracker = dirty::open(Choice::Only(TrackerKind::Marked), &tracked).unwrap();
         tracker.start(&mut PageBitmap::new(CHUNKS)).unwrap();
         (tracker, tracked.marks)
@@ -157,12 +166,13 @@ mod tests {
 
     #[test]
     fn a_look_leaves_the_bits_with_the_tracker() {
-        let (mut tracker, marks) = tracker();
+        let memory = Arc::new(GuestMemory::allocate(MemoryLayout::flat(PageCount(256)).unwrap(), Backing::Anonymous).unwrap());
+        let (mut tracker, marks) = tracker(&memory);
         let mut watch = DirtyWatch::new(CHUNKS);
         let skip = watch.skip();
         for (page, found) in [(3, &[3][..]), (200, &[3, 200])] {
             marks.mark_pages(PageIndex(page), PageCount(1));
-            watch.look(&mut *tracker).unwrap();
+            watch.look(&mut *tracker, &memory).unwrap();
             let found = bitmap(found);
             assert_eq!(*watch.found(), found);
             assert_eq!(watch.curve().most(), found.count());
