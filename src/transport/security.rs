@@ -75,7 +75,10 @@ impl Route {
 
     fn secure(&self, stream: Stream, timeout: Duration) -> Result<Stream, TransportError> {
         match &self.security {
-            ClientSecurity::Plain => Ok(stream),
+            ClientSecurity::Plain => {
+                let _ = timeout;
+                Ok(stream)
+            }
             #[cfg(feature = "tls")]
             ClientSecurity::Tls(tls) => {
                 let peer = self.endpoint.to_string();
