@@ -17,6 +17,7 @@ use crate::sys::socket_queue;
 /// # Errors
 /// When the socket refuses an option.
 pub(super) fn set_patience(socket: &Socket, patience: Duration) -> io::Result<()> {
+    let patience = patience.clamp(LEAST, MOST);
     socket.set_write_timeout(Some(patience / LOOKS))?;
     if socket.domain()? == Domain::UNIX {
         return Ok(());
@@ -64,6 +65,10 @@ impl Write for Patient<'_> {
     }
 }
 
+/// The kernel counts in seconds and milliseconds, and not for ever: 32767 s between probes.
+const MOST: Duration = Duration::from_secs(3600);
+/// Nothing would be for ever to it.
+const LEAST: Duration = Duration::from_millis(100);
 /// How often it is looked before the peer is given up.
 const LOOKS: u32 = 4;
 
@@ -90,6 +95,15 @@ mod tests {
             SockRef::from(&near).set_tcp_user_timeout(None).unwrap();
         }
         (near, far)
+    }
+
+    #[test]
+    fn any_patience_is_taken() {
+        let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
+        for patience in [Duration::ZERO, Duration::from_micros(1), Duration::from_secs(1 << 20), Duration::MAX] {
+            let near = Stream::connect(listener.endpoint(), Duration::from_secs(5)).unwrap();
+            near.with_patience(patience).unwrap();
+        }
     }
 
     #[test]
