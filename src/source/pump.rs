@@ -84,6 +84,11 @@ impl Connections {
         Self { control: control.control(), address: control.peer_address(), bulk: Vec::new() }
     }
 
+    /// Others that are being attached stay, to be shut down with the session.
+    fn replace_control(&mut self, control: &Stream) {
+        (self.control, self.address) = (control.control(), control.peer_address());
+    }
+
     fn shut_down_bulk(&mut self) {
         self.bulk.drain(..).for_each(|connection| connection.shut_down());
     }
@@ -337,7 +342,7 @@ impl Session {
         self.connection = None;
         match self.connect_again() {
             Ok(stream) => {
-                *self.connections() = Connections::of(&stream);
+                self.connections().replace_control(&stream);
                 self.connection = Some(Connection::new(MessageReader::new(stream)));
                 self.machine.reconnected(Instant::now());
             }
