@@ -96,8 +96,11 @@ impl Lookahead {
 
     fn read_exact(&mut self, out: &mut [u8]) -> io::Result<()> {
         if self.stream.is_encrypted() {
-            self.stream.read_exact(out)?;
-            self.count_read();
+            let mut filled = 0;
+            while filled < out.len() {
+                filled += retry(|| self.stream.read(&mut out[filled..]))?;
+                self.count_read();
+            }
             return Ok(());
         }
         let mut filled = 0;
@@ -147,7 +150,9 @@ impl Lookahead {
                 pages.iter().for_each(|_| left &= left - 1);
                 pages.len() * PAGE_SIZE
             });
-            self.count_read();
+            if copied.is_ok() {
+                self.count_read();
+            }
             match copied {
                 // Less than a page is there, or nothing comes any more.
                 Ok(0) => {

@@ -77,11 +77,13 @@ struct Connections {
     address: Option<SocketAddr>,
     /// To be shut down when the session ends.
     bulk: Vec<StreamControl>,
+    /// Something is being written to the control connection.
+    is_writing: bool,
 }
 
 impl Connections {
     fn of(control: &Stream) -> Self {
-        Self { control: control.control(), address: control.peer_address(), bulk: Vec::new() }
+        Self { control: control.control(), address: control.peer_address(), bulk: Vec::new(), is_writing: false }
     }
 
     /// Others that are being attached stay, to be shut down with the session.
@@ -98,7 +100,7 @@ impl Pump {
     /// Connects and begins the session.
     pub(super) fn start(route: &Route, offer: Offer, timeouts: &Timeouts) -> Result<Self, Error> {
         let stream = route.connect(timeouts.handshake)?.with_patience(timeouts.transport())?;
-        // The driver sends at most one command while another waits; events beyond the few that matter are progress,
+        // The driver sends at most one command while another waits, and threads that attach lanes one each, which may wait; events beyond the few that matter are progress,
         // dropped when the driver is busy; the end has a channel of its own so that it is never waited for.
         let (commands, to_do) = bounded(4);
         let (tell, events) = bounded(16);
@@ -148,7 +150,7 @@ impl Pump {
     }
 
     fn connections(&self) -> MutexGuard<'_, Connections> {
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.connections)
     }
 
     /// Asks for something. A session that has ended does nothing any more, and says so through [`Pump::ended`].
@@ -175,6 +177,15 @@ impl Drop for Pump {
         self.commands = None;
         self.bell.ring();
         if let Some(thread) = self.thread.take() {
+            // What a peer takes its time to read is of no more use.
+            let mut writing_since = None;
+            while !thread.is_finished() {
+                writing_since = if self.connections().is_writing { writing_since.or_else(|| Some(Instant::now())) } else { None };
+                if writing_since.is_some_and(|since| since.elapsed() > LAST_WORDS) {
+                    self.connections().control.shut_down();
+                }
+                std::thread::sleep(LOOK_EVERY);
+            }
             // A panic there was reported by the panic hook; there is no more to do about it here.
             let _ = thread.join();
         }
@@ -316,7 +327,9 @@ impl Session {
         while let Some(message) = self.machine.poll_message() {
             // Without a connection this is only ever Abort, and nobody is there to hear it.
             if let Some(connection) = &mut self.connection {
+                lock(&self.connections).is_writing = true;
                 connection.send(&message);
+                lock(&self.connections).is_writing = false;
             }
         }
     }
@@ -369,10 +382,17 @@ impl Session {
     }
 
     fn connections(&self) -> MutexGuard<'_, Connections> {
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.connections)
     }
 }
 
+fn lock(connections: &Mutex<Connections>) -> MutexGuard<'_, Connections> {
+    connections.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How long the last words of a session may take to write, and how often it is looked whether it is over.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(1);
 /// Events that may wait before progress is dropped; the rest of the room is for those that matter.
 const PROGRESS_ROOM: usize = 8;
 /// How long to wait when the machine waits for nothing.

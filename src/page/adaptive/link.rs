@@ -68,6 +68,8 @@ pub(super) struct Link {
     widest: u64,
     /// Windows in a row in which bytes were under way all the time.
     saturated: u32,
+    /// How long that was in all, seconds.
+    saturated_for: f64,
     /// Windows in a row in which they were not, ...
     free: u32,
     /// ... and in which there was hardly ever anything under way that the receiver had room for.
@@ -127,6 +129,7 @@ impl Link {
             slowness: 1.0,
             widest: 0,
             saturated: 0,
+            saturated_for: 0.0,
             free: 0,
             idle: 0,
             last: None,
@@ -248,12 +251,13 @@ impl Link {
 
         let is_full = window.busy > window.elapsed * SATURATED && !is_behind;
         (self.saturated, self.free) = if is_full { (self.saturated + 1, 0) } else { (0, self.free.saturating_add(1)) };
+        self.saturated_for = if is_full { self.saturated_for + window.elapsed } else { 0.0 };
         let is_idle = window.busy - if is_behind { window.behind } else { 0.0 } < window.elapsed * IDLE;
         self.idle = if is_idle { self.idle.saturating_add(1) } else { 0 };
         self.remember(window);
         let known = self.seen_at_best();
         // Now and then something is under way all the time by chance, above all where processors are short.
-        let is_sure = self.saturated >= if self.was_measured { IN_A_ROW } else { FIRST_IN_A_ROW };
+        let is_sure = if self.was_measured { self.saturated >= IN_A_ROW } else { self.saturated >= 2 && self.saturated_for >= FIRST_SURE };
         self.since_measured = if is_sure { 0 } else { self.since_measured.saturating_add(1) };
         self.was_measured |= is_sure;
         // One that was full a moment ago, and now is with no more than it carried then, is full again.
@@ -265,7 +269,7 @@ impl Link {
             (_, 0) => self.rate,
             // However little arrived: that says how slow the sender is.
             (false, _) if self.idle >= IN_A_ROW => self.rate * FIRST_STEP,
-            _ if is_behind => (self.rate * LIMIT).min(known * LIMIT),
+            (true, _) if is_behind => (self.rate * LIMIT).min(known * LIMIT),
             (true, ..IN_A_ROW) => self.rate.min(known * LIMIT),
             (false, _) => (self.rate.min(known) * FIRST_STEP).max(FIRST_HOPE),
             (true, _) => (self.rate * HOPE).min(known * LIMIT),
@@ -305,8 +309,8 @@ const SATURATED: f64 = 0.9;
 const IDLE: f64 = 0.1;
 /// So it is in how many windows. After as many in which they were not, the link may have become faster.
 const IN_A_ROW: u32 = 3;
-/// The same for a link of which nothing is known.
-const FIRST_IN_A_ROW: u32 = 4;
+/// Two windows are enough for a link of which nothing is known, if they are so many seconds.
+const FIRST_SURE: f64 = 4.0 * FIRST_WINDOW;
 /// Up to so many times what a full link carried of late, it carries no more than that.
 const AGAIN: f64 = 1.1;
 /// How many windows a link is remembered for at its best.

@@ -83,7 +83,7 @@ impl Destination {
             _ if now >= self.pulse.silent_at() => {
                 return self.broken(ProtocolError::Silent { waited: self.timeouts.silence, state });
             }
-            // Before Accept the source waits for nothing else, and after Running for nothing at all.
+            // Before Accept the source waits for nothing else, and after Running for nothing more.
             State::Offered | State::Running { .. } => return,
             _ => {}
         }

@@ -91,11 +91,8 @@ impl Destination {
                 let arrived_in_all = extent(arrived);
                 assert_eq!(Some(arrived.chunks()), self.offer.as_ref().map(|offer| offer.layout.chunks()), "a bitmap of another memory");
                 assert!(arrived_in_all.pages <= pages, "{} pages have arrived, {} were missing", arrived_in_all.pages.0, pages.0);
-                let before = self.outbox.len();
+                self.link = Link::Attaching { until: after(now, self.timeouts.handshake), attached: Attached::default() };
                 self.outbox.extend(pieces(arrived).map(|(first, words)| Message::Arrived { first, words }));
-                // Each has to cross the link before the source can attach a lane.
-                let messages = u32::try_from(self.outbox.len() - before + 1).unwrap_or(u32::MAX);
-                self.link = Link::Attaching { until: after(now, self.timeouts.handshake.saturating_mul(messages)), attached: Attached::default() };
                 self.outbox.push_back(Message::Resumed { generation, arrived: arrived_in_all });
                 if matches!(self.state, State::Fetching) {
                     // The source may not have heard it the first time.

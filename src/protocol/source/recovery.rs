@@ -81,7 +81,8 @@ impl Recovery {
     pub(super) fn next_timeout(&self, alive: Instant) -> Instant {
         match self.attempt {
             Attempt::Connecting => self.until,
-            Attempt::Resuming { until, .. } | Attempt::Attaching { until } => until.min(alive),
+            Attempt::Resuming { until, .. } => until,
+            Attempt::Attaching { until } => until.min(alive),
             Attempt::Waiting { until } => until.min(self.until),
         }
     }
@@ -157,7 +158,6 @@ impl Source {
         let patience = self.patience();
         if let State::Recovering(Recovery { attempt: attempt @ Attempt::Connecting, .. }) = &mut self.state {
             *attempt = Attempt::Resuming { until: after(now, patience), arrived: Assembly::new(chunks) };
-            self.pulse = Pulse::new(now, &self.timeouts);
             self.outbox.push_back(Message::Resume { session: self.offer.session, token: self.offer.token });
         }
     }
@@ -244,14 +244,13 @@ impl Source {
             Attempt::Attaching { .. } if now >= silence => {
                 self.broken(now, ProtocolError::Silent { waited: self.timeouts.silence, state });
             }
-            // The destination waits for lanes as long as it hears of this end.
-            Attempt::Resuming { .. } | Attempt::Attaching { .. } => self.beat(now),
+            Attempt::Attaching { .. } => self.beat(now),
             Attempt::Connecting | Attempt::Waiting { .. } if now >= recovery.until => self.give_up(),
             Attempt::Waiting { until } if now >= until => {
                 recovery.attempt = Attempt::Connecting;
                 self.events.push_back(SourceEvent::Reconnect);
             }
-            Attempt::Connecting | Attempt::Waiting { .. } => {}
+            Attempt::Resuming { .. } | Attempt::Connecting | Attempt::Waiting { .. } => {}
         }
     }
 

@@ -183,9 +183,6 @@ impl<'d> Shared<'d> {
 }
 
 fn broken(lane: Lane, source: std::io::Error) -> Error {
-    // The send timeout shows as "would block": say what it means.
-    let stalled = source.kind() == std::io::ErrorKind::WouldBlock;
-    let source = if stalled { std::io::Error::new(std::io::ErrorKind::TimedOut, "the peer takes no data") } else { source };
     TransportError::Broken { lane: lane.to_string(), source }.into()
 }
 

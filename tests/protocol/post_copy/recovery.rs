@@ -243,31 +243,6 @@ fn lanes_that_do_not_come_back_in_time_interrupt_again() {
 }
 
 #[test]
-fn what_has_arrived_may_take_its_time_to_be_told() {
-    let Timeouts { handshake, .. } = Timeouts::default();
-    let mut pair = asking(Point::Running);
-    assert_eq!(pair.destination.resume(pair.now, TOKEN), Resumption::Accepted { generation: 1 });
-    pair.destination.resumed(pair.now, 1, &pages(&[]));
-    // Bytes of it trickle in at the source, which says that it is alive.
-    let told_at = pair.now + handshake - Duration::from_secs(1);
-    while pair.now < told_at {
-        pair.now += Duration::from_millis(200);
-        pair.source.heard(pair.now);
-        pair.source.handle_timeout(pair.now);
-        while let Some(message) = pair.source.poll_message() {
-            if message == Message::Ping {
-                pair.destination.handle_message(pair.now, message);
-            }
-        }
-        pair.destination.handle_timeout(pair.now);
-    }
-    pair.source_events.clear();
-    pair.deliver();
-    attach(&mut pair, 1);
-    complete(&mut pair);
-}
-
-#[test]
 fn trouble_with_lanes_of_another_generation_means_nothing() {
     let mut pair = asking(Point::Running);
     pair.source.interrupt(pair.now, 0);
