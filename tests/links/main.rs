@@ -7,7 +7,7 @@
 //! root, `ip` and `tc`, and is skipped without them; no KVM: the guest is a workload then. The figures are printed.
 //! - Downtime is under the default limit of 300 ms, at both ends' reckoning and as the guest felt it, and these agree
 //!   within 20 ms: 1 Gbit/s and unshaped (a guest of 1 GiB, 256 MiB of it filled, 64 MiB of it written at 10000 pages/s),
-//!   100 Mbit/s (a smaller one); within 80 ms at 256 kbit/s (a tiny one). In one of three tries: a busy host keeps a guest waiting that nobody has stopped.
+//!   100 Mbit/s (a smaller one); within 80 ms at 384 kbit/s (a tiny one). In one of three tries: a busy host keeps a guest waiting that nobody has stopped.
 //! - `--bandwidth 200Mbit/s` over four channels: no more than that crosses, and no less than 95 % of it.
 //! - The cable is pulled in the middle, at either end: within 15 s the sender ends with 1 and its guest is proven to run,
 //!   and the receiver drops what had come; once the cable is back the same receiver takes a guest in.
@@ -53,7 +53,7 @@ type Case = fn() -> Result<String>;
 const CASES: [(&str, Case); 7] = [
     ("downtime at 1 Gbit/s", || downtime(Some("1gbit"), LARGE, AGREEMENT)),
     ("downtime at 100 Mbit/s", || downtime(Some("100mbit"), SMALL, AGREEMENT)),
-    ("downtime at 256 kbit/s", || downtime(Some("256kbit"), TINY, 4.0 * AGREEMENT)),
+    ("downtime at 384 kbit/s", || downtime(Some("384kbit"), TINY, 4.0 * AGREEMENT)),
     ("downtime, unshaped", || downtime(None, LARGE, AGREEMENT)),
     ("bandwidth of 200 Mbit/s over 4 channels", bandwidth),
     ("cable pulled at the source", || cut(End::Source)),
