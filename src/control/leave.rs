@@ -43,6 +43,11 @@ impl Leave {
         Ok(Some(MESSAGE_HEADER_BYTES + length as usize))
     }
 
+    /// Whether a long message is coming in.
+    pub(super) fn is_given(&self) -> bool {
+        self.is_given
+    }
+
     /// The message has come.
     pub(super) fn over(&mut self) {
         self.is_given = false;

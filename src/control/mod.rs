@@ -147,8 +147,10 @@ impl MessageReader {
 pub(crate) enum Heard {
     /// This.
     Message(Message),
-    /// Bytes of a message that is not whole yet.
+    /// Bytes of a message that is not whole yet: no more than a sign of life.
     Part,
+    /// The same of one that is so long that it takes its time.
+    LongPart,
     /// The bell.
     Bell,
     /// Nothing, for as long as it was listened.
@@ -201,7 +203,8 @@ impl Connection {
                 return Ok(Heard::Message(message));
             }
             if self.reader.has_more && self.reader.fill_at_once()? {
-                return Ok(self.take()?.map_or(Heard::Part, Heard::Message));
+                let part = |leave: &Leave| if leave.is_given() { Heard::LongPart } else { Heard::Part };
+                return Ok(self.take()?.map_or_else(|| part(&self.leave), Heard::Message));
             }
             let left = until.map_or(patience, |until| until.saturating_duration_since(Instant::now()));
             match bell.wait(Some(self.reader.stream.as_fd()), left)? {
@@ -335,7 +338,7 @@ mod tests {
         let next = |connection: &mut Connection| {
             loop {
                 match connection.listen(&bell, SOON) {
-                    Ok(Heard::Part) => {}
+                    Ok(Heard::LongPart) => {}
                     heard => break heard,
                 }
             }

@@ -1,6 +1,7 @@
 //! The thread that drives a session's protocol machine at the destination.
 //!
-//! It never does anything that takes long, so that the heartbeat goes on whatever the session is busy with.
+//! It does nothing that takes long but to write what a slow peer takes its time to read, so that the heartbeat goes on
+//! whatever the session is busy with.
 
 use std::sync::{Arc, MutexGuard};
 use std::thread::JoinHandle;
@@ -39,7 +40,8 @@ impl Pump {
             let patience = deadline.map_or(IDLE, |deadline| deadline.saturating_duration_since(Instant::now()));
             match Connection::listen_on(self.connection.as_mut(), &self.shared.bell, patience) {
                 Ok(Heard::Message(message)) => self.machine_of_now().handle_message(Instant::now(), message),
-                Ok(Heard::Part) => {
+                Ok(Heard::Part) => self.shared.machine().heard(Instant::now()),
+                Ok(Heard::LongPart) => {
                     self.shared.arrived.note_part();
                     self.shared.machine().heard(Instant::now());
                 }

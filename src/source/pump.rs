@@ -244,7 +244,7 @@ impl Session {
         let patience = deadline.map_or(IDLE, |deadline| deadline.saturating_duration_since(Instant::now()));
         match Connection::listen_on(self.connection.as_mut(), &self.bell, patience) {
             Ok(Heard::Message(message)) => self.machine.handle_message(Instant::now(), message),
-            Ok(Heard::Part) => self.machine.heard(Instant::now()),
+            Ok(Heard::Part | Heard::LongPart) => self.machine.heard(Instant::now()),
             Ok(Heard::Bell) => {}
             Ok(Heard::Nothing) => self.machine.handle_timeout(Instant::now()),
             Err(error) => self.lost(error),

@@ -10,7 +10,7 @@ use crate::forge;
 use crate::honest::{Host, TIMEOUTS};
 use crate::source::{EvilSource, Stage};
 use crate::table::Row;
-use crate::talk::{PATIENCE, Talk};
+use crate::talk::{PATIENCE, Talk, encoded};
 
 /// Whoever takes too long, each at a receiver of its own.
 pub(crate) fn slow_ones() -> Vec<Row> {
@@ -63,6 +63,13 @@ pub(crate) fn slow_ones() -> Vec<Row> {
             for _ in 0..60 {
                 evil.control.say(&Message::Ping);
                 std::thread::sleep(Duration::from_millis(100));
+            }
+        }),
+        row("signs of life in two halves each, and nothing else", Stage::Copied, |evil| {
+            let ping = encoded(&Message::Ping);
+            for half in ping.chunks(ping.len().div_ceil(2)).cycle().take(120) {
+                evil.control.say_bytes(half);
+                std::thread::sleep(Duration::from_millis(50));
             }
         }),
     ]

@@ -4,6 +4,8 @@
 use pageferry::wire::{FRAME_HEADER_BYTES, Message};
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::talk::encoded;
+
 /// A frame, field by field.
 #[derive(Clone, Default)]
 pub(crate) struct Frame {
@@ -87,17 +89,14 @@ pub(crate) fn message(kind: u16, body: &[u8]) -> Vec<u8> {
 
 /// The bytes of `message` with one bit of byte `at` turned.
 pub(crate) fn altered(message: &Message, at: usize) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    message.encode(&mut bytes).unwrap();
+    let mut bytes = encoded(message);
     bytes[at] ^= 0x10;
     bytes
 }
 
 /// The body of `message`, for changes at known places.
 pub(crate) fn body(message: &Message) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    message.encode(&mut bytes).unwrap();
-    bytes.split_off(32)
+    encoded(message).split_off(32)
 }
 
 // Numbers of messages.

@@ -18,7 +18,7 @@ use crate::honest::{Host, TIMEOUTS};
 use crate::log;
 use crate::source::{CHANNELS, COMMIT, EvilSource};
 use crate::table::Row;
-use crate::talk::{PATIENCE, Talk};
+use crate::talk::{PATIENCE, Talk, encoded};
 
 fn host() -> Host {
     log::listen();
@@ -240,12 +240,6 @@ fn after_running() -> Vec<(&'static str, &'static str, On)> {
 fn second(chunk: u32, mask: u64) -> Frame {
     let raw = vec![7; 4096 * mask.count_ones() as usize];
     Frame { kind: 4, sequence: 1, masks: [0, 0, 0, 0, 0, 0, 0, mask], raw, ..Frame::raw_page(chunk) }
-}
-
-fn encoded(message: &Message) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    message.encode(&mut bytes).unwrap();
-    bytes
 }
 
 pub(crate) fn while_pages_are_missing() -> Vec<Row> {

@@ -25,9 +25,7 @@ impl Talk {
     }
 
     pub(crate) fn say(&mut self, message: &Message) {
-        let mut bytes = Vec::new();
-        message.encode(&mut bytes).unwrap();
-        self.say_bytes(&bytes);
+        self.say_bytes(&encoded(message));
     }
 
     /// The other side may have had enough already; what it thinks of it is heard, not written.
@@ -81,4 +79,11 @@ impl Talk {
         assert!(self.heard.is_empty(), "bytes after the last message: {:?}", self.heard);
         self.stream
     }
+}
+
+/// The bytes of `message`.
+pub(crate) fn encoded(message: &Message) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    message.encode(&mut bytes).unwrap();
+    bytes
 }
