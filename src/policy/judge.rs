@@ -134,7 +134,7 @@ impl Policy {
         let limit = self.reached_limit(facts);
         let (decision, reason) = if let PostCopy::After(rounds) = self.post_copy() {
             self.towards(rounds, facts, limit)
-        } else if facts.dirty_after <= self.limits.dirty_threshold {
+        } else if self.are_few(facts.dirty_after, remainder) {
             (Decision::StopAndCopy, Reason::DirtyThreshold)
         } else if expected <= self.limits.downtime_limit {
             let is_worth_it = limit.is_none() && self.is_worth_a_round(facts, remainder);
@@ -160,11 +160,11 @@ impl Policy {
     /// Only a stop that promised to fit is taken back, and only three times in a migration. A switch to post-copy that
     /// nobody asked for becomes a stop where the rest fits after all.
     pub fn after_pause(&mut self, facts: &PauseFacts) -> Verdict {
-        let expected =
-            facts.paused_for.saturating_add(self.estimator.time_for_rest(facts.remaining, facts.never_sent)).saturating_add(facts.fixed_cost);
+        let remainder = self.estimator.time_for_rest(facts.remaining, facts.never_sent);
+        let expected = facts.paused_for.saturating_add(remainder).saturating_add(facts.fixed_cost);
         let (decision, reason) = self.stop.unwrap_or((Decision::StopAndCopy, Reason::MaxRounds));
         let promised = matches!(reason, Reason::DowntimeLimit | Reason::DirtyThreshold);
-        let over = expected > self.limits.downtime_limit && facts.remaining > self.limits.dirty_threshold;
+        let over = expected > self.limits.downtime_limit && !self.are_few(facts.remaining, remainder);
         let (decision, reason) = match decision {
             Decision::PostCopy if !over && reason != Reason::AsAsked => (Decision::StopAndCopy, Reason::DowntimeLimit),
             Decision::StopAndCopy if promised && over && self.switches_at_limits() => (Decision::PostCopy, Reason::OverBudget),
@@ -175,6 +175,11 @@ impl Policy {
             as_decided => (as_decided, reason),
         };
         self.verdict(decision, reason, expected)
+    }
+
+    /// Whether `dirty` pages, which take so long on the link, are not worth another round.
+    fn are_few(&self, dirty: PageCount, remainder: Duration) -> bool {
+        self.limits.dirty_threshold.admits(dirty, remainder, self.limits.downtime_limit)
     }
 
     /// What of post-copy is both wanted and possible.

@@ -16,8 +16,8 @@ pub struct Limits {
     pub max_rounds: u32,
     /// `v_th`: memory moved in pre-copy; the round that passes it is the last.
     pub max_volume: VolumeLimit,
-    /// `p_th`: at or under this many dirty pages the guest is stopped.
-    pub dirty_threshold: PageCount,
+    /// `p_th`: so few dirty pages that the guest is stopped.
+    pub dirty_threshold: DirtyThreshold,
     /// The longest that the guest may be expected to stand still when it is stopped; rounds that shorten it go on while they
     /// are cheap. Zero never stops it.
     pub downtime_limit: Duration,
@@ -44,13 +44,38 @@ impl Default for Limits {
         Self {
             max_rounds: 30,
             max_volume: VolumeLimit::Times(10.0),
-            dirty_threshold: PageCount(50),
+            dirty_threshold: DirtyThreshold::Few,
             downtime_limit: Duration::from_millis(300),
             timeout: None,
             plateau: Plateau::Watch,
             on_limit: OnLimit::Stop,
             post_copy: PostCopy::Never,
         }
+    }
+}
+
+/// `p_th`, as asked for or by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DirtyThreshold {
+    /// At or under so many, whatever they take.
+    Pages(PageCount),
+    /// At or under 50, where the link takes no longer for them than [`Limits::downtime_limit`]: on a very slow one it would.
+    Few,
+}
+
+impl DirtyThreshold {
+    /// The most that it can be.
+    #[must_use]
+    pub fn pages(self) -> PageCount {
+        match self {
+            Self::Pages(pages) => pages,
+            Self::Few => PageCount(50),
+        }
+    }
+
+    /// Whether `dirty` pages, which take so long on the link, are that few.
+    pub(super) fn admits(self, dirty: PageCount, remainder: Duration, downtime_limit: Duration) -> bool {
+        dirty <= self.pages() && (self != Self::Few || remainder <= downtime_limit)
     }
 }
 

@@ -33,5 +33,5 @@ pub use estimate::Estimator;
 pub use facts::{Bottleneck, PauseFacts, RoundFacts};
 pub use judge::Policy;
 pub use judge::SAMPLE_PAGES;
-pub use limits::{Limits, MAX_ROUNDS, OnLimit, Plateau, PostCopy, VolumeLimit};
+pub use limits::{DirtyThreshold, Limits, MAX_ROUNDS, OnLimit, Plateau, PostCopy, VolumeLimit};
 pub use model::{Bounds, MeasuredGuest, ModelInput, PageCost, PredictedRound, Prediction, predict, predict_measured};

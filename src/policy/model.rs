@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Bottleneck, Decision, DirtyCurve, Limits, MAX_ROUNDS, OnLimit, Policy, PostCopy, Reason, RoundFacts, SAMPLE_PAGES, Verdict};
+use super::{
+    Bottleneck, Decision, DirtyCurve, DirtyThreshold, Limits, MAX_ROUNDS, OnLimit, Policy, PostCopy, Reason, RoundFacts, SAMPLE_PAGES, Verdict,
+};
 use crate::units::{ByteCount, BytesPerSec, PAGE_SIZE, PageCount, PagesPerSec, RunShare};
 
 /// What a prediction is made from.
@@ -220,7 +222,10 @@ impl ModelInput {
     /// How much of `once`, which is all of memory, may be copied while the guest stands still.
     fn most_copied(&self, once: Duration) -> Duration {
         let limits = &self.limits;
-        let few = self.bandwidth.time_for(limits.dirty_threshold.bytes());
+        let few = match limits.dirty_threshold {
+            DirtyThreshold::Pages(pages) => self.bandwidth.time_for(pages.bytes()),
+            DirtyThreshold::Few => limits.downtime_limit,
+        };
         let fits = few.max(limits.downtime_limit.saturating_sub(self.fixed_cost)).min(once);
         match (limits.post_copy, limits.on_limit) {
             (PostCopy::Auto, _) | (PostCopy::Never, OnLimit::PostCopy) => fits,

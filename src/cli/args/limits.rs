@@ -6,7 +6,7 @@ use clap::ValueEnum;
 
 use super::UsageError;
 use crate::cli::units::{number_in, parse_volume};
-use crate::policy::{Limits, MAX_ROUNDS, OnLimit, Plateau, PostCopy, VolumeLimit};
+use crate::policy::{DirtyThreshold, Limits, MAX_ROUNDS, OnLimit, Plateau, PostCopy, VolumeLimit};
 use crate::units::PageCount;
 use crate::units::text::parse_time;
 
@@ -20,9 +20,9 @@ pub struct LimitArgs {
     /// Memory moved in pre-copy: a size, or Nx for N times the guest's memory
     #[arg(long, value_name = "SIZE|Nx", default_value = "10x", value_parser = parse_volume)]
     max_volume: VolumeLimit,
-    /// Stop the guest at or under this many dirty pages
-    #[arg(long, value_name = "PAGES", default_value = "50", value_parser = number_in(0..=u64::MAX))]
-    dirty_threshold: u64,
+    /// Stop the guest at or under this many dirty pages [default: 50, where they fit the downtime limit]
+    #[arg(long, value_name = "PAGES", value_parser = number_in(0..=u64::MAX))]
+    dirty_threshold: Option<u64>,
     /// The longest that the guest may stand still; rounds that shorten it go on while they are cheap
     #[arg(long, value_name = "TIME", default_value = "300ms", value_parser = parse_time)]
     downtime_limit: Duration,
@@ -48,7 +48,7 @@ impl LimitArgs {
         Ok(Limits {
             max_rounds: self.max_rounds,
             max_volume: self.max_volume,
-            dirty_threshold: PageCount(self.dirty_threshold),
+            dirty_threshold: self.dirty_threshold.map_or(DirtyThreshold::Few, |pages| DirtyThreshold::Pages(PageCount(pages))),
             downtime_limit: self.downtime_limit,
             timeout: self.timeout,
             plateau: Plateau::Watch,

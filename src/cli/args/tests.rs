@@ -5,7 +5,7 @@ use clap::{CommandFactory, Parser};
 use super::*;
 use crate::dirty::TrackerKind;
 use crate::page::{Compression, DeltaCache};
-use crate::policy::{Limits, OnLimit, PostCopy, VolumeLimit};
+use crate::policy::{DirtyThreshold, Limits, OnLimit, PostCopy, VolumeLimit};
 use crate::units::{ByteCount, BytesPerSec, PageCount};
 
 /// Flags that are enough, on loopback.
@@ -52,7 +52,7 @@ fn every_flag_of_the_sender_arrives() {
     let limits = Limits {
         max_rounds: 5,
         max_volume: VolumeLimit::Times(3.5),
-        dirty_threshold: PageCount(7),
+        dirty_threshold: DirtyThreshold::Pages(PageCount(7)),
         downtime_limit: Duration::from_millis(1500),
         timeout: Some(Duration::from_secs(120)),
         on_limit: OnLimit::Abort,

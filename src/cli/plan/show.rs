@@ -81,7 +81,7 @@ fn why(plan: &Prediction, input: &ModelInput) -> String {
         _ => "stops",
     };
     let because = match plan.stopped_by {
-        Reason::DirtyThreshold => format!("at most {} are dirty", limits.dirty_threshold),
+        Reason::DirtyThreshold => format!("at most {} are dirty", limits.dirty_threshold.pages()),
         Reason::DowntimeLimit => format!("the rest fits in the downtime limit of {}", Exact(limits.downtime_limit)),
         Reason::MaxRounds if limits.max_rounds == 0 => "no rounds are allowed".to_owned(),
         Reason::MaxRounds => format!("no more than {} rounds are allowed", limits.max_rounds),

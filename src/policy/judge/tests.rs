@@ -1,7 +1,7 @@
 //! Tables of rounds and what is decided after them.
 
 use super::*;
-use crate::policy::{Bottleneck, VolumeLimit};
+use crate::policy::{Bottleneck, DirtyThreshold, VolumeLimit};
 use crate::units::{BytesPerSec, PagesPerSec};
 
 const GUEST: ByteCount = ByteCount(1 << 30);
@@ -59,6 +59,31 @@ fn each_limit_stops_pre_copy_with_its_own_reason() {
         assert_eq!(decisions.last().map(String::as_str), Some(last), "{name}");
         assert!(decisions[..decisions.len() - 1].iter().all(|decision| decision == "round: converging"), "{name}: {decisions:?}");
     }
+}
+
+#[test]
+fn few_pages_that_take_long_are_stopped_for_only_if_asked() {
+    // A hundred pages a second: 40 take 400 ms, more than the limit, and 20 take 200.
+    let slow = |index, dirty| {
+        let bytes = PageCount(100).bytes();
+        RoundFacts { pages: PageCount(100), wire_bytes: bytes, arrived: bytes, first: PageCount(0), ..round(index, dirty) }
+    };
+    let decide = |dirty_threshold, dirty: &[u64]| {
+        let mut policy = Policy::new(Limits { dirty_threshold, ..Limits::default() }, GUEST);
+        (0..).zip(dirty).map(|(index, &dirty)| policy.after_round(&slow(index, dirty)).to_string()).collect::<Vec<_>>()
+    };
+    let (few, fifty) = (DirtyThreshold::Few, DirtyThreshold::Pages(PageCount(50)));
+    assert_eq!(decide(fifty, &[40]), ["stop-and-copy: dirty-threshold"]);
+    assert_eq!(decide(few, &[40, 20]), ["round: converging", "stop-and-copy: dirty-threshold"]);
+    assert_eq!(decide(few, &[40, 40, 40, 40]).last().unwrap(), "stop-and-copy: plateau");
+    assert_eq!(decide(few, &[0]), ["stop-and-copy: dirty-threshold"]);
+    let after_pause = |dirty_threshold| {
+        let mut policy = Policy::new(Limits { dirty_threshold, ..Limits::default() }, GUEST);
+        assert_eq!(policy.after_round(&slow(0, 20)).to_string(), "stop-and-copy: dirty-threshold");
+        let facts = PauseFacts { remaining: PageCount(40), never_sent: PageCount(0), paused_for: Duration::ZERO, fixed_cost: Duration::ZERO };
+        policy.after_pause(&facts).to_string()
+    };
+    assert_eq!((after_pause(fifty).as_str(), after_pause(few).as_str()), ("stop-and-copy: dirty-threshold", "round: over-budget"));
 }
 
 #[test]
@@ -346,7 +371,7 @@ fn what_is_left_after_the_pause_decides_how_the_guest_moves() {
     };
     let auto = Limits { post_copy: PostCopy::Auto, ..Limits::default() };
     for limits in [auto, Limits { on_limit: OnLimit::PostCopy, ..Limits::default() }] {
-        let few = Limits { dirty_threshold: PageCount(3000), ..limits };
+        let few = Limits { dirty_threshold: DirtyThreshold::Pages(PageCount(3000)), ..limits };
         let policy = || stopped(few, 2900, "stop-and-copy: dirty-threshold");
         assert_eq!(policy().after_pause(&fits).to_string(), "stop-and-copy: dirty-threshold");
         assert_eq!(policy().after_pause(&too_much).to_string(), "post-copy: over-budget", "at once, not after three more rounds");
