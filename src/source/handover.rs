@@ -28,7 +28,7 @@ impl Driver<'_> {
     /// Sends the remainder and the state, and gives the guest away.
     pub(super) fn hand_over(&mut self, session: &Session<'_>, mut last: LastRound) -> Result<(), Error> {
         let remainder = std::mem::replace(&mut last.remainder, PageBitmap::new(0));
-        let (round, state) = self.last_round(session, &mut last, remainder, Then::RoundEnd)?;
+        let (round, state) = self.last_round(session, &mut last, remainder, Then::Handover)?;
         self.record(last.kind, &round, Some(PageCount(0)), None);
         self.get_ready(session, Command::Finish { totals: round.totals, state }, &mut last.downtime)?;
         self.commit(session, last.downtime)
@@ -50,7 +50,7 @@ impl Driver<'_> {
         let (state, step) = self.save_state(&mut last.downtime)?;
         let round = self.await_round(session, &begun, None)?;
         self.standing.leave_last_round();
-        if then == Then::RoundEnd {
+        if then == Then::Handover {
             self.standing.has_sent();
         }
         step.map_err(Error::AtPause)?;

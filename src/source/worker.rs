@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, Sender};
 use crossbeam::utils::CachePadded;
 
-use super::fleet::{Allotment, Seat};
+use super::fleet::{Allotment, Seat, Urgency};
 use super::on_processor::on_processor;
 use crate::bitmap::{PageBitmap, SharedBitmap};
 use crate::error::Error;
@@ -42,8 +42,19 @@ pub(super) struct Job {
 pub(super) enum Then {
     /// Perhaps another one follows.
     RoundEnd,
+    /// The guest stands still, and changes hands.
+    Handover,
     /// Post-copy follows.
     Switch,
+}
+
+impl Then {
+    fn urgency(self) -> Urgency {
+        match self {
+            Self::RoundEnd => Urgency::Ordinary,
+            Self::Handover | Self::Switch => Urgency::Urgent,
+        }
+    }
 }
 
 /// What a worker did of a round.
@@ -138,17 +149,17 @@ impl Worker<'_> {
             if self.buffer.len() >= FLUSH_BYTES {
                 // Writing may have to wait for the peer: others work meanwhile.
                 turn = None;
-                self.flush()?;
+                self.flush(job.then.urgency())?;
             }
             turn = turn.filter(|turn| !turn.is_long());
             turns.give_way();
         }
         drop(turn);
         match job.then {
-            Then::RoundEnd => self.frames.push_round_end(&mut self.buffer, job.round),
+            Then::RoundEnd | Then::Handover => self.frames.push_round_end(&mut self.buffer, job.round),
             Then::Switch => self.frames.push_switch(&mut self.buffer, job.round),
         }
-        self.flush()?;
+        self.flush(job.then.urgency())?;
         self.chooser.rest();
         let totals = self.frames.totals();
         Ok(Sent {
@@ -172,11 +183,11 @@ impl Worker<'_> {
         pages.masks.encodings()
     }
 
-    fn flush(&mut self) -> Result<(), Error> {
+    fn flush(&mut self, urgency: Urgency) -> Result<(), Error> {
         let is_stopped = || self.live.halt.load(Ordering::Relaxed);
-        for slice in self.buffer.chunks(self.allotment.slice(self.buffer.len())) {
+        for slice in self.buffer.chunks(self.allotment.slice(self.buffer.len(), urgency)) {
             let ready = Instant::now();
-            self.allotment.await_link(ByteCount(slice.len() as u64), &self.seat, &is_stopped);
+            self.allotment.await_link(ByteCount(slice.len() as u64), urgency, &self.seat, &is_stopped);
             let began = Instant::now();
             self.stream.write_all(slice).map_err(|source| TransportError::Broken { lane: format!("bulk {}", self.channel), source })?;
             self.live.bytes.fetch_add(slice.len() as u64, Ordering::Relaxed);

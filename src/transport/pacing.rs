@@ -46,12 +46,18 @@ impl Pacer {
     /// Takes the turn of `bytes` and says how long to wait before sending them.
     #[must_use]
     pub fn reserve(&self, now: Instant, bytes: ByteCount) -> Duration {
+        self.reserve_on_credit(now, bytes, ByteCount(0))
+    }
+
+    /// The same for bytes that may go so many earlier than their turn is; who comes later waits for all of them.
+    #[must_use]
+    pub fn reserve_on_credit(&self, now: Instant, bytes: ByteCount, credit: ByteCount) -> Duration {
         let mut state = self.lock();
         let Some(rate) = state.rate else { return Duration::ZERO };
         let earliest = now.checked_sub(BURST).unwrap_or(now);
         let start = state.free_at.unwrap_or(now).max(earliest);
         state.free_at = start.checked_add(rate.time_for(bytes));
-        start.saturating_duration_since(now)
+        start.saturating_duration_since(now).saturating_sub(rate.time_for(credit))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -81,6 +87,17 @@ mod tests {
         let later = start + Duration::from_secs(10);
         assert_eq!(pacer.reserve(later, ByteCount(100)), Duration::ZERO);
         assert_eq!(pacer.reserve(later, ByteCount(100)), Duration::from_millis(95));
+    }
+
+    #[test]
+    fn some_may_go_before_their_turn() {
+        let pacer = Pacer::new(Some(BytesPerSec(1000.0)));
+        let start = Instant::now();
+        let mut waits = [300, 300, 300, 100].map(|bytes| pacer.reserve_on_credit(start, ByteCount(bytes), ByteCount(500)).as_millis());
+        assert_eq!(waits, [0, 0, 100, 400]);
+        assert_eq!(pacer.reserve(start, ByteCount(1)), Duration::from_secs(1), "none goes for nothing");
+        waits = [1; 4].map(|bytes| pacer.reserve_on_credit(start, ByteCount(bytes), ByteCount(5000)).as_millis());
+        assert_eq!(waits, [0; 4]);
     }
 
     #[test]

@@ -169,6 +169,13 @@ impl BytesPerSec {
         }
         Duration::try_from_secs_f64(bytes.0 as f64 / self.0).unwrap_or(Duration::MAX)
     }
+
+    /// Whole bytes that go in so long.
+    #[must_use]
+    pub fn bytes_in(self, time: Duration) -> ByteCount {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a float to integer cast saturates")]
+        ByteCount((self.0 * time.as_secs_f64()) as u64)
+    }
 }
 
 impl fmt::Display for BytesPerSec {

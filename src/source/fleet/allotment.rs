@@ -52,11 +52,15 @@ impl<'d> Allotment<'d> {
         self.own.rate().is_some() || self.member.as_ref().is_some_and(|member| member.fleet.pacer.rate().is_some())
     }
 
-    /// How much of `bytes` to write at a turn.
-    pub(in crate::source) fn slice(&self, bytes: usize) -> usize {
-        // The others wait for a guest that stands still, so it need not let them in between.
-        let stands_still = self.member.as_ref().is_some_and(|member| member.urgency() == Urgency::Urgent);
-        if self.is_paced() && !stands_still { PACED_SLICE } else { bytes.max(1) }
+    /// How much of `bytes` to write at a turn, for what hangs on it.
+    pub(in crate::source) fn slice(&self, bytes: usize, urgency: Urgency) -> usize {
+        let rates = [self.own.rate(), self.member.as_ref().and_then(|member| member.fleet.pacer.rate())];
+        let Some(rate) = rates.into_iter().flatten().reduce(|one, other| if one < other { one } else { other }) else { return bytes.max(1) };
+        match urgency {
+            // The others wait for a guest that stands still, so it need not let them in between.
+            Urgency::Urgent if self.member.is_some() => bytes.max(1),
+            _ => usize::try_from(rate.bytes_in(SLICE_TIME).0).unwrap_or(usize::MAX).clamp(LEAST_SLICE, MOST_SLICE),
+        }
     }
 
     /// Waits for a turn at a processor, where they are shared out.
@@ -67,8 +71,13 @@ impl<'d> Allotment<'d> {
     }
 
     /// Waits until so many bytes may be written, or `is_stopped` says so.
-    pub(in crate::source) fn await_link(&self, bytes: ByteCount, seat: &Seat, is_stopped: &dyn Fn() -> bool) {
-        sleep_until(Instant::now() + self.own.reserve(Instant::now(), bytes), is_stopped);
+    pub(in crate::source) fn await_link(&self, bytes: ByteCount, urgency: Urgency, seat: &Seat, is_stopped: &dyn Fn() -> bool) {
+        let credit = match urgency {
+            Urgency::Urgent => CREDIT,
+            Urgency::Ordinary => ByteCount(0),
+        };
+        let now = Instant::now();
+        sleep_until(now + self.own.reserve_on_credit(now, bytes, credit), is_stopped);
         self.await_fleet(bytes, seat, is_stopped);
     }
 
@@ -125,8 +134,28 @@ fn sleep_until(turn: Instant, is_stopped: &dyn Fn() -> bool) {
     }
 }
 
-/// Bytes written at once under a bandwidth limit.
-const PACED_SLICE: usize = 64 << 10;
+/// Under a bandwidth limit as much is written at once as takes so long, since the next to write waits for it, even if that
+/// is the last round.
+const SLICE_TIME: Duration = Duration::from_millis(2);
+/// Bytes written at once at least, and at most.
+const LEAST_SLICE: usize = 4 << 10;
+const MOST_SLICE: usize = 64 << 10;
+/// A guest that stands still does not wait for the turn of its last bytes.
+const CREDIT: ByteCount = ByteCount(64 << 10);
 const STEP: Duration = Duration::from_millis(20);
 /// A turn at a processor ends after the chunk that it was at then.
 const LONG: Duration = Duration::from_micros(500);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::BytesPerSec;
+
+    #[test]
+    fn slices_are_as_short_as_whoever_writes_next_can_wait() {
+        let slice = |rate: Option<f64>| Allotment::new(&Pacer::new(rate.map(BytesPerSec)), None).slice(1 << 20, Urgency::Ordinary);
+        let rates = [None, Some(125e6), Some(12.5e6), Some(1.0)];
+        assert_eq!(rates.map(slice), [1 << 20, 64 << 10, 25_000, 4 << 10]);
+        assert_eq!(Allotment::new(&Pacer::new(None), None).slice(0, Urgency::Ordinary), 1, "nothing is written in no pieces");
+    }
+}

@@ -39,7 +39,7 @@ struct Waiting<W> {
 
 /// How much hangs on a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Urgency {
+pub(in crate::source) enum Urgency {
     /// A guest stands still until it is done.
     Urgent,
     /// The guest runs.

@@ -27,6 +27,7 @@ use crossbeam::channel::{Sender, bounded};
 
 pub(super) use allotment::{Allotment, WorkTurn};
 pub(super) use berths::Berth;
+pub(super) use line::Urgency;
 pub(super) use turns::Seat;
 
 use crate::error::Error;
@@ -34,7 +35,7 @@ use crate::page::Chooser;
 use crate::transport::Pacer;
 use crate::units::{ByteCount, BytesPerSec};
 use berths::Berths;
-use line::{MemberId, Urgency};
+use line::MemberId;
 use turns::Turns;
 
 /// What migrations of one process share. Clones are the same fleet; hand it to each with
