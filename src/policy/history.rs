@@ -14,6 +14,8 @@ pub(super) struct History {
     /// The most since the last new low.
     highest: Duration,
     last: Duration,
+    /// The last one left clearly less than the one before it.
+    is_coming_down: bool,
     /// Rounds since there was a clear new low.
     flat_rounds: u32,
     /// Rounds spent waiting for a low.
@@ -39,7 +41,13 @@ impl History {
         let is_lower = self.lowest.is_none_or(|lowest| remainder < lowest.mul_f64(NEW_LOW));
         (self.flat_rounds, self.highest) = if is_lower { (0, remainder) } else { (self.flat_rounds + 1, self.highest.max(remainder)) };
         self.lowest = Some(self.lowest.map_or(remainder, |lowest| lowest.min(remainder)));
+        self.is_coming_down = remainder < self.last.mul_f64(NEW_LOW);
         self.last = remainder;
+    }
+
+    /// Whether the last round left clearly less than the one before it, as after a burst of writes.
+    pub(super) fn is_coming_down(&self) -> bool {
+        self.is_coming_down
     }
 
     /// Where that leads.

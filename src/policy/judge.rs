@@ -268,7 +268,8 @@ impl Policy {
         }
         match self.history.trend() {
             Trend::Falling => (Decision::Round, Reason::Converging),
-            Trend::High if self.stops_at_limits() => {
+            // What a burst left shrinks again: nothing to give up or to slow down for.
+            Trend::High if self.stops_at_limits() || self.history.is_coming_down() => {
                 self.history.wait();
                 (Decision::Round, Reason::Oscillating)
             }

@@ -209,6 +209,10 @@ fn a_guest_that_works_in_bursts_is_stopped_between_them() {
     }
     let abort = Limits { on_limit: OnLimit::Abort, ..Limits::default() };
     assert_eq!(decide(abort, &[9000, 4000, 9000, 8500]).last().unwrap(), "abort: plateau", "no low would make it fit");
+    for on_limit in [OnLimit::Abort, OnLimit::Throttle] {
+        let after_a_burst = decide(Limits { on_limit, ..Limits::default() }, &[9000, 7000, 5000, 9000, 6500, 4000, 2801, 2800]);
+        assert_eq!(after_a_burst[3..], [go, wait, go, go, "round: tightening"], "{on_limit:?}: it shrinks again");
+    }
 }
 
 /// Rounds at 100 000 pages a second, each as long as the pages that the one before left take; each leaves `ratio` of them.
