@@ -22,6 +22,9 @@ struct State {
     free_at: Option<Instant>,
 }
 
+/// No bytes take longer, at whatever rate: the clock ends somewhere.
+const LONGEST: Duration = Duration::from_secs(1 << 30);
+
 /// Unused time that may be caught up.
 const BURST: Duration = Duration::from_millis(5);
 
@@ -56,7 +59,7 @@ impl Pacer {
         let Some(rate) = state.rate else { return Duration::ZERO };
         let earliest = now.checked_sub(BURST).unwrap_or(now);
         let start = state.free_at.unwrap_or(now).max(earliest);
-        state.free_at = start.checked_add(rate.time_for(bytes));
+        state.free_at = Some(start.checked_add(rate.time_for(bytes).min(LONGEST)).unwrap_or(start));
         start.saturating_duration_since(now).saturating_sub(rate.time_for(credit))
     }
 

@@ -70,7 +70,7 @@ impl PageCount {
     /// The bytes these pages hold.
     #[must_use]
     pub fn bytes(self) -> ByteCount {
-        ByteCount(self.0 * PAGE_SIZE as u64)
+        ByteCount(self.0.saturating_mul(PAGE_SIZE as u64))
     }
 }
 

@@ -173,7 +173,7 @@ impl<'d> Pusher<'d> {
         }
         std::thread::sleep(left.min(PATIENCE));
         self.waited += left.min(PATIENCE);
-        left <= PATIENCE
+        false
     }
 
     /// Notices when the lane breaks although nothing more is to be written: it carries nothing the other way.
