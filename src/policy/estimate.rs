@@ -42,7 +42,7 @@ impl Estimator {
     /// Takes in a round.
     pub fn observe(&mut self, facts: &RoundFacts) {
         if facts.arrived > ByteCount(0) {
-            self.link.add(facts.arrived.0 as f64, facts.duration, facts.bottleneck == Bottleneck::Link);
+            self.link.add(facts.arrived.0 as f64, facts.moving, facts.bottleneck == Bottleneck::Link);
         }
         self.observe_cost(facts);
         let dirtied = facts.dirtied().0;
@@ -148,7 +148,7 @@ impl Estimator {
             return;
         }
         let first = (facts.first.0 as f64).min(full);
-        let (bytes, seconds) = (facts.wire_bytes.0 as f64, facts.duration.as_secs_f64());
+        let (bytes, seconds) = (facts.wire_bytes.0 as f64, facts.moving.as_secs_f64());
         let is_measured = facts.bottleneck == Bottleneck::Processor;
         if first >= MOST * full {
             self.first.add(full, bytes, seconds, is_measured);
@@ -228,6 +228,7 @@ mod tests {
             index,
             elapsed: Duration::from_secs(1),
             duration: Duration::from_millis(millis),
+            moving: Duration::from_millis(millis),
             pages: PageCount(pages),
             first: if index == 0 { PageCount(pages) } else { PageCount(0) },
             empty: PageCount(0),
@@ -332,6 +333,18 @@ mod tests {
             estimator.observe(&round(index, 10, 10_000, 16, Bottleneck::Processor));
         }
         assert!(estimator.page_rate().0 > 500_000.0, "{:?}", estimator.page_rate());
+    }
+
+    #[test]
+    fn waiting_for_answers_does_not_make_the_link_slow() {
+        let mut estimator = Estimator::default();
+        estimator.observe(&linked(0, 1000, 30_000));
+        // A path of 100 ms: 300 pages take 10 ms of the link, and much longer until the next round.
+        for index in 1..9 {
+            estimator.observe(&RoundFacts { duration: Duration::from_millis(310), ..linked(index, 10, 300) });
+            estimator.observe(&RoundFacts { bottleneck: Bottleneck::RoundTrip, ..linked(index, 110, 300) });
+        }
+        assert_eq!(estimator.bandwidth(), BytesPerSec(30_000.0 * 4096.0));
     }
 
     #[test]

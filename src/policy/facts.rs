@@ -13,6 +13,8 @@ pub struct RoundFacts {
     pub elapsed: Duration,
     /// From the first page of this round to the harvest after it.
     pub duration: Duration,
+    /// Of it until nearly all had arrived at the destination's host: without the answers and the harvest that followed.
+    pub moving: Duration,
     /// Pages sent in this round; zero pages count, holes that were never touched do not.
     pub pages: PageCount,
     /// Of them sent for the first time.
@@ -52,6 +54,8 @@ pub enum Bottleneck {
     Link,
     /// More processor time: the link was not kept busy.
     Processor,
+    /// Neither: it was hardly longer than a round trip, so that rates can only be said to be at least so high.
+    RoundTrip,
 }
 
 /// What is known once the guest is paused and harvested for the last time.

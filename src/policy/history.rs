@@ -14,8 +14,8 @@ pub(super) struct History {
     /// The most since the last new low.
     highest: Duration,
     last: Duration,
-    /// The last one left clearly less than the one before it.
-    is_coming_down: bool,
+    /// Rounds in a row that each left clearly less than the one before it.
+    coming_down: u32,
     /// Rounds since there was a clear new low.
     flat_rounds: u32,
     /// Rounds spent waiting for a low.
@@ -41,13 +41,13 @@ impl History {
         let is_lower = self.lowest.is_none_or(|lowest| remainder < lowest.mul_f64(NEW_LOW));
         (self.flat_rounds, self.highest) = if is_lower { (0, remainder) } else { (self.flat_rounds + 1, self.highest.max(remainder)) };
         self.lowest = Some(self.lowest.map_or(remainder, |lowest| lowest.min(remainder)));
-        self.is_coming_down = remainder < self.last.mul_f64(NEW_LOW);
+        self.coming_down = if remainder < self.last.mul_f64(DOWN) { self.coming_down + 1 } else { 0 };
         self.last = remainder;
     }
 
     /// Whether the last round left clearly less than the one before it, as after a burst of writes.
     pub(super) fn is_coming_down(&self) -> bool {
-        self.is_coming_down
+        self.coming_down > 0
     }
 
     /// Where that leads.
@@ -55,7 +55,8 @@ impl History {
         // As floats: nothing is known of a rate at first, and then a remainder takes for ever.
         let (last, highest) = (self.last.as_secs_f64(), self.highest.as_secs_f64());
         let is_near = last <= self.lowest.unwrap_or_default().as_secs_f64() * NEAR;
-        if self.flat_rounds < FLAT_ROUNDS {
+        // What a burst left shrinks again, as everything did before it: bounded, as the first round that does not ends it.
+        if self.flat_rounds < FLAT_ROUNDS || self.coming_down >= SURELY_DOWN {
             Trend::Falling
         } else if !is_near && self.waited < PATIENCE {
             Trend::High
@@ -74,6 +75,10 @@ impl History {
 
 /// Less than this share of the lowest so far is a new low.
 const NEW_LOW: f64 = 0.9;
+/// Less than this share of what the round before left is clearly less, ...
+const DOWN: f64 = 0.75;
+/// ... and so many rounds in a row like that are no accident.
+const SURELY_DOWN: u32 = 2;
 /// So many rounds in a row without one have not helped.
 const FLAT_ROUNDS: u32 = 2;
 /// Up to so many times the lowest is near it.
@@ -103,9 +108,10 @@ mod tests {
     #[test]
     fn remainders_make_a_trend() {
         use Trend::{Falling, Flat, High, Low};
-        let table: [(&str, &[u64], &[Trend]); 5] = [
+        let table: [(&str, &[u64], &[Trend]); 6] = [
             ("geometric", &[1000, 500, 250, 125, 60], &[Falling; 5]),
             ("flat", &[900, 900, 900, 880], &[Falling, Falling, Flat, Flat]),
+            ("one burst", &[900, 500, 400, 900, 600, 410, 260], &[Falling, Falling, Falling, Falling, High, Falling, Falling]),
             ("in bursts", &[900, 300, 900, 800, 310], &[Falling, Falling, Falling, High, Low]),
             ("a low just before it is known to oscillate", &[900, 300, 900, 300], &[Falling, Falling, Falling, Low]),
             ("growing: patience ends", &[100, 200, 300, 400, 500, 600, 700, 800, 900], &[Falling, Falling, High, High, High, High, Flat, Flat, Flat]),

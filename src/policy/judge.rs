@@ -157,7 +157,8 @@ impl Policy {
     /// downtime limit allows, go over to post-copy where that is allowed, or else let the guest run on and send another
     /// round.
     ///
-    /// Only a stop that promised to fit is taken back, and only three times in a migration. A switch to post-copy that
+    /// Only a stop that promised to fit is taken back, and only three times in a migration: then the guest is stopped all the
+    /// same, which the reason says, or the migration given up where that is what limits are for. A switch to post-copy that
     /// nobody asked for becomes a stop where the rest fits after all.
     pub fn after_pause(&mut self, facts: &PauseFacts) -> Verdict {
         let remainder = self.estimator.time_for_rest(facts.remaining, facts.never_sent);
@@ -172,6 +173,8 @@ impl Policy {
                 self.escapes += 1;
                 (Decision::Round, Reason::OverBudget)
             }
+            Decision::StopAndCopy if promised && over && self.limits.on_limit == OnLimit::Abort => (Decision::Abort, Reason::OverBudget),
+            Decision::StopAndCopy if promised && over => (Decision::StopAndCopy, Reason::OverBudget),
             as_decided => (as_decided, reason),
         };
         self.verdict(decision, reason, expected)
@@ -269,7 +272,8 @@ impl Policy {
         match self.history.trend() {
             Trend::Falling => (Decision::Round, Reason::Converging),
             // What a burst left shrinks again: nothing to give up or to slow down for.
-            Trend::High if self.stops_at_limits() || self.history.is_coming_down() => {
+            Trend::High | Trend::Low if !self.stops_at_limits() && self.history.is_coming_down() => (Decision::Round, Reason::Converging),
+            Trend::High if self.stops_at_limits() => {
                 self.history.wait();
                 (Decision::Round, Reason::Oscillating)
             }

@@ -332,6 +332,7 @@ impl Model<'_> {
             index,
             elapsed: at.elapsed,
             duration,
+            moving: sending,
             pages,
             first,
             empty: PageCount(0),

@@ -13,7 +13,7 @@ use super::tracking::Tracking;
 use super::worker::Then;
 use crate::bitmap::PageBitmap;
 use crate::error::Error;
-use crate::policy::{Decision, MAX_ROUNDS, PauseFacts, Policy, Prediction, Reason, RoundFacts, Verdict};
+use crate::policy::{Bottleneck, Decision, MAX_ROUNDS, PauseFacts, Policy, Prediction, Reason, RoundFacts, Verdict};
 use crate::stats::{Predicted, RoundKind};
 use crate::units::{ByteCount, ChunkIndex, PageCount};
 use crate::wire::ChannelTotals;
@@ -109,7 +109,7 @@ impl Driver<'_> {
             fixed_cost: self.fixed_cost(session),
         };
         let confirmed = if is_settled { verdict } else { rounds.policy.after_pause(&facts) };
-        if !confirmed.decision.goes_on() {
+        if let Decision::StopAndCopy | Decision::PostCopy = confirmed.decision {
             let verdict = Verdict { decision: confirmed.decision, reason: confirmed.reason, ..verdict };
             let remainder = std::mem::replace(pending, PageBitmap::new(0));
             let (index, kind) = (rounds.index, RoundKind::StopAndCopy);
@@ -118,6 +118,10 @@ impl Driver<'_> {
         self.hold.resume()?;
         self.standing.leave_last_round();
         (self.observer)(&Event::PauseUndone { remainder: facts.remaining, stalled: downtime.paused_at.elapsed() });
+        if confirmed.decision == Decision::Abort {
+            return Err(Error::Limit(confirmed.reason));
+        }
+        self.outlive_timeout();
         Ok(None)
     }
 
@@ -133,6 +137,7 @@ impl Driver<'_> {
         let first = tracking.sent(&round);
         let unsent = tracking.pending.count();
         let settled = self.settle(session)?;
+        let (moving, bottleneck) = moving(settled.emptied - began, session.round_trip, settled.bottleneck);
         tracking.settled(&round, settled.bottleneck, self.arrival_rate(settled.under_way));
         let asked = Instant::now();
         self.harvest(&mut tracking.pending)?;
@@ -146,12 +151,13 @@ impl Driver<'_> {
             index,
             elapsed: self.started.elapsed(),
             duration: began.elapsed(),
+            moving,
             pages: round.pages,
             first,
             empty: round.empty,
             wire_bytes: round.bytes,
             arrived: ByteCount((under_way_before + round.bytes).0.saturating_sub(settled.under_way.0)),
-            bottleneck: settled.bottleneck,
+            bottleneck,
             memory_sent_total: self.report.pages_transferred.bytes(),
             dirty_after: tracking.pending.count(),
             unsent,
@@ -186,8 +192,8 @@ impl Driver<'_> {
         policy.set_limits(self.steering.limits());
         let verdict = policy.after_round(facts);
         let verdict = self.throttle_as_told(policy, verdict);
-        if verdict.decision.goes_on() && self.steering.limits().timeout.is_some_and(|timeout| facts.elapsed >= timeout) {
-            self.outlived = self.steering.limits().timeout;
+        if verdict.decision.goes_on() {
+            self.outlive_timeout();
         }
         if self.report.predicted.is_none() && verdict.reason != Reason::Sampling {
             let prediction = policy.predict_rest(facts, verdict, tracking.watch.curve(), again_bytes, harvest + ROUND_COST);
@@ -196,6 +202,14 @@ impl Driver<'_> {
             self.report.predicted = (total.max(downtime) < Duration::MAX).then_some(Predicted { total, downtime });
         }
         verdict
+    }
+
+    /// A guest that runs on although the time for pre-copy is over is not hurried by it any more.
+    fn outlive_timeout(&mut self) {
+        let timeout = self.steering.limits().timeout;
+        if timeout.is_some_and(|timeout| self.started.elapsed() >= timeout) {
+            self.outlived = timeout;
+        }
     }
 
     /// Reports a round, and what follows from it.
@@ -241,6 +255,13 @@ impl Driver<'_> {
         downtime.parts.pause = downtime.lap();
         Ok(downtime)
     }
+}
+
+/// How much of the time until queues were `emptied` bytes moved, and what that waited for: the last acknowledgement comes a
+/// round trip after its bytes have gone.
+fn moving(emptied: Duration, round_trip: Duration, bottleneck: Bottleneck) -> (Duration, Bottleneck) {
+    let moving = emptied.saturating_sub(round_trip);
+    if moving > round_trip { (moving, bottleneck) } else { (emptied, Bottleneck::RoundTrip) }
 }
 
 const _: () = assert!(MAX_ROUNDS < u16::MAX as u32 - 64, "round numbers, with escapes, a sample and throttled rounds, fit the wire");

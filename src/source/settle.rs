@@ -25,6 +25,8 @@ use crate::units::{ByteCount, BytesPerSec};
 pub(super) struct Settled {
     /// What the workers were waiting for.
     pub(super) bottleneck: Bottleneck,
+    /// When the queues were nearly empty.
+    pub(super) emptied: Instant,
     /// Still under way now.
     pub(super) under_way: ByteCount,
 }
@@ -39,13 +41,14 @@ impl Driver<'_> {
 
     /// After the workers are done: waits until there is little left in the queues.
     ///
-    /// Does not wait long for a link that moves nothing: whoever writes next finds that out.
+    /// A link that moves nothing is waited for as long as a silent peer is: the guest runs meanwhile, and would not if it
+    /// were paused now.
     pub(super) fn settle(&self, session: &Session<'_>) -> Result<Settled, Error> {
         let mut under_way = session.workers.under_way();
         let paced = self.allotment().is_paced();
         let bottleneck = if paced || under_way > few(self.arrival_rate(under_way)) { Bottleneck::Link } else { Bottleneck::Processor };
         let mut moved_at = Instant::now();
-        while under_way > self.little(under_way) && moved_at.elapsed() < STUCK_AFTER && !self.is_late() {
+        while under_way > self.little(under_way) && moved_at.elapsed() < self.timeouts.silence && !self.is_late() {
             select! {
                 recv(session.pump.ended()) -> ended => return Err(session_error(ended.ok())),
                 recv(self.steering.cancelled()) -> _ => return Err(Error::Cancelled),
@@ -57,8 +60,9 @@ impl Driver<'_> {
             }
             under_way = now_under_way;
         }
+        let emptied = Instant::now();
         self.catch_up(session, self.little(under_way))?;
-        Ok(Settled { bottleneck, under_way: session.workers.under_way() })
+        Ok(Settled { bottleneck, emptied, under_way: session.workers.under_way() })
     }
 
     /// Waits until the destination has applied all but `little` of what was sent.
@@ -77,7 +81,7 @@ impl Driver<'_> {
                     recv(answer_by) -> _ => return Ok(()),
                 }
             };
-            if bytes + little >= self.report.wire_bytes {
+            if bytes.0.saturating_add(little.0) >= self.report.wire_bytes.0 {
                 break;
             }
             if bytes > applied {
@@ -86,9 +90,12 @@ impl Driver<'_> {
             // Each question costs both ends some wake-ups. While others do not wait for this guest the next one is for when it is
             // about time.
             let (before, since) = *first.get_or_insert_with(|| (bytes, Instant::now()));
-            let rest = ByteCount(self.report.wire_bytes.0.saturating_sub((bytes + little).0));
-            let about_time =
-                if self.standing.holds_others_up() { Duration::ZERO } else { until_applied(rest, ByteCount(bytes.0 - before.0), since.elapsed()) };
+            let rest = ByteCount(self.report.wire_bytes.0.saturating_sub(bytes.0.saturating_add(little.0)));
+            let about_time = if self.standing.holds_others_up() {
+                Duration::ZERO
+            } else {
+                until_applied(rest, ByteCount(bytes.0.saturating_sub(before.0)), since.elapsed())
+            };
             select! {
                 recv(session.pump.ended()) -> ended => return Err(session_error(ended.ok())),
                 recv(self.steering.cancelled()) -> _ => return Err(Error::Cancelled),
@@ -147,9 +154,6 @@ const LOOK_EVERY: Duration = Duration::from_micros(200);
 const LOOK_AT_LEAST_EVERY: Duration = Duration::from_millis(20);
 /// After this part of the time that it should take: it may go faster than before.
 const EARLY: f64 = 0.75;
-/// A queue that has not got shorter for so long is not waited for. On a slow link acknowledgements are far apart, and the guest
-/// runs meanwhile; it would not while the last round waits.
-const STUCK_AFTER: Duration = Duration::from_secs(5);
 /// With the queues nearly empty, an answer is not waited for longer than this, or a few round trips.
 const ANSWERED_WITHIN: Duration = Duration::from_millis(300);
 

@@ -12,6 +12,7 @@ fn round(index: u32, dirty: u64) -> RoundFacts {
         index,
         elapsed: Duration::from_secs(u64::from(index) + 1),
         duration: Duration::from_secs(1),
+        moving: Duration::from_secs(1),
         pages: PageCount(10_000),
         first: if index == 0 { PageCount(10_000) } else { PageCount(0) },
         empty: PageCount(0),
@@ -165,7 +166,9 @@ fn a_pause_that_would_break_its_promise_is_taken_back_a_few_times() {
         assert_eq!(policy.after_pause(&too_much).to_string(), "round: over-budget");
     }
     assert_eq!(policy.after_round(&round(9, 8000)).decision, Decision::StopAndCopy);
-    assert_eq!(policy.after_pause(&too_much).decision, Decision::StopAndCopy, "bounded");
+    assert_eq!(policy.clone().after_pause(&too_much).to_string(), "stop-and-copy: over-budget", "bounded, and said");
+    policy.set_limits(Limits { on_limit: OnLimit::Abort, ..*policy.limits() });
+    assert_eq!(policy.after_pause(&too_much).to_string(), "abort: over-budget");
 }
 
 #[test]
@@ -211,7 +214,11 @@ fn a_guest_that_works_in_bursts_is_stopped_between_them() {
     assert_eq!(decide(abort, &[9000, 4000, 9000, 8500]).last().unwrap(), "abort: plateau", "no low would make it fit");
     for on_limit in [OnLimit::Abort, OnLimit::Throttle] {
         let after_a_burst = decide(Limits { on_limit, ..Limits::default() }, &[9000, 7000, 5000, 9000, 6500, 4000, 2801, 2800]);
-        assert_eq!(after_a_burst[3..], [go, wait, go, go, "round: tightening"], "{on_limit:?}: it shrinks again");
+        assert_eq!(after_a_burst[3..], [go, go, go, go, "round: tightening"], "{on_limit:?}: it shrinks again");
+    }
+    for on_limit in [OnLimit::Stop, OnLimit::Abort, OnLimit::Throttle] {
+        let past_the_old_low = decide(Limits { on_limit, ..Limits::default() }, &[9000, 5000, 4000, 9000, 6000, 4200, 2800]);
+        assert_eq!(past_the_old_low[5..], [go, "round: tightening"], "{on_limit:?}: it shrinks as it did before");
     }
 }
 
@@ -229,6 +236,7 @@ fn converge(limits: Limits, mut pages: u64, ratio: f64) -> Vec<String> {
         let facts = RoundFacts {
             elapsed,
             duration,
+            moving: duration,
             pages: PageCount(pages),
             wire_bytes: bytes,
             arrived: bytes,
@@ -276,6 +284,7 @@ fn a_cheaper_remainder_is_no_plateau() {
     let mut policy = Policy::new(Limits { downtime_limit: Duration::from_millis(10), ..Limits::default() }, GUEST);
     let cheap = |index, millis| RoundFacts {
         duration: Duration::from_millis(millis),
+        moving: Duration::from_millis(millis),
         wire_bytes: ByteCount(4_000_000),
         arrived: ByteCount(4_000_000),
         ..round(index, 10_000)
@@ -353,6 +362,7 @@ fn a_hopeless_guest_is_switched_as_soon_as_that_is_known() {
     assert_eq!(policy.after_round(&round(0, 16_384)).to_string(), "round: sampling");
     let sample = RoundFacts {
         duration: Duration::from_millis(51),
+        moving: Duration::from_millis(51),
         pages: SAMPLE_PAGES,
         wire_bytes: SAMPLE_PAGES.bytes(),
         arrived: SAMPLE_PAGES.bytes(),
@@ -360,7 +370,7 @@ fn a_hopeless_guest_is_switched_as_soon_as_that_is_known() {
     };
     assert_eq!(policy.clone().after_round(&sample).to_string(), "post-copy: not-converging");
     // Differences that cost next to nothing change everything.
-    let cheap = RoundFacts { duration: Duration::from_millis(1), wire_bytes: ByteCount(5000), arrived: ByteCount(5000), ..sample };
+    let cheap = RoundFacts { moving: Duration::from_millis(1), wire_bytes: ByteCount(5000), arrived: ByteCount(5000), ..sample };
     assert_ne!(policy.after_round(&RoundFacts { bottleneck: Bottleneck::Processor, ..cheap }).decision, Decision::PostCopy);
 }
 

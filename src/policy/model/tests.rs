@@ -246,6 +246,7 @@ fn the_rest_is_predicted_as_the_whole_would_be() {
         index: 0,
         elapsed: first.duration,
         duration: first.duration,
+        moving: first.duration,
         pages: first.pages,
         first: first.pages,
         empty: PageCount(0),
