@@ -78,7 +78,7 @@ pub fn run(_args: &BenchArgs) -> anyhow::Result<Exit> {
 #[cfg(all(feature = "kvm", target_arch = "x86_64"))]
 mod measuring {
     use std::fs::File;
-    use std::io::{Seek, Write};
+    use std::io::{self, Seek, Write};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -94,7 +94,7 @@ mod measuring {
 
     pub(super) fn run(args: &BenchArgs) -> anyhow::Result<Exit> {
         if args.list {
-            list();
+            list()?;
             return Ok(Exit::Completed);
         }
         let (scenarios, ours, modes) = match choices(args) {
@@ -129,7 +129,8 @@ mod measuring {
         let table = output(args) != Some(Output::Stdout);
         let mut done = |results: &BenchResults| {
             if table && let Some(scenario) = results.scenarios.last() {
-                println!("\n{}", bench::block(scenario));
+                // The rest is still worth running for the file.
+                let _ = writeln!(io::stdout(), "\n{}", bench::block(scenario));
             }
             if let Some(file) = file.as_ref().filter(|file| is_regular(file)) {
                 // In case there will be no end; a file that cannot be written is told there.
@@ -143,14 +144,15 @@ mod measuring {
         }
         leftovers.remove();
         let results = result?;
-        if table {
-            print!("{}", bench::summary(&results));
+        let shown = if table {
+            write!(io::stdout(), "{}", bench::summary(&results))
         } else {
-            println!("{}", serde_json::to_string_pretty(&results)?);
-        }
+            writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&results)?)
+        };
         if let Some(file) = &file {
             save(file, &results).context("the results could not be written")?;
         }
+        shown?;
         let failed = results.scenarios.iter().flat_map(|scenario| &scenario.engines).any(|engine| engine.outcome.starts_with(FAILED));
         Ok(if failed { Exit::Failed } else { Exit::Completed })
     }
@@ -175,10 +177,9 @@ mod measuring {
         args.json.clone().map(Output::from)
     }
 
-    fn list() {
-        for scenario in Scenario::all() {
-            println!("{:<16}  {}", scenario.name, scenario.title);
-        }
+    fn list() -> io::Result<()> {
+        let mut out = io::stdout();
+        Scenario::all().iter().try_for_each(|scenario| writeln!(out, "{:<16}  {}", scenario.name, scenario.title))
     }
 
     /// What is run: scenarios, modes of this engine, modes of QEMU.

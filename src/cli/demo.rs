@@ -1,6 +1,6 @@
 //! `pageferry demo`: a busy guest moves between two processes on this machine.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 
@@ -40,11 +40,12 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<Exit> {
     }
     let sent = report(&sent.stdout).context("the sender's report")?;
     let received = receiver.finish()?;
-    println!("\n{}", sent.metrics());
+    let mut out = std::io::stdout();
+    writeln!(out, "\n{}", sent.metrics())?;
     let check = received.guest_check.as_deref().unwrap_or("not checked");
     let gap = received.guest_gap.map_or_else(|| "?".to_owned(), |gap| HumanTime(gap).to_string());
-    println!("{:<20}  {gap:>12}  the longest silence the guest itself saw", "guest's own gap");
-    println!("{:<20}  {check:>12}  every page compared with what the guest must hold", "guest check");
+    writeln!(out, "{:<20}  {gap:>12}  the longest silence the guest itself saw", "guest's own gap")?;
+    writeln!(out, "{:<20}  {check:>12}  every page compared with what the guest must hold", "guest check")?;
     if sent.outcome == Outcome::Completed && check != "ok" {
         return Ok(Exit::Failed);
     }

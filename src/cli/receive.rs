@@ -23,7 +23,7 @@ use crate::guest::{Guest, GuestError};
 use crate::guests::{self, GuestSpec, TestGuest};
 use crate::memory::{Backing, GuestMemory};
 use crate::protocol::Timeouts;
-use crate::stats::{Outcome, Report};
+use crate::stats::{GuestOwner, Outcome, Report};
 use crate::transport::Endpoint;
 use crate::units::{HumanTime, PageCount};
 use crate::wire::{Offer, RefuseReason};
@@ -45,7 +45,7 @@ pub fn run(settings: &ReceiveSettings) -> anyhow::Result<Exit> {
         timeouts: Timeouts { recover: settings.recover_for, ..Timeouts::with_patience(settings.patience) },
     };
     let factory = Factory {
-        sink,
+        sink: Arc::clone(&sink),
         allow: settings.allow.clone(),
         backing: settings.backing,
         hold: settings.hold,
@@ -55,7 +55,7 @@ pub fn run(settings: &ReceiveSettings) -> anyhow::Result<Exit> {
     let receiver = Receiver::bind(&settings.endpoint, options, Arc::new(factory))?;
     // All is open by now, and there is no other thread yet.
     let sandbox = Sandbox::enter(settings.sandbox, &needs(settings))?;
-    let mut leaving = Leaving { control: receiver.control(), is_told: false };
+    let mut leaving = Leaving { control: receiver.control(), sink, is_told: false };
     signals::on_interrupt(move || leaving.interrupt()).context("cannot watch for signals")?;
     eprintln!("listening on {}", receiver.endpoint());
     sandbox.missing().iter().for_each(|layer| eprintln!("sandbox: {layer}"));
@@ -76,6 +76,7 @@ fn needs(settings: &ReceiveSettings) -> Needs<'_> {
 /// What becomes of the receiver when it is told to end.
 struct Leaving {
     control: ReceiverControl,
+    sink: Arc<ReportSink>,
     is_told: bool,
 }
 
@@ -86,6 +87,11 @@ impl Leaving {
             let UnderWay { incomplete, missing, remembered, .. } = self.control.under_way();
             if incomplete > 0 {
                 eprintln!("LOST: {incomplete} guest(s) ran here and needed {missing} that are still at their senders; those guests are gone");
+                // Their sessions have no time to report themselves.
+                let mut report = Report::new();
+                report.guest_owner = GuestOwner::Destination;
+                report.reason = format!("lost: the receiver was ended while {missing} were still at {incomplete} sender(s)");
+                (0..incomplete).for_each(|_| self.sink.write(&report));
             } else if remembered > 0 {
                 eprintln!("{remembered} sender(s) may ask how their migration ended, and will get no answer");
             }

@@ -1,5 +1,7 @@
 //! The commands of `pageferry`.
 
+use std::process::Command;
+
 use anyhow::{Result, ensure};
 
 use crate::GUEST;
@@ -32,6 +34,18 @@ fn the_demo_leaves_no_process_behind() -> Result<()> {
         let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line).into_owned();
         ensure!(!line.contains("seed=4711"), "still there: {line}");
+    }
+    Ok(())
+}
+
+#[test]
+fn nobody_need_listen_to_what_a_command_prints() -> Result<()> {
+    for arguments in ["bench --list", "plan --memory 1GiB --dirty-rate 0 --bandwidth 1Gbit/s", "probe", "demo --guest workload:memory=32MiB"] {
+        let (reader, writer) = std::io::pipe()?;
+        drop(reader);
+        let ended = Command::new(PAGEFERRY).args(arguments.split_whitespace()).stdout(writer).output()?;
+        let stderr = String::from_utf8_lossy(&ended.stderr);
+        ensure!(ended.status.code() == Some(1) && stderr.contains("Broken pipe") && !stderr.contains("panicked"), "{arguments}: {ended:?}");
     }
     Ok(())
 }

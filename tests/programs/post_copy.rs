@@ -101,6 +101,8 @@ fn a_receiver_that_is_told_to_end_twice_says_what_is_lost_and_the_sender_keeps_t
         receiver.process.signal(signal)?;
         let received = receiver.process.wait(MOMENT)?.expect(1)?;
         ensure!(received.stderr.contains("LOST: 1 guest(s)"), "{received}");
+        let lost = received.report()?;
+        ensure!((lost.outcome, lost.guest_owner) == (Outcome::Failed, GuestOwner::Destination) && lost.reason.starts_with("lost: "), "{received}");
         sender.stderr.next_with("STRANDED", MOMENT)?;
         ensure!(sender.is_running()?, "the sender has let go of the memory");
         sender.signal(Signal::SIGTERM)?;
