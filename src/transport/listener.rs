@@ -1,6 +1,7 @@
 //! Taking connections over TCP and Unix sockets.
 
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ impl Listener {
         let failed = |source| TransportError::Listen { endpoint: endpoint.clone(), source };
         let address = endpoint.addresses().map_err(failed)?.swap_remove(0);
         if let Endpoint::Unix(path) = endpoint
-            && path.exists()
+            && path.symlink_metadata().is_ok_and(|file| file.file_type().is_socket())
             && UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
         {
             std::fs::remove_file(path).map_err(failed)?;
@@ -88,12 +89,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stale_unix_socket_is_replaced_and_a_live_one_is_not() {
+    fn a_stale_unix_socket_is_replaced_and_nothing_else_is() {
         let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        std::fs::write(&file, "precious").unwrap();
+        assert!(matches!(Listener::bind(&Endpoint::Unix(file.clone())), Err(TransportError::Listen { .. })));
+        assert_eq!(std::fs::read(&file).unwrap(), b"precious");
         let path = folder.path().join("socket");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         let endpoint = Endpoint::Unix(path);
-        let _live = Listener::bind(&endpoint).unwrap();
-        assert!(matches!(Listener::bind(&endpoint), Err(TransportError::Listen { .. })));
+        let live = Listener::bind(&endpoint).unwrap();
+        assert!(matches!(Listener::bind(&endpoint), Err(TransportError::Listen { .. })), "it is in use");
+        drop(live);
+        assert!(std::fs::symlink_metadata(folder.path().join("socket")).is_err());
     }
 }
