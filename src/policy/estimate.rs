@@ -22,6 +22,8 @@ use crate::units::{ByteCount, BytesPerSec, PageCount, PagesPerSec};
 pub struct Estimator {
     /// Bytes a second on the link.
     link: Rate,
+    /// Bytes that told it.
+    arrived: u64,
     dirty: Rate,
     /// Pages that had not been sent before.
     first: Cost,
@@ -42,6 +44,7 @@ impl Estimator {
     /// Takes in a round.
     pub fn observe(&mut self, facts: &RoundFacts) {
         if facts.arrived > ByteCount(0) {
+            self.arrived = self.arrived.saturating_add(facts.arrived.0);
             self.link.add(facts.arrived.0 as f64, facts.moving, facts.bottleneck == Bottleneck::Link);
         }
         self.observe_cost(facts);
@@ -69,8 +72,15 @@ impl Estimator {
         BytesPerSec(self.link.value())
     }
 
+    /// Whether what is known of the link is worth more than the conclusion that it can be used.
+    #[must_use]
+    pub fn knows_link(&self) -> bool {
+        self.link.is_measured || self.arrived >= ENOUGH_BYTES
+    }
+
     /// Whether it is known what pages cost that are sent again.
-    pub(super) fn knows_resends(&self) -> bool {
+    #[must_use]
+    pub fn knows_resends(&self) -> bool {
         self.again.bytes.is_some()
     }
 
@@ -190,6 +200,11 @@ struct Rate {
 impl Rate {
     fn add(&mut self, amount: f64, duration: Duration, is_measured: bool) {
         let seconds = duration.as_secs_f64().max(SHORTEST_SECONDS);
+        if !is_measured && !self.is_measured {
+            // Each is a lower bound, and the highest is the best.
+            self.value = Some(self.value.map_or(amount / seconds, |before| before.max(amount / seconds)));
+            return;
+        }
         self.add_weighted(amount / seconds, is_measured, seconds / (seconds + HALF_WEIGHT_SECONDS));
     }
 
@@ -212,6 +227,8 @@ impl Rate {
 
 /// A round of this length counts as much as all before it.
 const HALF_WEIGHT_SECONDS: f64 = 0.1;
+/// Fewer bytes than that say next to nothing about a link that was not seen full.
+const ENOUGH_BYTES: u64 = 64 << 10;
 /// So many pages say as much about what a page costs as all before them.
 const HALF_WEIGHT_PAGES: f64 = 2048.0;
 /// A round with so much of one kind of page tells about that kind.
@@ -333,6 +350,19 @@ mod tests {
             estimator.observe(&round(index, 10, 10_000, 16, Bottleneck::Processor));
         }
         assert!(estimator.page_rate().0 > 500_000.0, "{:?}", estimator.page_rate());
+    }
+
+    #[test]
+    fn of_a_link_that_was_never_full_the_best_is_known() {
+        let next_to_nothing = RoundFacts { arrived: ByteCount(200), bottleneck: Bottleneck::RoundTrip, ..linked(0, 50, 3) };
+        let mut estimator = Estimator::default();
+        estimator.observe(&next_to_nothing);
+        assert!(!estimator.knows_link());
+        estimator.observe(&round(1, 2, 1000, 200, Bottleneck::Processor));
+        assert!(estimator.knows_link());
+        assert_eq!(estimator.bandwidth(), BytesPerSec(1e8), "not something in between");
+        estimator.observe(&RoundFacts { index: 2, ..next_to_nothing });
+        assert_eq!(estimator.bandwidth(), BytesPerSec(1e8));
     }
 
     #[test]

@@ -54,7 +54,7 @@ pub enum Bottleneck {
     Link,
     /// More processor time: the link was not kept busy.
     Processor,
-    /// Neither: it was hardly longer than a round trip, so that rates can only be said to be at least so high.
+    /// Neither: it was hardly longer than a round trip, or next to nothing, so that rates can only be said to be at least so high.
     RoundTrip,
 }
 

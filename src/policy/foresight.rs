@@ -13,7 +13,7 @@ use super::{Decision, Limits, OnLimit, Policy, PostCopy, Reason, RoundFacts};
 impl Policy {
     /// Whether the rest cannot be expected to fit in the downtime limit before another limit is reached.
     pub(super) fn is_hopeless(&self, facts: &RoundFacts) -> bool {
-        if !self.estimator().knows_resends() {
+        if !self.estimator().knows_resends() || !self.estimator().knows_link() {
             return false;
         }
         let seen = facts.index.saturating_add(ROUNDS);

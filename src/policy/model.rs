@@ -183,7 +183,7 @@ impl Policy {
         let cost = |(bytes, processors)| PageCost { bytes, processors };
         // Where the link was waited for, how many pages processors take is not known, but that these are more.
         let foreseen = |bytes| PageCost { bytes, processors: estimator.measured_processors().unwrap_or(PagesPerSec(f64::INFINITY)) };
-        let again = again_bytes.filter(|_| !estimator.knows_resends()).map_or_else(|| cost(estimator.page_again()), foreseen);
+        let again = again_bytes.map_or_else(|| cost(estimator.page_again()), foreseen);
         let model = Model {
             link: estimator.bandwidth(),
             first: cost(estimator.first_page()),

@@ -136,7 +136,7 @@ impl Driver<'_> {
         let round = self.send(session, tracking, index, pages, last)?;
         let first = tracking.sent(&round);
         let unsent = tracking.pending.count();
-        let settled = self.settle(session)?;
+        let settled = self.settle(session, round.bytes)?;
         let (moving, bottleneck) = moving(settled.emptied - began, session.round_trip, settled.bottleneck);
         tracking.settled(&round, settled.bottleneck, self.arrival_rate(settled.under_way));
         let asked = Instant::now();
@@ -164,8 +164,7 @@ impl Driver<'_> {
             never_sent: tracking.watch.never_sent().count(),
             fixed_cost: self.fixed_cost(session).saturating_add(harvest),
         };
-        // What was not agreed on makes nothing cheaper.
-        let again_bytes = rounds.tracking.watch.again_bytes().filter(|_| session.terms.encoder.makes_differences());
+        let again_bytes = again_bytes(session, rounds, &round);
         let verdict = self.decide(rounds, &facts, harvest, again_bytes);
         self.tell(&round, facts.dirty_after, verdict);
         (rounds.index, rounds.verdict) = (index + 1, Some(verdict));
@@ -199,7 +198,7 @@ impl Driver<'_> {
             let prediction = policy.predict_rest(facts, verdict, tracking.watch.curve(), again_bytes, harvest + ROUND_COST);
             let Prediction { total, downtime, .. } = prediction;
             // As long as no rate is known it would take for ever, which is no prediction.
-            self.report.predicted = (total.max(downtime) < Duration::MAX).then_some(Predicted { total, downtime });
+            self.report.predicted = (total.max(downtime) < Duration::MAX && policy.estimator().knows_link()).then_some(Predicted { total, downtime });
         }
         verdict
     }
@@ -255,6 +254,18 @@ impl Driver<'_> {
         downtime.parts.pause = downtime.lap();
         Ok(downtime)
     }
+}
+
+/// Wire bytes of a page that is sent again, where more is known of it than the rounds tell.
+fn again_bytes(session: &Session<'_>, rounds: &Rounds, round: &Round) -> Option<f64> {
+    if rounds.verdict.is_some_and(|verdict| verdict.reason == Reason::Sampling) {
+        // Pages that the guest had written just before they were sent are as they were sent. That is so after round 0 only.
+        let changed = round.pages.0.saturating_sub(round.unchanged.0);
+        return (changed > 0).then(|| round.bytes.0 as f64 / changed as f64);
+    }
+    // What was not agreed on makes nothing cheaper.
+    let is_of_use = session.terms.encoder.makes_differences() && !rounds.policy.estimator().knows_resends();
+    rounds.tracking.watch.again_bytes().filter(|_| is_of_use)
 }
 
 /// How much of the time until queues were `emptied` bytes moved, and what that waited for: the last acknowledgement comes a

@@ -39,6 +39,8 @@ pub(super) struct Round {
     pub(super) bytes: ByteCount,
     /// Pages that were all zeros.
     pub(super) empty: PageCount,
+    /// Pages that were as they had been sent.
+    pub(super) unchanged: PageCount,
     pub(super) duration: Duration,
     pub(super) totals: Vec<ChannelTotals>,
     pub(super) unsent: Option<PageBitmap>,
@@ -131,6 +133,7 @@ impl Round {
             pages: PageCount(0),
             bytes: ByteCount(0),
             empty: PageCount(0),
+            unchanged: PageCount(0),
             duration: Duration::ZERO,
             totals: vec![ChannelTotals::default(); workers],
             unsent: None,
@@ -143,6 +146,7 @@ impl Round {
         self.pages += sent.pages;
         self.bytes += sent.bytes;
         self.empty += sent.encodings.zero;
+        self.unchanged += sent.encodings.unchanged;
         self.totals[usize::from(sent.channel)] = sent.totals;
         add(&mut self.unsent, sent.unsent);
         add(&mut self.skipped, sent.skipped);

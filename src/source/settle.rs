@@ -39,20 +39,36 @@ impl Driver<'_> {
         self.arrival_rate(under_way).time_for(under_way)
     }
 
-    /// After the workers are done: waits until there is little left in the queues.
+    /// After the workers are done and so much was `sent`: waits until there is little left in the queues.
     ///
     /// A link that moves nothing is waited for as long as a silent peer is: the guest runs meanwhile, and would not if it
     /// were paused now.
-    pub(super) fn settle(&self, session: &Session<'_>) -> Result<Settled, Error> {
+    pub(super) fn settle(&self, session: &Session<'_>, sent: ByteCount) -> Result<Settled, Error> {
         let mut under_way = session.workers.under_way();
-        let paced = self.allotment().is_paced();
-        let bottleneck = if paced || under_way > few(self.arrival_rate(under_way)) { Bottleneck::Link } else { Bottleneck::Processor };
+        let bottleneck = if sent < TELLING {
+            Bottleneck::RoundTrip
+        } else if self.allotment().is_paced() || under_way > few(self.arrival_rate(under_way)) {
+            Bottleneck::Link
+        } else {
+            Bottleneck::Processor
+        };
         let mut moved_at = Instant::now();
+        let mut ask_after = ASK_AFTER.max(session.round_trip);
         while under_way > self.little(under_way) && moved_at.elapsed() < self.timeouts.silence && !self.is_late() {
             select! {
                 recv(session.pump.ended()) -> ended => return Err(session_error(ended.ok())),
                 recv(self.steering.cancelled()) -> _ => return Err(Error::Cancelled),
+                recv(session.pump.events()) -> event => if let Ok(SourceEvent::Progress { bytes, .. }) = event {
+                    under_way = under_way.min(ByteCount(self.report.wire_bytes.0.saturating_sub(bytes.0)));
+                    continue;
+                },
                 default(self.standing.look_every(LOOK_EVERY)) => {}
+            }
+            // A host may take its time to acknowledge the last bytes, 40 ms for some, when the destination has them.
+            if moved_at.elapsed() > ask_after {
+                session.pump.command(Command::AskProgress);
+                // On a slow link, where that takes its turn with pages, only a few times.
+                ask_after = ask_after.saturating_mul(4);
             }
             let now_under_way = session.workers.under_way();
             if now_under_way < under_way {
@@ -62,7 +78,7 @@ impl Driver<'_> {
         }
         let emptied = Instant::now();
         self.catch_up(session, self.little(under_way))?;
-        Ok(Settled { bottleneck, emptied, under_way: session.workers.under_way() })
+        Ok(Settled { bottleneck, emptied, under_way: session.workers.under_way().min(under_way) })
     }
 
     /// Waits until the destination has applied all but `little` of what was sent.
@@ -150,6 +166,10 @@ const LEFT_SECONDS: f64 = 1e-3;
 const FEW_BYTES: ByteCount = ByteCount(32 << 10);
 /// Unless it takes longer than this: the last round would have to wait for it.
 const FEW_SECONDS: f64 = 0.02;
+/// The destination is asked what has come when nothing is acknowledged for so long, the first time.
+const ASK_AFTER: Duration = Duration::from_millis(2);
+/// Fewer bytes do not fill any link: how long they take says nothing about it.
+const TELLING: ByteCount = ByteCount(16 << 10);
 const LOOK_EVERY: Duration = Duration::from_micros(200);
 const LOOK_AT_LEAST_EVERY: Duration = Duration::from_millis(20);
 /// After this part of the time that it should take: it may go faster than before.

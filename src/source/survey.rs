@@ -34,7 +34,7 @@ fn track(guest: &mut dyn Guest, memory: &GuestMemory, tracker: &mut dyn DirtyTra
     let mut populated = PageBitmap::new(memory.layout().chunks());
     tracker.start(&mut populated)?;
     let began = Instant::now();
-    let mut watch = DirtyWatch::new(memory.layout().chunks());
+    let mut watch = DirtyWatch::new(memory, &populated);
     // The harvest at the end is the last look.
     while watch.next_look().recv_timeout(time.saturating_sub(began.elapsed())).is_ok() {
         watch.look(tracker, memory)?;

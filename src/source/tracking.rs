@@ -45,7 +45,8 @@ impl Driver<'_> {
         let chunks = self.memory.layout().chunks();
         let mut pending = PageBitmap::new(chunks);
         self.tracker.start(&mut pending)?;
-        Ok(Tracking { pending, watch: DirtyWatch::new(chunks), overlap: Overlap::default() })
+        let watch = DirtyWatch::new(self.memory, &pending);
+        Ok(Tracking { pending, watch, overlap: Overlap::default() })
     }
 
     /// Waits until a busy guest has shown where it writes.

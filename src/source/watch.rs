@@ -42,11 +42,13 @@ pub(super) struct DirtyWatch {
 }
 
 impl DirtyWatch {
-    /// Tracking began just now, for memory of so many chunks.
-    pub(super) fn new(chunks: u32) -> Self {
+    /// Tracking of `memory`, which is `populated`, began just now.
+    pub(super) fn new(memory: &GuestMemory, populated: &PageBitmap) -> Self {
+        let since = Instant::now();
+        let chunks = populated.chunks();
         let skip = Arc::new(SharedBitmap::new(chunks));
         Self {
-            since: Instant::now(),
+            since,
             found: PageBitmap::new(chunks),
             skip,
             never_sent: PageBitmap::new(chunks),
@@ -54,7 +56,7 @@ impl DirtyWatch {
             lead: None,
             next: FIRST_LOOK,
             curve: DirtyCurve::default(),
-            resent: Resent::new(),
+            resent: Resent::new(memory, populated),
         }
     }
 
@@ -150,6 +152,10 @@ mod tests {
 
     const CHUNKS: u32 = 4;
 
+    fn memory() -> GuestMemory {
+        GuestMemory::allocate(MemoryLayout::flat(PageCount(256)).unwrap(), Backing::Anonymous).unwrap()
+    }
+
     /// A tracker of what is marked, started.
     fn tracker(memory: &Arc<GuestMemory>) -> (Box<dyn DirtyTracker>, Marks) {
         let tracked = Tracked { marks_complete: true, ..Tracked::plain(Arc::clone(memory)) };
@@ -166,9 +172,9 @@ mod tests {
 
     #[test]
     fn a_look_leaves_the_bits_with_the_tracker() {
-        let memory = Arc::new(GuestMemory::allocate(MemoryLayout::flat(PageCount(256)).unwrap(), Backing::Anonymous).unwrap());
+        let memory = Arc::new(memory());
         let (mut tracker, marks) = tracker(&memory);
-        let mut watch = DirtyWatch::new(CHUNKS);
+        let mut watch = DirtyWatch::new(&memory, &bitmap(&[]));
         let skip = watch.skip();
         for (page, found) in [(3, &[3][..]), (200, &[3, 200])] {
             marks.mark_pages(PageIndex(page), PageCount(1));
@@ -188,7 +194,8 @@ mod tests {
 
     #[test]
     fn what_a_round_left_out_is_pending_whatever_the_harvest_says() {
-        let mut watch = DirtyWatch::new(CHUNKS);
+        let memory = memory();
+        let mut watch = DirtyWatch::new(&memory, &bitmap(&[]));
         watch.skipped(Some(&bitmap(&[3])), Some(&bitmap(&[70, 71])));
         let mut pending = bitmap(&[9]);
         watch.finish(&mut pending, PageCount(0));
