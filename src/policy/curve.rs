@@ -55,14 +55,17 @@ impl DirtyCurve {
     }
 
     /// Pages dirtied within `time`. Beyond the last point it goes on as in the last quarter of what was seen, or longer: the
-    /// last two points may be a moment apart.
+    /// last two points may be a moment apart, and a page or two may be chance.
     #[must_use]
     pub fn within(&self, time: Duration) -> f64 {
         let Some(&last) = self.points.last() else { return 0.0 };
-        let is_early = |since: Duration| since <= last.0.mul_f64(TREND);
+        let tells = |&&(at, distinct): &&(Duration, PageCount)| {
+            let since = last.1.0 - distinct.0;
+            at <= last.0.mul_f64(TREND) && (since == 0 || since >= ENOUGH_PAGES)
+        };
         let (until, before) = match self.points.iter().position(|point| time <= point.0) {
             Some(index) => (self.points[index], index.checked_sub(1).map(|before| self.points[before])),
-            None => (last, self.points.iter().rfind(|point| is_early(point.0)).copied()),
+            None => (last, self.points.iter().rfind(tells).copied()),
         };
         let [(start, from), (end, to)] = [before.unwrap_or_default(), until].map(|(at, distinct)| (at.as_secs_f64(), distinct.0 as f64));
         from + (to - from) * (time.as_secs_f64() - start) / (end - start)
@@ -71,6 +74,8 @@ impl DirtyCurve {
 
 /// Of the time that was seen: from there to its end it shows how it goes on.
 const TREND: f64 = 0.75;
+/// Fewer pages than that make no rate, unless they are none.
+const ENOUGH_PAGES: u64 = 8;
 
 #[cfg(test)]
 mod tests {
@@ -109,6 +114,17 @@ mod tests {
         assert_eq!(curve.within(ms(2204)).round(), 21_980.0);
         curve.add(ms(1004), PageCount(10_100));
         assert_eq!(curve.within(ms(1608)).round(), 16_200.0, "not 50 pages a millisecond");
+    }
+
+    #[test]
+    fn a_page_or_two_are_no_trend() {
+        let mut curve = DirtyCurve::default();
+        for (millis, pages) in [(100, 0), (700, 1), (1000, 2)] {
+            curve.add(ms(millis), PageCount(pages));
+        }
+        assert_eq!(curve.within(ms(60_000)).round(), 120.0, "in all, not in the last moment");
+        curve.add(ms(2000), PageCount(2));
+        assert_eq!(curve.within(ms(60_000)), 2.0, "none are none");
     }
 
     #[test]
