@@ -222,10 +222,8 @@ impl ModelInput {
     /// How much of `once`, which is all of memory, may be copied while the guest stands still.
     fn most_copied(&self, once: Duration) -> Duration {
         let limits = &self.limits;
-        let few = match limits.dirty_threshold {
-            DirtyThreshold::Pages(pages) => self.bandwidth.time_for(pages.bytes()),
-            DirtyThreshold::Few => limits.downtime_limit,
-        };
+        let few = self.bandwidth.time_for(limits.dirty_threshold.pages().bytes());
+        let few = if limits.dirty_threshold == DirtyThreshold::Few { few.min(limits.downtime_limit) } else { few };
         let fits = few.max(limits.downtime_limit.saturating_sub(self.fixed_cost)).min(once);
         match (limits.post_copy, limits.on_limit) {
             (PostCopy::Auto, _) | (PostCopy::Never, OnLimit::PostCopy) => fits,
