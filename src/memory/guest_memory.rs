@@ -29,6 +29,16 @@ pub enum Backing {
     HugeTlb,
 }
 
+impl Backing {
+    /// What to look at when the host has none of it.
+    pub(super) fn remedy(self) -> &'static str {
+        match self {
+            Self::Anonymous | Self::Memfd => "",
+            Self::HugeTlb => "; vm.nr_hugepages says how many huge pages the host sets aside",
+        }
+    }
+}
+
 impl fmt::Display for Backing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -38,7 +38,7 @@ pub enum MemoryError {
     #[error(transparent)]
     Layout(#[from] LayoutError),
     /// The host would not give the mapping.
-    #[error("cannot map {bytes} at guest address {start} ({backing})")]
+    #[error("cannot map {bytes} at guest address {start} ({backing}{})", backing.remedy())]
     Map {
         /// First guest address of the region.
         start: GuestAddr,

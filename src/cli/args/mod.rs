@@ -10,7 +10,7 @@ mod receive;
 mod security;
 mod send;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::ValueEnum;
@@ -60,6 +60,20 @@ pub enum Output {
 impl From<PathBuf> for Output {
     fn from(path: PathBuf) -> Self {
         if path.as_os_str() == "-" { Self::Stdout } else { Self::File(path) }
+    }
+}
+
+/// Whether a report and an image leave each other room.
+fn check_outputs(json: Option<&Output>, dump: Option<&Path>) -> Result<(), UsageError> {
+    let Some(dump) = dump else { return Ok(()) };
+    let cannot = |why| Err(UsageError::contradiction("--dump", &dump.display(), why));
+    if dump.as_os_str() == "-" {
+        return cannot("an image goes to a file; its name is accepted");
+    }
+    let is_device = dump.exists() && !dump.is_file();
+    match json {
+        Some(Output::File(report)) if report == dump && !is_device => cannot("--json goes there already; two names are accepted"),
+        _ => Ok(()),
     }
 }
 

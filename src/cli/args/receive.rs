@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{BackingFlag, Output, PATIENCE, RECOVER_FOR, SecurityArgs, UsageError, parse_patience};
+use super::{BackingFlag, Output, PATIENCE, RECOVER_FOR, SecurityArgs, UsageError, check_outputs, parse_patience};
 use crate::cli::sandbox::Wanted;
 use crate::cli::units::number_in;
 use crate::memory::Backing;
@@ -93,10 +93,12 @@ impl ReceiveArgs {
         if cfg!(not(feature = "sandbox")) && self.sandbox == Wanted::On {
             return Err(UsageError::not_built_in("--sandbox", &"on", "auto does without"));
         }
+        let json = self.json.map(Output::from);
+        check_outputs(json.as_ref(), self.dump.as_deref())?;
         Ok(ReceiveSettings {
             security,
             endpoint: self.listen,
-            json: self.json.map(Output::from),
+            json,
             dump: self.dump,
             hold: self.hold,
             max_memory: self.max_memory,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
-use super::{BackingFlag, Input, LimitArgs, Output, PATIENCE, RECOVER_FOR, SecurityArgs, UsageError, parse_patience};
+use super::{BackingFlag, Input, LimitArgs, Output, PATIENCE, RECOVER_FOR, SecurityArgs, UsageError, check_outputs, parse_patience};
 use crate::cli::units::number_in;
 use crate::dirty::TrackerKind;
 use crate::memory::Backing;
@@ -132,6 +132,8 @@ impl SendArgs {
             _ => unreachable!("clap requires one of --guest and --batch, and no more"),
         };
         let security = self.security.sender(&self.to)?;
+        let json = self.json.map(Output::from);
+        check_outputs(json.as_ref(), self.dump.as_deref())?;
         Ok(SendSettings {
             endpoint: self.to,
             security,
@@ -146,7 +148,7 @@ impl SendArgs {
             recover_for: self.recover_for,
             patience: self.patience,
             warm_up: self.warm_up,
-            json: self.json.map(Output::from),
+            json,
             dump: self.dump,
         })
     }

@@ -142,6 +142,18 @@ fn post_copy_flags_arrive_and_those_that_rule_each_other_out_are_refused() {
 }
 
 #[test]
+fn an_image_has_a_file_of_its_own() {
+    for (flags, expected) in [("--dump -", "--dump -: an image goes to a file"), ("--dump out --json out", "--dump out: --json goes there already")] {
+        let sender = parse::<SendArgs>(&format!("{SEND} {flags}")).unwrap().settings().map(drop);
+        let receiver = parse::<ReceiveArgs>(&format!("{RECEIVE} {flags}")).unwrap().settings().map(drop);
+        for error in [sender.unwrap_err(), receiver.unwrap_err()] {
+            assert!(error.to_string().starts_with(expected), "{error}");
+        }
+    }
+    assert!(parse::<SendArgs>(&format!("{SEND} --dump /dev/null --json /dev/null")).unwrap().settings().is_ok());
+}
+
+#[test]
 fn errors_name_the_flag_the_value_and_what_is_accepted() {
     let table = [
         ("--channels 0", "--channels", "0", "1 to 64"),
