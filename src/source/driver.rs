@@ -1,5 +1,6 @@
 //! One migration from beginning to end: connect, run the phases, and see to it that the guest is somewhere afterwards.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::connect::{Attached, Request};
@@ -43,6 +44,8 @@ pub(super) struct Driver<'d> {
     pub(super) standing: Standing,
     /// How to reach the destination again, once it is known.
     pub(super) dial: Option<Dial>,
+    /// Where the session was when it failed; none for a Unix socket.
+    address: Option<SocketAddr>,
     stranded: Option<Stranded>,
 }
 
@@ -85,10 +88,11 @@ pub(super) fn run(migration: Migration<'_>, outgoing: Outgoing<'_>) -> Result<Co
         outlived: None,
         standing: Standing::of(fleet.map(|fleet| fleet.enrol())),
         dial: None,
+        address: None,
         stranded: None,
     };
     let result = driver.migrate(request);
-    let (dial, stranded) = (driver.dial.take(), driver.stranded.take());
+    let (dial, address, stranded) = (driver.dial.take(), driver.address, driver.stranded.take());
     let report = driver.conclude(&result);
     match result {
         Ok(()) => Ok(Completed { report }),
@@ -96,6 +100,7 @@ pub(super) fn run(migration: Migration<'_>, outgoing: Outgoing<'_>) -> Result<Co
             let owner = report.guest_owner;
             let in_doubt = dial.filter(|_| owner == GuestOwner::InDoubt && stranded.is_none()).map(|Dial { route, session, token, .. }| InDoubt {
                 route,
+                address,
                 session,
                 token,
             });
@@ -165,10 +170,21 @@ impl<'d> Driver<'d> {
         }
         self.standing.leave_last_round();
         session.workers.halt();
+        self.count_cut_round(&session);
+        self.address = session.pump.address();
         let error = part(&session.pump, error);
         // Ends the workers and waits for the session's last message.
         drop(session);
         error
+    }
+
+    /// Has the report tell of what went in a round that did not come to its end.
+    fn count_cut_round(&mut self, session: &Session<'_>) {
+        let (report, written) = (&mut self.report, session.workers.written());
+        if written > report.rounds.iter().map(|round| round.wire_bytes).sum() {
+            report.wire_bytes = written;
+            report.pages_transferred = session.workers.sent() + report.rounds.iter().map(|round| round.pages).sum();
+        }
     }
 
     /// Ends tracking and completes the report.

@@ -290,11 +290,13 @@ impl<'f, 'o> Follow<'f, 'o> {
             round.duration += duration;
             return;
         }
+        // With what ended the rounds before it.
+        let before: ByteCount = report.rounds.iter().map(|round| round.wire_bytes).sum();
         report.rounds.push(RoundReport {
             index: u32::try_from(report.rounds.len()).unwrap_or(u32::MAX),
             kind: RoundKind::PostCopy,
             pages,
-            wire_bytes: bytes,
+            wire_bytes: ByteCount(report.wire_bytes.0 - before.0),
             duration,
             dirty_after: None,
             decision: None,

@@ -1,5 +1,6 @@
 //! How a migration ended, and who holds the guest.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::Observer;
@@ -104,6 +105,8 @@ pub(super) fn left_by(error: &Error) -> (Outcome, GuestOwner) {
 #[derive(Debug)]
 pub struct InDoubt {
     pub(super) route: Route,
+    /// Where the session was.
+    pub(super) address: Option<SocketAddr>,
     pub(super) session: SessionId,
     pub(super) token: Token,
 }
@@ -115,7 +118,7 @@ impl InDoubt {
     /// # Errors
     /// When the destination cannot be reached or answers something else; the doubt remains.
     pub fn ask(&self, timeout: Duration) -> Result<AnswerStatus, Error> {
-        let stream = self.route.connect(timeout)?;
+        let stream = self.route.find_again(self.address, timeout)?;
         MessageWriter::new(stream.share()).send(&Message::Query { session: self.session, token: self.token })?;
         let answer = MessageReader::new(stream).next_within(timeout)?;
         match answer {

@@ -370,11 +370,7 @@ impl Session {
     fn connect_again(&self) -> Result<Stream, TransportError> {
         let timeout = (self.timeouts.silence / 10).max(Duration::from_secs(1));
         let address = self.connections().address;
-        let stream = self.route.connect_again(address, timeout).or_else(|error| match address {
-            Some(_) => self.route.connect(timeout),
-            None => Err(error),
-        });
-        stream?.with_patience(self.timeouts.transport())
+        self.route.find_again(address, timeout)?.with_patience(self.timeouts.transport())
     }
 
     fn shut_down_bulk(&self) {

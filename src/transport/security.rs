@@ -73,6 +73,17 @@ impl Route {
         self.secure(Stream::connect_to(&address.into(), timeout).map_err(failed)?, timeout)
     }
 
+    /// The same, and where nothing answers any more to wherever the name leads by now.
+    ///
+    /// # Errors
+    /// As [`Route::connect`].
+    pub fn find_again(&self, address: Option<SocketAddr>, timeout: Duration) -> Result<Stream, TransportError> {
+        self.connect_again(address, timeout).or_else(|error| match address {
+            Some(_) => self.connect(timeout),
+            None => Err(error),
+        })
+    }
+
     fn secure(&self, stream: Stream, timeout: Duration) -> Result<Stream, TransportError> {
         match &self.security {
             ClientSecurity::Plain => {
