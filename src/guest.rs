@@ -5,6 +5,7 @@
 
 use std::error::Error as StdError;
 
+use crate::units::ByteCount;
 pub use crate::units::RunShare;
 
 /// A guest that can be migrated, as its VMM sees it.
@@ -31,6 +32,12 @@ pub trait Guest: Send {
     /// # Errors
     /// When the state cannot be read out.
     fn save_state(&mut self) -> Result<Vec<u8>, GuestError>;
+
+    /// About how many bytes [`Guest::save_state`] is going to give. They go while the guest stands still, so what is expected
+    /// of a pause counts them; a state of some kilobytes, as with this default, need not be told.
+    fn state_bytes(&self) -> ByteCount {
+        ByteCount(0)
+    }
 
     /// Takes over `state`. The guest must not run before [`Guest::resume`]. Memory is all in place, except in post-copy:
     /// then it must not be touched before [`Guest::resume`], which may and waits for pages that are missing.

@@ -20,6 +20,8 @@ use crate::units::{ByteCount, PageCount};
 pub struct Policy {
     limits: Limits,
     guest: ByteCount,
+    /// Pages that the guest may ever dirty.
+    reach: PageCount,
     estimator: Estimator,
     history: History,
     curve: DirtyCurve,
@@ -43,6 +45,7 @@ impl Policy {
         Self {
             limits,
             guest,
+            reach: guest.pages(),
             estimator: Estimator::default(),
             history: History::default(),
             curve: DirtyCurve::default(),
@@ -84,6 +87,16 @@ impl Policy {
         self.curve = curve;
     }
 
+    /// How many pages the guest may ever dirty, where that is known to be fewer than it has.
+    pub fn set_reach(&mut self, reach: PageCount) {
+        self.reach = reach;
+    }
+
+    /// How many pages the guest may ever dirty.
+    pub(super) fn reach(&self) -> PageCount {
+        self.reach
+    }
+
     /// How the guest dirties pages, as far as that was seen.
     pub(super) fn curve(&self) -> &DirtyCurve {
         &self.curve
@@ -98,11 +111,6 @@ impl Policy {
     /// The same in all but its limits, and with everything `factor` times as fast as it was measured.
     pub(super) fn imagined(&self, limits: Limits, factor: f64) -> Self {
         Self { limits, estimator: self.estimator.faster(factor), ..self.clone() }
-    }
-
-    /// The guest's memory.
-    pub(super) fn guest(&self) -> ByteCount {
-        self.guest
     }
 
     /// Before anything is sent: round 0, or the cold migration when no rounds are allowed, or post-copy from the start.

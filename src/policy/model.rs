@@ -179,7 +179,7 @@ impl Policy {
         round_cost: Duration,
     ) -> Prediction {
         let estimator = self.estimator();
-        let most = self.guest().pages();
+        let most = self.reach().max(facts.dirty_after);
         let cost = |(bytes, processors)| PageCost { bytes, processors };
         // Where the link was waited for, how many pages processors take is not known, but that these are more.
         let foreseen = |bytes| PageCost { bytes, processors: estimator.measured_processors().unwrap_or(PagesPerSec(f64::INFINITY)) };

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::guest::{Guest, GuestError, RunShare};
 use crate::stats::ThrottleReport;
 use crate::sys::priority::Prompt;
+use crate::units::ByteCount;
 
 /// The source's grip on its guest.
 pub(super) struct Hold<'g> {
@@ -75,6 +76,11 @@ impl<'g> Hold<'g> {
     /// The state of a paused guest.
     pub(super) fn save_state(&mut self) -> Result<Vec<u8>, GuestError> {
         self.guest.save_state()
+    }
+
+    /// How large that is, about.
+    pub(super) fn state_bytes(&self) -> ByteCount {
+        self.guest.state_bytes()
     }
 
     /// Slows the guest down.

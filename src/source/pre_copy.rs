@@ -146,10 +146,11 @@ impl Driver<'_> {
         if index == 0 {
             tracking.watch.finish(&mut tracking.pending, unsent);
             policy.set_curve(tracking.watch.curve().clone());
+            policy.set_reach(tracking.watch.reach(self.memory, &tracking.pending));
         }
         let facts = RoundFacts {
             index,
-            elapsed: self.started.elapsed(),
+            elapsed: self.elapsed(),
             duration: began.elapsed(),
             moving,
             pages: round.pages,
@@ -206,7 +207,7 @@ impl Driver<'_> {
     /// A guest that runs on although the time for pre-copy is over is not hurried by it any more.
     fn outlive_timeout(&mut self) {
         let timeout = self.steering.limits().timeout;
-        if timeout.is_some_and(|timeout| self.started.elapsed() >= timeout) {
+        if timeout.is_some_and(|timeout| self.elapsed() >= timeout) {
             self.outlived = timeout;
         }
     }
@@ -222,7 +223,7 @@ impl Driver<'_> {
     /// uses the link meanwhile.
     fn idle_after(&self, rounds: &Rounds, workers: usize) -> Option<Duration> {
         let (sent, pending) = (self.report.pages_transferred.bytes(), rounds.tracking.pending.count());
-        let may_end = || rounds.policy.may_end_with(rounds.index, pending, sent, self.started.elapsed());
+        let may_end = || rounds.policy.may_end_with(rounds.index, pending, sent, self.elapsed());
         let goes_on = rounds.index > 0 && self.standing.is_alone() && !may_end();
         goes_on.then(|| idle_for_a_difference(workers))
     }
@@ -241,9 +242,12 @@ impl Driver<'_> {
         }
     }
 
-    /// What a handover costs besides pages and harvest: what is under way comes first, Finish and Commit are answered.
+    /// What a handover costs besides pages and harvest: what is under way comes first, the state goes last, Finish and Commit
+    /// are answered.
     fn fixed_cost(&self, session: &Session<'_>) -> Duration {
-        self.backlog(session).saturating_add(session.round_trip.saturating_mul(2)).saturating_add(SWITCH_COST)
+        let under_way = session.workers.under_way();
+        let bytes = self.arrival_rate(under_way).time_for(under_way + self.hold.state_bytes());
+        bytes.saturating_add(session.round_trip.saturating_mul(2)).saturating_add(SWITCH_COST)
     }
 
     /// Pauses the guest for the last time, unless there is more left than was expected.
@@ -280,5 +284,5 @@ const _: () = assert!(MAX_ROUNDS < u16::MAX as u32 - 64, "round numbers, with es
 /// What a round takes besides its harvest and pages: waking the workers and hearing from them.
 const ROUND_COST: Duration = Duration::from_micros(300);
 
-/// What a handover costs besides harvest, pages and round trips: the state out and in, the resume. A guess that errs high.
+/// What a handover costs besides harvest, bytes and round trips: the state out and in, the resume. A guess that errs high.
 const SWITCH_COST: Duration = Duration::from_millis(2);

@@ -32,13 +32,6 @@ pub(super) struct Settled {
 }
 
 impl Driver<'_> {
-    /// How long it takes until what was written has arrived, by the rate at which things have arrived so far.
-    /// [`Duration::MAX`] while nothing has.
-    pub(super) fn backlog(&self, session: &Session<'_>) -> Duration {
-        let under_way = session.workers.under_way();
-        self.arrival_rate(under_way).time_for(under_way)
-    }
-
     /// After the workers are done and so much was `sent`: waits until there is little left in the queues.
     ///
     /// A link that moves nothing is waited for as long as a silent peer is: the guest runs meanwhile, and would not if it
@@ -137,7 +130,7 @@ impl Driver<'_> {
     /// one that the policy let run on.
     pub(super) fn is_late(&self) -> bool {
         let timeout = self.steering.limits().timeout.filter(|timeout| Some(*timeout) != self.outlived);
-        !self.hold.is_throttled() && timeout.is_some_and(|timeout| self.started.elapsed() >= timeout)
+        !self.hold.is_throttled() && timeout.is_some_and(|timeout| self.elapsed() >= timeout)
     }
 }
 

@@ -28,12 +28,14 @@ pub(super) struct Standing {
     place: Option<Berth>,
     /// Among those who send, while it is there.
     sending: Option<Sending>,
+    /// For how long it has waited for others, converged.
+    waited: Duration,
 }
 
 impl Standing {
     /// Of a migration that begins.
     pub(super) fn of(member: Option<Arc<Member>>) -> Self {
-        Self { member, place: None, sending: None }
+        Self { member, place: None, sending: None, waited: Duration::ZERO }
     }
 
     pub(super) fn member(&self) -> Option<&Arc<Member>> {
@@ -99,8 +101,15 @@ impl Driver<'_> {
         let place = member.ask_for_last_round();
         while !self.is_granted(&place, &session.pump, LOOK_EVERY)? {}
         member.set_urgent(true);
+        let waited = asked.elapsed();
         self.standing.place = Some(place);
-        Ok(if asked.elapsed() > SHORT { Wait::Long } else { Wait::Short })
+        self.standing.waited += waited;
+        Ok(if waited > SHORT { Wait::Long } else { Wait::Short })
+    }
+
+    /// How long pre-copy has taken, as far as limits go: not that it had to wait for others.
+    pub(super) fn elapsed(&self) -> Duration {
+        self.started.elapsed().saturating_sub(self.standing.waited)
     }
 
     /// After a round that leaves so much.

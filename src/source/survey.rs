@@ -44,7 +44,7 @@ fn track(guest: &mut dyn Guest, memory: &GuestMemory, tracker: &mut dyn DirtyTra
     harvest(guest, tracker, &mut pending)?;
     let round_cost = asked.elapsed();
     watch.finish(&mut pending, PageCount(0));
-    let reach = reach(memory, &populated, &pending);
+    let reach = watch.reach(memory, &pending);
     let sample = populated.spread(SAMPLE);
     // The first look finds the memory in no cache, whatever the method.
     First::of(memory, &sample, METHODS[0]);
@@ -58,14 +58,6 @@ fn track(guest: &mut dyn Guest, memory: &GuestMemory, tracker: &mut dyn DirtyTra
         curve: watch.into_curve(),
         round_cost,
     })
-}
-
-/// The pages that the guest may get to, having `dirtied` some: what holds something already, unless it goes beyond that.
-fn reach(memory: &GuestMemory, populated: &PageBitmap, dirtied: &PageBitmap) -> PageCount {
-    let mut all = populated.clone();
-    all.union_with(dirtied);
-    let beyond = all.count().0 - populated.count().0;
-    if beyond > dirtied.count().0 / BEYOND_ONE_IN { memory.layout().bytes().pages() } else { all.count() }
 }
 
 /// Harvests, with the guest paused where the tracker needs it.
@@ -124,8 +116,6 @@ fn workers() -> f64 {
     std::thread::available_parallelism().map_or(1.0, |cores| cores.get().min(2) as f64)
 }
 
-/// A guest that dirties more pages than one in so many where nothing was is one that grows.
-const BEYOND_ONE_IN: u64 = 8;
 /// What a migration chooses from, but for the tightest, which pay on the slowest links only.
 const METHODS: [Method; 3] = [Method::Raw, Method::Lz4, Method::Zstd(1)];
 /// Nothing leaves this process.

@@ -26,6 +26,8 @@ use crate::units::PageCount;
 /// What was found so far since tracking began.
 pub(super) struct DirtyWatch {
     since: Instant,
+    /// What held something then.
+    populated: PageBitmap,
     /// Still the tracker's.
     found: PageBitmap,
     /// The same, for the workers.
@@ -49,6 +51,7 @@ impl DirtyWatch {
         let skip = Arc::new(SharedBitmap::new(chunks));
         Self {
             since,
+            populated: populated.clone(),
             found: PageBitmap::new(chunks),
             skip,
             never_sent: PageBitmap::new(chunks),
@@ -123,6 +126,15 @@ impl DirtyWatch {
         self.curve.add(self.since.elapsed(), PageCount(pending.count().0.saturating_sub(unsent.0)));
     }
 
+    /// The pages that the guest may get to, having `dirtied` some of `memory`: what held something already, unless it goes
+    /// beyond that.
+    pub(super) fn reach(&self, memory: &GuestMemory, dirtied: &PageBitmap) -> PageCount {
+        let mut all = self.populated.clone();
+        all.union_with(dirtied);
+        let beyond = all.count().0 - self.populated.count().0;
+        if beyond > dirtied.count().0 / BEYOND_ONE_IN { memory.layout().bytes().pages() } else { all.count() }
+    }
+
     /// Wire bytes of a page that is sent again as a difference, about; nothing as long as none was seen to change.
     pub(super) fn again_bytes(&self) -> Option<f64> {
         self.resent.bytes()
@@ -142,6 +154,8 @@ impl DirtyWatch {
 /// The first round waits for this look: long enough to see where a busy guest writes.
 const FIRST_LOOK: Duration = Duration::from_millis(4);
 const GROWTH: f64 = 1.5;
+/// A guest that dirties more pages than one in so many where nothing was is one that grows.
+const BEYOND_ONE_IN: u64 = 8;
 
 #[cfg(test)]
 mod tests {
@@ -190,6 +204,15 @@ mod tests {
         marks.mark_pages(PageIndex(201), PageCount(1));
         watch.finish(&mut pending, PageCount(0));
         assert_eq!(pending, bitmap(&[3, 200]), "what came after the harvest is the next one's");
+    }
+
+    #[test]
+    fn a_guest_gets_to_what_holds_something_unless_it_grows() {
+        let memory = memory();
+        let watch = DirtyWatch::new(&memory, &bitmap(&(0..64).collect::<Vec<_>>()));
+        assert_eq!(watch.reach(&memory, &bitmap(&[])), PageCount(64));
+        assert_eq!(watch.reach(&memory, &bitmap(&[0, 1, 2, 3, 4, 5, 6, 200])), PageCount(65), "one of eight");
+        assert_eq!(watch.reach(&memory, &bitmap(&[0, 200])), PageCount(256));
     }
 
     #[test]

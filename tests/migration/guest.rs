@@ -9,7 +9,7 @@ use pageferry::destination::{Arrival, Ending, GuestFactory, Placed, Refusal};
 use pageferry::dirty::Marks;
 use pageferry::guest::{Guest, GuestError, RunShare};
 use pageferry::memory::{Backing, GuestMemory, MemoryLayout};
-use pageferry::units::{GuestAddr, PageCount, PageIndex};
+use pageferry::units::{ByteCount, GuestAddr, PageCount, PageIndex};
 use pageferry::wire::Offer;
 
 /// Stamps the pages of its memory in turn with a growing number, and marks what it wrote.
@@ -25,6 +25,8 @@ pub(crate) struct Stamper {
     pub(crate) burst: u64,
     /// So many pages at the front it writes to, if not to all.
     pub(crate) working_set: Option<u64>,
+    /// What it says of the size of its state.
+    pub(crate) told_state: ByteCount,
 }
 
 struct Running {
@@ -44,6 +46,7 @@ impl Stamper {
             can_be_throttled: true,
             burst: 64,
             working_set: None,
+            told_state: ByteCount(0),
         }
     }
 
@@ -90,6 +93,10 @@ impl Guest for Stamper {
 
     fn save_state(&mut self) -> Result<Vec<u8>, GuestError> {
         Ok(b"registers".to_vec())
+    }
+
+    fn state_bytes(&self) -> ByteCount {
+        self.told_state
     }
 
     fn throttle(&mut self, share: RunShare) -> Result<(), GuestError> {

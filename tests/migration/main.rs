@@ -6,6 +6,7 @@ mod guest;
 #[path = "../processes/huge_pages.rs"]
 mod huge_pages;
 mod let_go;
+mod limits;
 mod moves;
 #[cfg(feature = "cli")]
 mod pool;
