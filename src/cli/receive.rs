@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use crossbeam::channel::bounded;
 
 use super::args::ReceiveSettings;
 use super::exit::Exit;
@@ -91,7 +92,14 @@ impl Leaving {
                 let mut report = Report::new();
                 report.guest_owner = GuestOwner::Destination;
                 report.reason = format!("lost: the receiver was ended while {missing} were still at {incomplete} sender(s)");
-                (0..incomplete).for_each(|_| self.sink.write(&report));
+                let sink = Arc::clone(&self.sink);
+                let (writing, written) = bounded::<()>(0);
+                std::thread::spawn(move || {
+                    (0..incomplete).for_each(|_| sink.write(&report));
+                    drop(writing);
+                });
+                // Nobody may be reading them.
+                let _ = written.recv_timeout(LAST_WORDS);
             } else if remembered > 0 {
                 eprintln!("{remembered} sender(s) may ask how their migration ended, and will get no answer");
             }
@@ -279,6 +287,8 @@ fn in_full(error: &dyn std::error::Error) -> String {
     std::iter::successors(error.source(), |cause| cause.source()).fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
+/// How long reports of what is lost may take to write.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long a guest runs here before it is checked.
 const PROOF: Duration = Duration::from_millis(300);
 /// How often to look for its first write here, ...

@@ -59,16 +59,25 @@ impl DirtyCurve {
     #[must_use]
     pub fn within(&self, time: Duration) -> f64 {
         let Some(&last) = self.points.last() else { return 0.0 };
-        let tells = |&&(at, distinct): &&(Duration, PageCount)| {
-            let since = last.1.0 - distinct.0;
-            at <= last.0.mul_f64(TREND) && (since == 0 || since >= ENOUGH_PAGES)
-        };
         let (until, before) = match self.points.iter().position(|point| time <= point.0) {
             Some(index) => (self.points[index], index.checked_sub(1).map(|before| self.points[before])),
-            None => (last, self.points.iter().rfind(tells).copied()),
+            None => (last, self.trend_since(last)),
         };
         let [(start, from), (end, to)] = [before.unwrap_or_default(), until].map(|(at, distinct)| (at.as_secs_f64(), distinct.0 as f64));
         from + (to - from) * (time.as_secs_f64() - start) / (end - start)
+    }
+
+    /// The point since which it is seen how it goes on after the `last` one; none is the beginning.
+    fn trend_since(&self, last: (Duration, PageCount)) -> Option<(Duration, PageCount)> {
+        let early = || self.points.iter().copied().filter(|point| point.0 <= last.0.mul_f64(TREND));
+        let since = |point: (Duration, PageCount)| last.1.0 - point.1.0;
+        let latest = early().next_back();
+        if latest.is_none_or(|latest| since(latest) == 0 || since(latest) >= ENOUGH_PAGES) {
+            return latest;
+        }
+        // A few pages may be chance, or all that is still new: it goes on as slowly as it ever did for longer.
+        let slope = |point: (Duration, PageCount)| since(point) as f64 / (last.0 - point.0).as_secs_f64();
+        early().chain([Default::default()]).min_by(|one, other| slope(*one).total_cmp(&slope(*other)))
     }
 }
 
@@ -125,6 +134,11 @@ mod tests {
         assert_eq!(curve.within(ms(60_000)).round(), 120.0, "in all, not in the last moment");
         curve.add(ms(2000), PageCount(2));
         assert_eq!(curve.within(ms(60_000)), 2.0, "none are none");
+        let mut past_its_set = DirtyCurve::default();
+        for (millis, pages) in [(680, 2785), (1000, 4096), (2400, 4097), (3400, 4098)] {
+            past_its_set.add(ms(millis), PageCount(pages));
+        }
+        assert!(past_its_set.within(ms(60_000)) < 4200.0, "as slowly as lately, not as at first");
     }
 
     #[test]

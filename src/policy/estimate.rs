@@ -205,6 +205,10 @@ impl Rate {
             self.value = Some(self.value.map_or(amount / seconds, |before| before.max(amount / seconds)));
             return;
         }
+        if !self.is_measured {
+            *self = Self { value: Some(amount / seconds), is_measured };
+            return;
+        }
         self.add_weighted(amount / seconds, is_measured, seconds / (seconds + HALF_WEIGHT_SECONDS));
     }
 

@@ -16,6 +16,8 @@ pub(super) struct History {
     last: Duration,
     /// Rounds in a row that each left clearly less than the one before it.
     coming_down: u32,
+    /// Times that it did so for a while after it had not helped.
+    descents: u32,
     /// Rounds since there was a clear new low.
     flat_rounds: u32,
     /// Rounds spent waiting for a low.
@@ -42,6 +44,7 @@ impl History {
         (self.flat_rounds, self.highest) = if is_lower { (0, remainder) } else { (self.flat_rounds + 1, self.highest.max(remainder)) };
         self.lowest = Some(self.lowest.map_or(remainder, |lowest| lowest.min(remainder)));
         self.coming_down = if remainder < self.last.mul_f64(DOWN) { self.coming_down + 1 } else { 0 };
+        self.descents += u32::from(self.flat_rounds >= FLAT_ROUNDS && self.coming_down == SURELY_DOWN);
         self.last = remainder;
     }
 
@@ -55,8 +58,9 @@ impl History {
         // As floats: nothing is known of a rate at first, and then a remainder takes for ever.
         let (last, highest) = (self.last.as_secs_f64(), self.highest.as_secs_f64());
         let is_near = last <= self.lowest.unwrap_or_default().as_secs_f64() * NEAR;
-        // What a burst left shrinks again, as everything did before it: bounded, as the first round that does not ends it.
-        if self.flat_rounds < FLAT_ROUNDS || self.coming_down >= SURELY_DOWN {
+        // What a burst left shrinks again, as everything did before it. With the second one it is how the guest works.
+        let is_after_a_burst = self.coming_down >= SURELY_DOWN && self.descents <= 1;
+        if self.flat_rounds < FLAT_ROUNDS || is_after_a_burst {
             Trend::Falling
         } else if !is_near && self.waited < PATIENCE {
             Trend::High
@@ -108,10 +112,11 @@ mod tests {
     #[test]
     fn remainders_make_a_trend() {
         use Trend::{Falling, Flat, High, Low};
-        let table: [(&str, &[u64], &[Trend]); 6] = [
+        let table: [(&str, &[u64], &[Trend]); 7] = [
             ("geometric", &[1000, 500, 250, 125, 60], &[Falling; 5]),
             ("flat", &[900, 900, 900, 880], &[Falling, Falling, Flat, Flat]),
             ("one burst", &[900, 500, 400, 900, 600, 410, 260], &[Falling, Falling, Falling, Falling, High, Falling, Falling]),
+            ("a saw", &[900, 600, 400, 900, 600, 400, 900, 600, 400], &[Falling, Falling, Falling, Falling, High, Falling, High, High, Low]),
             ("in bursts", &[900, 300, 900, 800, 310], &[Falling, Falling, Falling, High, Low]),
             ("a low just before it is known to oscillate", &[900, 300, 900, 300], &[Falling, Falling, Falling, Low]),
             ("growing: patience ends", &[100, 200, 300, 400, 500, 600, 700, 800, 900], &[Falling, Falling, High, High, High, High, Flat, Flat, Flat]),

@@ -21,7 +21,7 @@ pub struct Limits {
     /// The longest that the guest may be expected to stand still when it is stopped; rounds that shorten it go on while they
     /// are cheap. Zero never stops it.
     pub downtime_limit: Duration,
-    /// Wall clock for all of pre-copy.
+    /// Wall clock for all of pre-copy, but for what a guest of a fleet waits for others.
     pub timeout: Option<Duration>,
     /// Whether to watch for rounds that stopped helping.
     pub plateau: Plateau,

@@ -15,7 +15,7 @@ use crate::bitmap::PageBitmap;
 use crate::error::Error;
 use crate::policy::{Bottleneck, Decision, MAX_ROUNDS, PauseFacts, Policy, Prediction, Reason, RoundFacts, Verdict};
 use crate::stats::{Predicted, RoundKind};
-use crate::units::{ByteCount, ChunkIndex, PageCount};
+use crate::units::{ByteCount, BytesPerSec, ChunkIndex, PAGE_SIZE, PageCount};
 use crate::wire::ChannelTotals;
 
 /// Where pre-copy left off: the guest is paused and harvested, this is the rest.
@@ -35,6 +35,8 @@ struct Rounds {
     tracking: Tracking,
     /// Of the next one.
     index: u32,
+    /// Bytes that the last one left under way.
+    under_way: ByteCount,
     /// After the last one.
     verdict: Option<Verdict>,
 }
@@ -56,7 +58,7 @@ impl Driver<'_> {
         self.phase(Phase::PreCopy);
         let mut tracking = self.tracking(tracking)?;
         self.first_look(session, &mut tracking.watch)?;
-        let mut rounds = Rounds { policy, tracking, index: 0, verdict: None };
+        let mut rounds = Rounds { policy, tracking, index: 0, under_way: ByteCount(0), verdict: None };
         loop {
             let (verdict, totals) = self.pre_copy_round(session, &mut rounds)?;
             match verdict.decision {
@@ -106,7 +108,7 @@ impl Driver<'_> {
             paused_for: self.hold.paused_for(),
             remaining: pending.count(),
             never_sent: watch.never_sent().count(),
-            fixed_cost: self.fixed_cost(session),
+            fixed_cost: self.fixed_cost(session, &rounds.policy),
         };
         let confirmed = if is_settled { verdict } else { rounds.policy.after_pause(&facts) };
         if let Decision::StopAndCopy | Decision::PostCopy = confirmed.decision {
@@ -128,10 +130,10 @@ impl Driver<'_> {
     /// One round and the decision after it; what the channels have carried by then.
     fn pre_copy_round(&mut self, session: &Session<'_>, rounds: &mut Rounds) -> Result<(Verdict, Vec<ChannelTotals>), Error> {
         let idle = self.idle_after(rounds, session.workers.count());
-        let &mut Rounds { ref mut policy, ref mut tracking, index, verdict: last } = rounds;
+        let &mut Rounds { ref mut policy, ref mut tracking, ref mut under_way, index, verdict: last } = rounds;
         let pages = tracking.take_round(last, idle);
         let began = Instant::now();
-        let under_way_before = session.workers.under_way();
+        let under_way_before = session.workers.under_way().min(*under_way);
         tracking.sends(index, &pages);
         let round = self.send(session, tracking, index, pages, last)?;
         let first = tracking.sent(&round);
@@ -139,6 +141,7 @@ impl Driver<'_> {
         let settled = self.settle(session, round.bytes)?;
         let (moving, bottleneck) = moving(settled.emptied - began, session.round_trip, settled.bottleneck);
         tracking.settled(&round, settled.bottleneck, self.arrival_rate(settled.under_way));
+        *under_way = settled.under_way;
         let asked = Instant::now();
         self.harvest(&mut tracking.pending)?;
         let harvest = asked.elapsed();
@@ -163,7 +166,7 @@ impl Driver<'_> {
             dirty_after: tracking.pending.count(),
             unsent,
             never_sent: tracking.watch.never_sent().count(),
-            fixed_cost: self.fixed_cost(session).saturating_add(harvest),
+            fixed_cost: self.fixed_cost(session, policy).saturating_add(harvest),
         };
         let again_bytes = again_bytes(session, rounds, &round);
         let verdict = self.decide(rounds, &facts, harvest, again_bytes);
@@ -244,9 +247,12 @@ impl Driver<'_> {
 
     /// What a handover costs besides pages and harvest: what is under way comes first, the state goes last, Finish and Commit
     /// are answered.
-    fn fixed_cost(&self, session: &Session<'_>) -> Duration {
+    fn fixed_cost(&self, session: &Session<'_>, policy: &Policy) -> Duration {
         let under_way = session.workers.under_way();
-        let bytes = self.arrival_rate(under_way).time_for(under_way + self.hold.state_bytes());
+        let since_the_start = self.arrival_rate(under_way);
+        // The link may have idled for most of the time.
+        let link = BytesPerSec(policy.estimator().bandwidth().0.max(since_the_start.0));
+        let bytes = since_the_start.time_for(under_way).saturating_add(link.time_for(self.hold.state_bytes()));
         bytes.saturating_add(session.round_trip.saturating_mul(2)).saturating_add(SWITCH_COST)
     }
 
@@ -265,24 +271,44 @@ fn again_bytes(session: &Session<'_>, rounds: &Rounds, round: &Round) -> Option<
     if rounds.verdict.is_some_and(|verdict| verdict.reason == Reason::Sampling) {
         // Pages that the guest had written just before they were sent are as they were sent. That is so after round 0 only.
         let changed = round.pages.0.saturating_sub(round.unchanged.0);
-        return (changed > 0).then(|| round.bytes.0 as f64 / changed as f64);
+        return (changed >= FEWEST).then(|| (round.bytes.0 as f64 / changed as f64).min(PAGE_SIZE as f64));
     }
     // What was not agreed on makes nothing cheaper.
     let is_of_use = session.terms.encoder.makes_differences() && !rounds.policy.estimator().knows_resends();
     rounds.tracking.watch.again_bytes().filter(|_| is_of_use)
 }
 
-/// How much of the time until queues were `emptied` bytes moved, and what that waited for: the last acknowledgement comes a
-/// round trip after its bytes have gone.
+/// How much of the time until queues were `emptied` bytes moved, and what that waited for. Where it was the link, the last
+/// acknowledgement came a round trip after its bytes had gone.
 fn moving(emptied: Duration, round_trip: Duration, bottleneck: Bottleneck) -> (Duration, Bottleneck) {
-    let moving = emptied.saturating_sub(round_trip);
-    if moving > round_trip { (moving, bottleneck) } else { (emptied, Bottleneck::RoundTrip) }
+    match bottleneck {
+        Bottleneck::Link if emptied > round_trip.saturating_mul(2) => (emptied - round_trip, Bottleneck::Link),
+        Bottleneck::Link | Bottleneck::RoundTrip => (emptied, Bottleneck::RoundTrip),
+        Bottleneck::Processor => (emptied, Bottleneck::Processor),
+    }
 }
 
 const _: () = assert!(MAX_ROUNDS < u16::MAX as u32 - 64, "round numbers, with escapes, a sample and throttled rounds, fit the wire");
+
+/// So many changed pages in a sample tell what one takes, frames included.
+const FEWEST: u64 = 16;
 
 /// What a round takes besides its harvest and pages: waking the workers and hearing from them.
 const ROUND_COST: Duration = Duration::from_micros(300);
 
 /// What a handover costs besides harvest, bytes and round trips: the state out and in, the resume. A guess that errs high.
 const SWITCH_COST: Duration = Duration::from_millis(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_do_not_move_while_their_acknowledgement_comes_back() {
+        let ms = Duration::from_millis;
+        assert_eq!(moving(ms(50), ms(20), Bottleneck::Link), (ms(30), Bottleneck::Link));
+        assert_eq!(moving(ms(30), ms(20), Bottleneck::Link), (ms(30), Bottleneck::RoundTrip), "too short to tell");
+        assert_eq!(moving(ms(30), ms(20), Bottleneck::Processor), (ms(30), Bottleneck::Processor), "nothing was waited for");
+        assert_eq!(moving(ms(30), Duration::MAX / 4, Bottleneck::Link).1, Bottleneck::RoundTrip);
+    }
+}

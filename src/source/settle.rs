@@ -27,15 +27,15 @@ pub(super) struct Settled {
     pub(super) bottleneck: Bottleneck,
     /// When the queues were nearly empty.
     pub(super) emptied: Instant,
-    /// Still under way now.
+    /// Still under way then.
     pub(super) under_way: ByteCount,
 }
 
 impl Driver<'_> {
     /// After the workers are done and so much was `sent`: waits until there is little left in the queues.
     ///
-    /// A link that moves nothing is waited for as long as a silent peer is: the guest runs meanwhile, and would not if it
-    /// were paused now.
+    /// A link that moves nothing is waited for as long as a silent peer is, and then given up: the guest runs meanwhile, and
+    /// would not if it were paused now.
     pub(super) fn settle(&self, session: &Session<'_>, sent: ByteCount) -> Result<Settled, Error> {
         let mut under_way = session.workers.under_way();
         let bottleneck = if sent < TELLING {
@@ -47,7 +47,11 @@ impl Driver<'_> {
         };
         let mut moved_at = Instant::now();
         let mut ask_after = ASK_AFTER.max(session.round_trip);
-        while under_way > self.little(under_way) && moved_at.elapsed() < self.timeouts.silence && !self.is_late() {
+        while under_way > self.little(under_way) && !self.is_late() {
+            session.workers.check()?;
+            if moved_at.elapsed() > self.timeouts.silence {
+                return Err(Error::Stalled { seconds: self.timeouts.silence.as_secs() });
+            }
             select! {
                 recv(session.pump.ended()) -> ended => return Err(session_error(ended.ok())),
                 recv(self.steering.cancelled()) -> _ => return Err(Error::Cancelled),
@@ -71,7 +75,7 @@ impl Driver<'_> {
         }
         let emptied = Instant::now();
         self.catch_up(session, self.little(under_way))?;
-        Ok(Settled { bottleneck, emptied, under_way: session.workers.under_way().min(under_way) })
+        Ok(Settled { bottleneck, emptied, under_way })
     }
 
     /// Waits until the destination has applied all but `little` of what was sent.

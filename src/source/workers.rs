@@ -13,7 +13,7 @@ use super::session::Terms;
 use super::worker::{Job, Live, Sent, Worker};
 use crate::error::Error;
 use crate::page::Encoder;
-use crate::transport::{Stream, StreamControl};
+use crate::transport::{Stream, StreamControl, TransportError};
 use crate::units::{ByteCount, PageCount};
 use crate::wire::FrameWriter;
 
@@ -112,6 +112,12 @@ impl Workers<'_> {
     /// Bytes that were written and have not arrived at the destination's host.
     pub(super) fn under_way(&self) -> ByteCount {
         self.connections.iter().map(StreamControl::under_way).sum()
+    }
+
+    /// A connection that broke while nothing was being written to it.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        let trouble = self.connections.iter().enumerate().find_map(|(channel, connection)| Some((channel, connection.trouble()?)));
+        trouble.map_or(Ok(()), |(channel, source)| Err(TransportError::Broken { lane: format!("bulk {channel}"), source }.into()))
     }
 
     /// Ends them; what they remember of pages.

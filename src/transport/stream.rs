@@ -316,6 +316,12 @@ impl StreamControl {
         under_way(&self.socket)
     }
 
+    /// What broke the connection, if anything has and nobody was told yet: nothing need be written or read to find out.
+    #[must_use]
+    pub fn trouble(&self) -> Option<io::Error> {
+        self.socket.take_error().unwrap_or_else(Some)
+    }
+
     /// Ends the connection in both directions; reads and writes under way return at once.
     pub fn shut_down(&self) {
         // Fails only when the peer ended it first, which serves as well.
